@@ -1,0 +1,113 @@
+-- The fresh schema of a journal, version 1. `store::migrate` runs it by include_str!, and a test compares it with
+-- what the append-only list of migrations leads to. Times are milliseconds since 1970 in UTC and are for people only:
+-- no decision reads them. Paths are bytes relative to the root. BLOB columns named `record` and `details` are
+-- versioned, length-limited and checksummed by `codec`.
+
+-- One row: what is true of the journal as a whole.
+CREATE TABLE journal_meta (
+    id            INTEGER PRIMARY KEY CHECK (id = 1),
+    schema        INTEGER NOT NULL,             -- the version of this file
+    app_schema    INTEGER NOT NULL DEFAULT 0,   -- how many of the application's own migrations have run
+    created_ms    INTEGER NOT NULL,
+    fence         INTEGER NOT NULL DEFAULT 0,   -- the largest fencing token handed out
+    fence_ceiling INTEGER NOT NULL DEFAULT 0,   -- durable: no token above it was ever handed out
+    fence_mark    BLOB NOT NULL DEFAULT x'',    -- the boot and mount in which `fence` was last true
+    CHECK (fence <= fence_ceiling)
+) STRICT;
+
+-- A process that has, or had, the journal open. Alive is who holds sessions/<id>.lock, not what stands here.
+CREATE TABLE journal_session (
+    id         BLOB PRIMARY KEY CHECK (length(id) = 16),
+    pid        INTEGER NOT NULL,
+    started    INTEGER NOT NULL,                -- the process's start time in clock ticks since boot, against pid reuse
+    boot       BLOB NOT NULL,
+    program    TEXT NOT NULL,
+    opened_ms  INTEGER NOT NULL,
+    ended_ms   INTEGER,
+    state      TEXT NOT NULL CHECK (state IN ('open', 'closed', 'dead'))
+) STRICT, WITHOUT ROWID;
+CREATE INDEX journal_session_open ON journal_session (state) WHERE state = 'open';
+
+-- A named lock: who holds it, why and since when. That it is held is the kernel's word (locks/<name>.lock).
+CREATE TABLE journal_lock (
+    name         TEXT PRIMARY KEY,
+    fence        INTEGER NOT NULL,              -- the token of the newest acquisition
+    session      BLOB,                          -- NULL when released
+    pid          INTEGER,
+    purpose      TEXT NOT NULL DEFAULT '',
+    acquired_ms  INTEGER NOT NULL,
+    heartbeat_ms INTEGER NOT NULL,
+    progress     TEXT NOT NULL DEFAULT '',
+    acquisitions INTEGER NOT NULL DEFAULT 1,
+    crashes      INTEGER NOT NULL DEFAULT 0,    -- acquisitions that found the row still held
+    losses       INTEGER NOT NULL DEFAULT 0     -- holders that found their fence overtaken
+) STRICT, WITHOUT ROWID;
+
+-- A transaction. A staged one has no row before its COMMIT.
+CREATE TABLE journal_txn (
+    id           INTEGER PRIMARY KEY,           -- commit order
+    state        TEXT NOT NULL CHECK (state IN
+                   ('committed', 'pending', 'applied', 'settling', 'settled', 'quarantined')),
+    lock         TEXT NOT NULL,
+    fence        INTEGER NOT NULL,
+    session      BLOB NOT NULL,
+    label        TEXT NOT NULL DEFAULT '',
+    key          TEXT,                          -- the idempotency key
+    digest       BLOB,                          -- of the effects, to compare a repeat of the key
+    ran_sql      INTEGER NOT NULL DEFAULT 0 CHECK (ran_sql IN (0, 1)),
+    structural   INTEGER NOT NULL DEFAULT 0 CHECK (structural IN (0, 1)),   -- moves or removes directories
+    changes      INTEGER NOT NULL DEFAULT 0,    -- rows of journal_change
+    bytes        INTEGER NOT NULL DEFAULT 0,    -- of new content
+    history      INTEGER NOT NULL DEFAULT 0,    -- bytes of pre-images still kept
+    attempts     INTEGER NOT NULL DEFAULT 0,    -- recoveries begun and not ended
+    began_ms     INTEGER NOT NULL,
+    committed_ms INTEGER NOT NULL,
+    applied_mark BLOB,                          -- boot, mounts and state directory in which `applied` counts
+    settled_ms   INTEGER
+) STRICT;
+CREATE UNIQUE INDEX journal_txn_key ON journal_txn (key) WHERE key IS NOT NULL;
+CREATE INDEX journal_txn_unsettled ON journal_txn (state) WHERE state <> 'settled';
+CREATE INDEX journal_txn_history ON journal_txn (id) WHERE history > 0;
+
+-- What recovery needs to carry an effect into the tree again; gone once the transaction is settled.
+CREATE TABLE journal_redo (
+    txn     INTEGER NOT NULL,
+    n       INTEGER NOT NULL,
+    path    BLOB NOT NULL,
+    record  BLOB NOT NULL,                      -- journal::record::Redo
+    content BLOB,                               -- the new bytes, when small enough
+    PRIMARY KEY (txn, n)
+) STRICT, WITHOUT ROWID;
+
+-- What a transaction did to each path, for people, history and the change feed.
+CREATE TABLE journal_change (
+    txn      INTEGER NOT NULL,
+    n        INTEGER NOT NULL,
+    path     BLOB NOT NULL,
+    kind     TEXT NOT NULL CHECK (kind IN ('created', 'replaced', 'removed', 'renamed', 'directory')),
+    origin   BLOB,                              -- renamed: the path it had before
+    size     INTEGER,                           -- of the new version
+    hash     BLOB,                              -- BLAKE3 of the new version
+    old_size INTEGER,
+    preimage TEXT,                              -- the name of the old version in stage/, then history/
+    area     INTEGER NOT NULL DEFAULT 0,        -- where that name lies: 0 = the state directory, else journal_area
+    PRIMARY KEY (txn, n)
+) STRICT, WITHOUT ROWID;
+
+-- Mounts and subvolumes inside the root that need a stage of their own, because a rename cannot cross to them.
+CREATE TABLE journal_area (
+    id   INTEGER PRIMARY KEY,
+    path BLOB NOT NULL UNIQUE                   -- the directory that holds the area's `.journal-stage`
+) STRICT;
+
+-- What happened that somebody may want to know: warnings, recoveries, what was moved aside.
+CREATE TABLE journal_event (
+    id      INTEGER PRIMARY KEY,
+    at_ms   INTEGER NOT NULL,
+    level   TEXT NOT NULL CHECK (level IN ('info', 'warn', 'error')),
+    kind    TEXT NOT NULL,
+    txn     INTEGER,
+    path    BLOB,
+    details BLOB NOT NULL                       -- codec: EventDetails
+) STRICT;
+CREATE INDEX journal_event_txn ON journal_event (txn) WHERE txn IS NOT NULL;

@@ -1,0 +1,157 @@
+//! How it ends: the one place that turns errors into exit codes.
+
+use std::io::{self, ErrorKind, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::builder::styling::{AnsiColor, Style};
+use journal_kb::Error;
+
+/// What a verb found when nothing failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Fine,
+    /// There is something to see or to do.
+    Found,
+    /// A person has to look.
+    Quarantined,
+}
+
+impl Outcome {
+    fn code(self) -> u8 {
+        match self {
+            Self::Fine => 0,
+            Self::Found => 1,
+            Self::Quarantined => 76,
+        }
+    }
+}
+
+/// Why a verb could not do its work.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Journal(Error),
+    /// Standard output did not take what was written.
+    Output(io::Error),
+    /// No journal from this directory upwards.
+    NoJournalAbove(PathBuf),
+    /// No transaction of this number.
+    NoTransaction(i64),
+    /// A system call of this command's own failed.
+    System(&'static str, PathBuf, io::Error),
+    /// The arguments contradict each other.
+    Usage(&'static str),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Journal(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Journal(error) => code(error),
+            // `| head` has seen enough; that is no failure.
+            Self::Output(error) if error.kind() == ErrorKind::BrokenPipe => 0,
+            Self::Output(_) | Self::System(..) => 74,
+            Self::NoJournalAbove(_) | Self::NoTransaction(_) => 1,
+            Self::Usage(_) => 2,
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Journal(error @ Error::NotFound { .. }) => format!("{error}: name a directory that is there"),
+            Self::Journal(error) => error.to_string(),
+            Self::Output(error) => format!("cannot write the output: {error}; see what it is redirected to"),
+            Self::NoJournalAbove(from) => format!(
+                "no journal in {} or above it: run `journalctl-kb init` in the directory to protect, or name the root \
+                 with --root DIR",
+                from.display()
+            ),
+            Self::NoTransaction(id) => format!("there is no transaction {id}: see `journalctl-kb log`"),
+            Self::System(what, path, error) => format!("cannot {what} {}: {error}", path.display()),
+            Self::Usage(what) => format!("{what}; see --help"),
+        }
+    }
+}
+
+/// The exit code of an error of the library.
+fn code(error: &Error) -> u8 {
+    if error.is_quarantined() {
+        76
+    } else if error.is_busy() {
+        75
+    } else if error.is_lock_lost() || error.is_io() {
+        74
+    } else {
+        1
+    }
+}
+
+/// Shows the help or the version that was asked for, or what is wrong with the arguments.
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    match text.strip_prefix("error: ") {
+        Some(text) => complain(text.trim_end()),
+        None => drop(error.print()),
+    }
+    ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+}
+
+/// Says why, where there is something to say, and gives the exit code.
+pub(crate) fn finish(outcome: Result<Outcome, Failure>) -> ExitCode {
+    let code = match outcome {
+        Ok(outcome) => outcome.code(),
+        Err(failure) => {
+            let code = failure.code();
+            if code != 0 {
+                complain(&failure.message());
+            }
+            code
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn complain(message: &str) {
+    let style = Style::new().fg_color(Some(AnsiColor::Red.into())).bold();
+    // Nobody is left to tell when this fails too.
+    let _ = writeln!(anstream::stderr(), "{style}journalctl-kb:{style:#} {message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_of_error_has_its_code() {
+        let io = |kind: ErrorKind| io::Error::from(kind);
+        let path = || PathBuf::from("x");
+        let table = [
+            (Error::PathQuarantined { path: path(), txn: 7.into() }, 76),
+            (Error::Busy { what: "main".into(), holder: "p".into(), waited: Duration::ZERO }, 75),
+            (Error::PoolTimeout { waited: Duration::ZERO }, 75),
+            (Error::Io { op: "open", path: path(), source: io(ErrorKind::Other) }, 74),
+            (Error::SyncFailed { path: path(), source: io(ErrorKind::Other) }, 74),
+            (Error::NoJournal { root: path() }, 1),
+            (Error::NotADirectory { path: path() }, 1),
+            (Error::NewerSchema { path: path(), found: 2, known: 1 }, 1),
+        ];
+        for (error, want) in table {
+            assert_eq!(code(&error), want, "{error}");
+        }
+        assert_eq!(Failure::from(io(ErrorKind::BrokenPipe)).code(), 0);
+        assert_eq!(Failure::from(io(ErrorKind::StorageFull)).code(), 74);
+    }
+}

@@ -1,0 +1,143 @@
+//! `journalctl-kb`: looks inside a journal, and sets it right.
+//!
+//! `status`, `log`, `show` and `locks` only read: they take no lock and keep no writer waiting. `init`, `recover` and
+//! `settle` open the journal as any program does, and change what their help says.
+
+mod exit;
+mod output;
+mod place;
+mod time;
+mod verbs;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use exit::{Failure, Outcome};
+use output::Out;
+use place::Place;
+
+const AFTER_HELP: &str = "\
+Examples:
+  journalctl-kb init kb                 make a journal for the directory kb
+  journalctl-kb status                  is all well, and what to do if not
+  journalctl-kb log -n 5                the newest five transactions
+  journalctl-kb --root kb show 42       what transaction 42 did to which path
+  journalctl-kb log --json | jq .label  every listing as JSON, one object a line
+
+Without --root the journal is that of the nearest directory, from here upwards, that holds .journal/.
+
+Exit codes:
+  0   fine
+  1   something was found (a crash left work, a dry run has steps) or failed
+  2   wrong usage
+  74  the system or the disk failed, or a lock was lost
+  75  somebody else is in the way; try again
+  76  something is in quarantine and needs a person";
+
+/// Look inside a journal-kb journal, and set it right.
+#[derive(Debug, Parser)]
+#[command(name = "journalctl-kb", version, after_help = AFTER_HELP, arg_required_else_help = true)]
+#[command(subcommand_required = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// The root of the journal (default: the nearest directory from here upwards with .journal/)
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// The state directory, when the journal was opened with one of its own
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// The database, when the journal was opened with the application's own
+    #[arg(long, global = true, value_name = "FILE")]
+    database: Option<PathBuf>,
+    /// Write JSON, one object a line
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Make a journal for a directory; where there is one already, leave it as it is
+    #[command(after_help = verbs::init::HELP)]
+    Init {
+        /// The directory whose tree to protect; made when it is missing [default: --root, else here]
+        #[arg(value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+    /// Show whether all is well, who is at work, and what to do next (reads only)
+    #[command(after_help = verbs::status::HELP)]
+    Status,
+    /// List transactions, newest first (reads only)
+    #[command(after_help = verbs::log::HELP)]
+    Log {
+        /// At most so many; 0 for all [default: 25, or all with --since]
+        #[arg(short = 'n', long = "lines", value_name = "N")]
+        lines: Option<u64>,
+        /// Only what was committed since then: 2h, 3d, 2026-11-20, yesterday, or RFC 3339
+        #[arg(long, value_name = "T", value_parser = time::since)]
+        since: Option<i64>,
+    },
+    /// Show what one transaction did, path by path (reads only)
+    #[command(after_help = verbs::show::HELP)]
+    Show {
+        /// Its number, as in `log`
+        #[arg(value_name = "TXN", value_parser = clap::value_parser!(i64).range(1..))]
+        txn: i64,
+    },
+    /// List the locks: who holds them, since when, for what (reads only)
+    #[command(after_help = verbs::locks::HELP)]
+    Locks,
+    /// Finish what a crash left: apply what was committed, drop what was not
+    #[command(after_help = verbs::recover::HELP)]
+    Recover {
+        /// Only show what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Make the live tree itself durable: do this before a snapshot or a copy by other tools
+    #[command(after_help = verbs::settle::HELP)]
+    Settle,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::usage(&error),
+    };
+    let mut out = Out::new(cli.common.json);
+    let outcome = run(cli, &mut out).and_then(|outcome| out.flush().map(|()| outcome));
+    exit::finish(outcome)
+}
+
+fn run(cli: Cli, out: &mut Out) -> Result<Outcome, Failure> {
+    let Common { root, state_dir, database, json: _ } = cli.common;
+    if let Verb::Init { dir } = cli.verb {
+        return verbs::init::run(out, dir, root, state_dir, database);
+    }
+    let place = Place::find(root, state_dir, database)?;
+    match cli.verb {
+        Verb::Init { .. } | Verb::Status => verbs::status::run(out, &place),
+        Verb::Log { lines, since } => verbs::log::run(out, &place, lines, since),
+        Verb::Show { txn } => verbs::show::run(out, &place, txn),
+        Verb::Locks => verbs::locks::run(out, &place),
+        Verb::Recover { dry_run: true } => verbs::recover::dry_run(out, &place),
+        Verb::Recover { dry_run: false } => verbs::recover::run(out, &place),
+        Verb::Settle => verbs::settle::run(out, &place),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_arguments_are_consistent() {
+        <super::Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

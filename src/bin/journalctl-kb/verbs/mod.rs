@@ -1,0 +1,9 @@
+//! One file a verb.
+
+pub(crate) mod init;
+pub(crate) mod locks;
+pub(crate) mod log;
+pub(crate) mod recover;
+pub(crate) mod settle;
+pub(crate) mod show;
+pub(crate) mod status;

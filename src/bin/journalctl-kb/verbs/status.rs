@@ -1,0 +1,186 @@
+//! `status`: whether all is well.
+
+use journal_kb::inspect::{AreaUsage, Health, LockInfo, StateCounts, Status, Waiting};
+
+use super::locks;
+use crate::exit::{Failure, Outcome};
+use crate::output::{Out, Table, Tint, bold, bytes, cell, many, path, plain, tinted};
+use crate::place::Place;
+use crate::time::{ago, local};
+
+pub(crate) const HELP: &str = "\
+Exits 0 when there is nothing to do, 1 when a crash left work or a path could not be written, 76 when something \
+is in quarantine.
+
+Examples:
+  journalctl-kb status
+  journalctl-kb status --json | jq .health
+
+JSON: root, state_dir, database, health (ok, needs_recovery, pending, quarantined), advice (command, why), \
+schema, app_schema, created_ms, database_bytes, wal_bytes, free_bytes, stage, history and quarantine (entries, \
+bytes, at_least), sessions (id, pid, program, since_ms, alive), locks (as `locks`), transactions (how many: \
+total, committed, pending, applied, settling, settled, quarantined, unknown), unsettled (transactions, bytes), \
+pending and quarantined (id, label, attempts, paths, more_paths, reason), last_commit (as `log`), events (id, \
+at_ms, level, kind, txn, path, message), sync_failed";
+
+pub(crate) fn run(out: &mut Out, place: &Place) -> Result<Outcome, Failure> {
+    let status = place.inspector()?.status()?;
+    if out.json() {
+        out.object(&status)?;
+    } else {
+        tell(out, &status)?;
+    }
+    Ok(match status.health {
+        Health::Ok => Outcome::Fine,
+        Health::Quarantined => Outcome::Quarantined,
+        _ => Outcome::Found,
+    })
+}
+
+fn tell(out: &mut Out, status: &Status) -> Result<(), Failure> {
+    let (word, tint) = match status.health {
+        Health::Ok => ("all is well", Tint::Good),
+        Health::NeedsRecovery => ("needs recovery", Tint::Warning),
+        Health::Pending => ("some paths are pending", Tint::Warning),
+        _ => ("in quarantine: a person is needed", Tint::Bad),
+    };
+    out.line(format_args!("{} {} · {}", tint.paint("●"), bold(path(&status.root)), tint.paint(word)))?;
+    let mut table = Table::indented();
+    for (name, value) in facts(status) {
+        table.row([cell(name), cell(value)]);
+    }
+    out.table(table)?;
+    held_up(out, "Pending", Tint::Warning, &status.pending)?;
+    held_up(out, "In quarantine", Tint::Bad, &status.quarantined)?;
+    if !status.events.is_empty() {
+        out.line(format_args!("\n{}", bold("Recent warnings")))?;
+        let mut table = Table::indented();
+        for event in &status.events {
+            let about = event.txn.map_or_else(String::new, |txn| format!("txn {txn}"));
+            table.row([
+                cell(local(event.at_ms)),
+                tinted(&event.level, Tint::of_level(&event.level)),
+                cell(about),
+                cell(event.path.as_deref().map_or_else(String::new, path)),
+                cell(&event.message),
+            ]);
+        }
+        out.table(table)?;
+    }
+    if !status.advice.is_empty() {
+        out.line(format_args!("\n{}", bold("What to do")))?;
+        let mut table = Table::indented();
+        for advice in &status.advice {
+            table.row([tinted(&advice.command, Tint::Busy), cell(&advice.why)]);
+        }
+        out.table(table)?;
+    }
+    Ok(())
+}
+
+fn facts(status: &Status) -> Vec<(&'static str, String)> {
+    let mut facts = vec![(
+        "last commit",
+        match &status.last_commit {
+            None => "none yet".into(),
+            Some(last) => {
+                let label = if last.label.is_empty() { String::new() } else { format!(" {:?}", last.label) };
+                format!("{}{label}, {} ({})", last.id, local(last.committed_ms), ago(last.committed_ms))
+            }
+        },
+    )];
+    facts.push(("transactions", counted(&status.transactions)));
+    if status.unsettled.transactions > 0 {
+        let unsettled = &status.unsettled;
+        facts.push((
+            "to settle",
+            format!(
+                "{} with {}, safe in the journal until the tree is synced",
+                many(unsettled.transactions, "transaction"),
+                bytes(unsettled.bytes)
+            ),
+        ));
+    }
+    for session in &status.sessions {
+        let how = match session.alive {
+            Some(true) => "",
+            Some(false) => ", died",
+            None => ", alive or not is not known",
+        };
+        let who = format!("{}[{}]", session.program, session.pid);
+        facts.push(("open in", format!("{who} since {} ({}){how}", local(session.since_ms), ago(session.since_ms))));
+    }
+    facts.extend(status.locks.iter().filter_map(taken).map(|lock| ("lock", lock)));
+    facts.push((
+        "database",
+        format!("{}, log {}, schema {}", bytes(status.database_bytes), bytes(status.wal_bytes), status.schema),
+    ));
+    for (name, area) in [("stage", &status.stage), ("history", &status.history), ("quarantine", &status.quarantine)] {
+        if area.entries > 0 {
+            facts.push((name, used(area)));
+        }
+    }
+    if let Some(free) = status.free_bytes {
+        facts.push(("free space", bytes(free)));
+    }
+    if status.sync_failed {
+        facts.push(("sync", "a sync of the journal failed and was not mended yet".into()));
+    }
+    facts
+}
+
+fn counted(counts: &StateCounts) -> String {
+    let named = [
+        (counts.settled, "settled"),
+        (counts.committed, "committed"),
+        (counts.applied, "applied"),
+        (counts.settling, "settling"),
+        (counts.pending, "pending"),
+        (counts.quarantined, "quarantined"),
+        (counts.unknown, "in an unknown state"),
+    ];
+    let named: Vec<_> =
+        named.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
+    if named.is_empty() { "0".into() } else { named.join(", ") }
+}
+
+fn used(area: &AreaUsage) -> String {
+    let least = if area.at_least { "at least " } else { "" };
+    format!(
+        "{least}{} in {}",
+        bytes(area.bytes),
+        if area.entries == 1 { "1 entry".into() } else { format!("{} entries", area.entries) }
+    )
+}
+
+/// A lock worth a line: one that somebody holds, or died with.
+fn taken(lock: &LockInfo) -> Option<String> {
+    let (word, _) = locks::state(lock);
+    if lock.holder.is_none() && lock.held != Some(true) {
+        return None;
+    }
+    let purpose = lock.holder.as_ref().map(|holder| holder.purpose.as_str()).unwrap_or_default();
+    let purpose = if purpose.is_empty() { String::new() } else { format!(" for {purpose:?}") };
+    let (how, died) = if word == "died" { ("left behind by", ", which died") } else { ("held by", "") };
+    let when = ago(lock.acquired_ms);
+    Some(format!("{} {how} {}{died}; taken {when}{purpose}", lock.name, locks::holder(lock)))
+}
+
+fn held_up(out: &mut Out, title: &str, tint: Tint, waiting: &[Waiting]) -> Result<(), Failure> {
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    out.line(format_args!("\n{}", bold(title)))?;
+    for transaction in waiting {
+        let label = if transaction.label.is_empty() { String::new() } else { format!(" {:?}", transaction.label) };
+        let reason = transaction.reason.as_deref().map(|reason| format!(": {}", plain(reason))).unwrap_or_default();
+        out.line(format_args!("  {}{label}{reason}", tint.paint(format_args!("transaction {}", transaction.id))))?;
+        for info in &transaction.paths {
+            out.line(format_args!("    {}", path(&info.path)))?;
+        }
+        if transaction.more_paths > 0 {
+            out.line(format_args!("    … and {} more", transaction.more_paths))?;
+        }
+    }
+    Ok(())
+}

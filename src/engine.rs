@@ -1,0 +1,410 @@
+//! The open journal: wires the floors together, and owns the background thread.
+
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::codec;
+use crate::error::{Error, IoContext, Result};
+use crate::fs::area::{self, Area, STATE_AREA};
+use crate::fs::opener::{Opener, SIDECARS};
+use crate::fs::root::{self, RootDir};
+use crate::history::{self, Retention};
+use crate::id::TxnId;
+use crate::journal;
+use crate::lock::{Locks, Session};
+use crate::options::{Begin, Options};
+use crate::path::{RelPath, STATE_DIR};
+use crate::recovery;
+use crate::store::{self, Checkpointer, Database, ReadPool, Rows, Store};
+use crate::time::{Deadline, boot_id};
+use crate::txn::{self, Drained, Ground, Limits, Parts, Receipt, Settled, Transaction, Which};
+
+/// The lock of a transaction that names none.
+const MAIN_LOCK: &str = "main";
+/// This many unsettled paths are settled at once, without waiting for a pause.
+const SETTLE_PATHS: u64 = 2048;
+
+/// A journal beside a tree of files: changes of files and rows that are all or nothing after any crash.
+///
+/// Cheap to clone; all clones are one session. The last one to go settles what is applied and ends the session;
+/// [`Journal::close`] does the same and says how it went.
+///
+/// Threads: `journal-settle` makes the tree durable behind the commits, `journal-tree` opens files of the tree,
+/// `journal-pool` looks after the readers; `journal-wait` lives while a lock is waited for. All end with the journal.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    ground: Arc<Ground>,
+    pool: ReadPool,
+    lock_wait: Duration,
+    retention: Retention,
+    settler: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What a closure given to [`Journal::transact`] answered, and the receipt of its commit.
+#[derive(Clone, Debug)]
+pub struct Committed<T> {
+    /// What the closure answered.
+    pub value: T,
+    /// The receipt.
+    pub receipt: Receipt,
+}
+
+/// What a recovery did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recovered {
+    /// Transactions carried into the tree.
+    pub applied: u64,
+    /// Transactions made durable there.
+    pub settled: u64,
+    /// Paths whose version was somebody else's, and is kept in quarantine.
+    pub moved_aside: u64,
+    /// Transactions that some path still refuses.
+    pub pending: u64,
+    /// Transactions given up, with everything kept.
+    pub quarantined: u64,
+    /// Leftovers of dead sessions that were removed.
+    pub swept: u64,
+}
+
+/// One path that recovery would look at.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PlannedStep {
+    /// The transaction.
+    pub txn: TxnId,
+    /// The path, relative to the root.
+    pub path: PathBuf,
+    /// What would be done.
+    pub action: String,
+    /// Why.
+    pub reason: String,
+}
+
+thread_local! {
+    /// The locks that an enclosing `transact` of this thread holds: waiting for one of them would never end.
+    static ENCLOSING: RefCell<Vec<(usize, String)>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Journal {
+    /// Opens the journal of the tree at `root` with the default settings; see [`Options::open`].
+    pub fn open(root: impl AsRef<Path>) -> Result<Self> {
+        Options::default().open(root)
+    }
+
+    /// The settings, to be changed before opening.
+    pub fn options() -> Options {
+        Options::default()
+    }
+
+    pub(crate) fn open_with(path: &Path, options: Options) -> Result<Self> {
+        let ground = Arc::new(lay_ground(path, &options)?);
+        let database = ground.store.database().clone();
+        let pool = ReadPool::new(database.path.clone(), options.pool_size, options.pool_wait, options.read_limit);
+        let inner = Inner {
+            settler: Mutex::new(Some(start_settler(&ground, &options)?)),
+            ground,
+            pool,
+            lock_wait: options.lock_wait,
+            retention: options.retention,
+        };
+        let journal = Self { inner: Arc::new(inner) };
+        let mut turn = journal.ground().enter()?;
+        recovery::drain(journal.ground(), &mut turn, Which::PendingToo)?;
+        recovery::sweep(journal.ground(), &mut turn)?;
+        if !turn.look(journal::unsettled)?.is_empty() {
+            // Left by a process that is gone: the background thread settles it.
+            journal.ground().backlog.add(0, 0);
+        }
+        drop(turn);
+        Ok(journal)
+    }
+
+    fn ground(&self) -> &Arc<Ground> {
+        &self.inner.ground
+    }
+
+    /// The root, as an absolute path.
+    pub fn root(&self) -> &Path {
+        self.ground().root.path()
+    }
+
+    /// Runs those of the application's schema steps that this database has not had yet, in order, each once and in a
+    /// transaction of its own. Append to the list; never change what has run.
+    pub fn migrate(&self, steps: &[&str]) -> Result<()> {
+        let limits = &self.ground().limits;
+        self.ground().store.migrate(steps, limits.turn_wait)
+    }
+
+    /// Runs `work` in a transaction under the lock `main`: committed when it answers `Ok`, rolled back when it answers
+    /// `Err` or panics. What it wrote is durable and visible on return.
+    pub fn transact<T>(&self, work: impl FnOnce(&mut Transaction) -> Result<T>) -> Result<Committed<T>> {
+        let mut txn = self.begin("")?;
+        let _enclosing = Enclosing::enter(self.ground(), MAIN_LOCK);
+        let value = work(&mut txn)?;
+        let receipt = txn.commit()?;
+        Ok(Committed { value, receipt })
+    }
+
+    /// Begins a transaction under the lock `main`, waiting for it if somebody else has it.
+    pub fn begin(&self, label: &str) -> Result<Transaction> {
+        self.begin_with(Begin::new(label))
+    }
+
+    /// Begins a transaction. Before it returns, whatever others committed and could not apply is in the tree.
+    ///
+    /// [`Error::Busy`] when the lock does not come free in time. Costs no sync.
+    pub fn begin_with(&self, begin: Begin) -> Result<Transaction> {
+        store::refuse_reentry("the beginning of a transaction")?;
+        let ground = self.ground();
+        let name = begin.lock.as_deref().unwrap_or(MAIN_LOCK);
+        Enclosing::refuse(ground, name)?;
+        let deadline = Deadline::after(begin.wait.unwrap_or(self.inner.lock_wait));
+        let granted = ground.locks.wait(&ground.store, name, deadline)?;
+        let mut turn = ground.enter()?;
+        recovery::drain(ground, &mut turn, Which::Unapplied)?;
+        let replay = match &begin.key {
+            Some(key) => turn.look(|tx| journal::by_key(tx, key))?.is_some(),
+            None => false,
+        };
+        let lease = ground.locks.record(granted, &mut turn, &begin.label)?;
+        drop(turn);
+        let alive: Arc<dyn std::any::Any + Send + Sync> = self.inner.clone();
+        Ok(Transaction::new(Arc::clone(ground), alive, lease, begin.label, begin.key, replay))
+    }
+
+    /// Reads the database in one snapshot, through the pool: query-only, and without waiting for writers.
+    ///
+    /// [`Error::PoolTimeout`] when all readers are taken, [`Error::ReadTooLong`] after [`Options::read_limit`].
+    pub fn read<T>(&self, work: impl FnOnce(&Rows<'_>) -> Result<T>) -> Result<T> {
+        self.inner.pool.read(work)
+    }
+
+    /// Makes the live tree itself durable: on return, everything committed so far is on disk in the files themselves,
+    /// for readers without this library (a backup, a snapshot of the filesystem).
+    pub fn settle(&self) -> Result<Settled> {
+        store::refuse_reentry("a settle")?;
+        let _ = self.ground().backlog.take();
+        let settled = txn::settle(self.ground(), Deadline::after(self.ground().limits.turn_wait))?;
+        history::retain(self.ground(), &self.inner.retention)?;
+        Ok(settled)
+    }
+
+    /// Recovers what crashes left, tries again what could not be applied, and settles. Opening does the first two.
+    pub fn recover(&self) -> Result<Recovered> {
+        store::refuse_reentry("a recovery")?;
+        let mut turn = self.ground().enter()?;
+        let Drained { applied, pending, quarantined, aside } =
+            recovery::drain(self.ground(), &mut turn, Which::PendingToo)?;
+        let swept = recovery::sweep(self.ground(), &mut turn)?;
+        drop(turn);
+        let settled = self.settle()?.transactions;
+        Ok(Recovered { applied, settled, moved_aside: aside, pending, quarantined, swept })
+    }
+
+    /// Settles, ends the session and the threads. While clones or transactions live, the last of them does that.
+    pub fn close(self) -> Result<()> {
+        let settled = self.settle().map(drop);
+        drop(self);
+        settled
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.ground.backlog.stop();
+        if let Some(thread) = self.settler.lock().unwrap_or_else(|poison| poison.into_inner()).take() {
+            let _ = thread.join();
+        }
+        if self.ground.store.refuse_poisoned().is_ok() {
+            let end = || -> Result<()> {
+                txn::settle(&self.ground, Deadline::after(self.ground.limits.turn_wait))?;
+                let mut turn = self.ground.enter()?;
+                self.ground.session.end(&mut turn, &self.ground.sessions)?;
+                match turn.truncate_log() {
+                    Err(error) if error.is_busy() => Ok(()),
+                    other => other,
+                }
+            };
+            if let Err(error) = end() {
+                tracing::warn!(%error, "the session did not end cleanly; the next one recovers");
+            }
+        }
+    }
+}
+
+/// Says what [`Journal::recover`] would do for the journal at `root`, and changes nothing in the tree.
+///
+/// The journal must exist. A session is opened for the look, and nothing else is written.
+pub fn recovery_plan(root: impl AsRef<Path>) -> Result<Vec<PlannedStep>> {
+    let ground = lay_ground(root.as_ref(), &Options::default().create(false))?;
+    let mut turn = ground.enter()?;
+    let plan = recovery::plan(&ground, &mut turn)?;
+    ground.session.end(&mut turn, &ground.sessions)?;
+    Ok(plan
+        .into_iter()
+        .map(|step| PlannedStep {
+            txn: step.txn,
+            path: step.path.to_path_buf(),
+            action: step.action,
+            reason: step.reason,
+        })
+        .collect())
+}
+
+struct Enclosing(());
+
+impl Enclosing {
+    fn enter(ground: &Arc<Ground>, name: &str) -> Self {
+        ENCLOSING.with_borrow_mut(|held| held.push((Arc::as_ptr(ground) as usize, name.to_owned())));
+        Self(())
+    }
+
+    fn refuse(ground: &Arc<Ground>, name: &str) -> Result<()> {
+        let ours = Arc::as_ptr(ground) as usize;
+        let held = ENCLOSING.with_borrow(|held| held.iter().any(|(at, held)| *at == ours && held == name));
+        if held { Err(Error::Reentrant { what: "a transaction under the lock it already holds" }) } else { Ok(()) }
+    }
+}
+
+impl Drop for Enclosing {
+    fn drop(&mut self) {
+        ENCLOSING.with_borrow_mut(|held| drop(held.pop()));
+    }
+}
+
+fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
+    let path = std::fs::canonicalize(path).at("open the root", path)?;
+    let root = RootDir::open(&path)?;
+    root::refuse_network(&root.top().fd, &path)?;
+    let state_path = path.join(options.state_dir.as_deref().unwrap_or(Path::new(STATE_DIR)));
+    let state_dir = open_state_dir(&root, &state_path, options.create)?;
+    root::refuse_network(&state_dir, &state_path)?;
+    let state = root::look_at(&state_dir).at("look at", &state_path)?;
+
+    let database = Database {
+        path: options.database.as_ref().map_or_else(|| state_path.join("journal.db"), |at| path.join(at)),
+        brought: options.database.is_some(),
+        foreign_keys: options.foreign_keys,
+    };
+    let reserved = reserved(&path, &state_path, &database);
+    let clone = |dir: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(dir, 3).at("open", &state_path);
+    let store = Store::open(database, clone(&state_dir)?, &state_path, options.turn_wait)?;
+    let boot = boot_id();
+    let fence_mark = codec::encode(&(&boot, state.place.mount))?;
+    let session = Session::begin(&store, &state_path, &fence_mark, options.turn_wait)?;
+    let opener = Opener::start(&path, &root.top().meta)?;
+    let locks = Locks::new(state_path.join("locks"), session.id);
+    let sessions = area::subdirectory(&state_dir, "sessions", &state_path, 0o777)?;
+    let state_area = Area::open(STATE_AREA, state_dir, state_path.clone())?;
+    Ground::lay(Parts {
+        root,
+        opener,
+        store,
+        session,
+        locks,
+        limits: Limits {
+            inline_file: options.inline_file,
+            inline_txn: options.inline_txn,
+            turn_wait: options.turn_wait,
+        },
+        state_path,
+        state_ino: state.ino,
+        sessions,
+        boot,
+        reserved,
+        state_area,
+        drain: recovery::drain,
+    })
+}
+
+/// Opens the state directory. What is made is durable before anything is written there.
+fn open_state_dir(root: &RootDir, path: &Path, create: bool) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = || rustix::fs::open(path, flags, Mode::empty());
+    let (dir, made) = match open() {
+        Ok(dir) => (dir, false),
+        Err(rustix::io::Errno::NOENT) if !create => {
+            return Err(Error::NoJournal { root: root.path().to_owned() });
+        }
+        Err(rustix::io::Errno::NOENT) => {
+            match rustix::fs::mkdir(path, Mode::from_raw_mode(0o777)) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error).at("make the state directory", path),
+            }
+            (open().at("open the state directory", path)?, true)
+        }
+        Err(error) => return Err(error).at("open the state directory", path),
+    };
+    for name in ["locks", "sessions"] {
+        area::subdirectory(&dir, name, path, 0o777)?;
+    }
+    if made {
+        area::ignore_in_git(&dir, path)?;
+        rustix::fs::fsync(&dir).at("sync", path)?;
+        if let Some(parent) = path.parent() {
+            let parent_dir = rustix::fs::open(parent, flags, Mode::empty()).at("open", parent)?;
+            rustix::fs::fsync(parent_dir).at("sync", parent)?;
+        }
+    }
+    Ok(dir)
+}
+
+/// The paths of the tree that are not the tree's: the state directory, and the database with its sidecars.
+fn reserved(root: &Path, state: &Path, database: &Database) -> Vec<RelPath> {
+    let within = |path: &Path| path.strip_prefix(root).ok().and_then(|path| RelPath::parse(path).ok());
+    let mut reserved: Vec<RelPath> = within(state).into_iter().collect();
+    if let Some(database) = within(&database.path) {
+        reserved.extend(SIDECARS.iter().filter_map(|suffix| database.with_suffix(suffix.as_bytes())));
+        reserved.push(database);
+    }
+    reserved
+}
+
+/// Starts the thread that settles behind the commits: when enough has come together, or after a pause.
+fn start_settler(ground: &Arc<Ground>, options: &Options) -> Result<JoinHandle<()>> {
+    let ground = Arc::clone(ground);
+    let (idle, bytes, retention) = (options.settle_after, options.settle_bytes, options.retention);
+    std::thread::Builder::new()
+        .name("journal-settle".into())
+        .spawn(move || {
+            let mut checkpointer = None;
+            loop {
+                let any = ground.backlog.wait(Duration::MAX, |state| state.stop || state.transactions > 0);
+                let state = match any.stop {
+                    true => any,
+                    false => ground.backlog.wait(idle, |state| {
+                        state.stop || state.bytes >= bytes || state.paths >= SETTLE_PATHS || state.transactions == 0
+                    }),
+                };
+                if state.stop {
+                    return;
+                }
+                ground.backlog.take();
+                let mut settle = || -> Result<()> {
+                    txn::settle(&ground, Deadline::after(ground.limits.turn_wait))?;
+                    history::retain(&ground, &retention)?;
+                    let checkpointer = match &mut checkpointer {
+                        Some(open) => open,
+                        none => none.insert(Checkpointer::open(ground.store.database())?),
+                    };
+                    checkpointer.run(&ground.store, ground.limits.turn_wait)
+                };
+                if let Err(error) = settle() {
+                    tracing::warn!(%error, "settling in the background failed; it is tried again with the next commit");
+                }
+            }
+        })
+        .at("start a thread for", options.state_dir.clone().unwrap_or_default())
+}

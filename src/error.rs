@@ -1,0 +1,486 @@
+//! The one error type: what was being done, to which path or id, and what to do next.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::id::{Fence, TxnId};
+
+/// What every fallible function of this crate returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Whether doing the same again can help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// Yes, as it is: somebody else was in the way.
+    Yes,
+    /// Yes, once the caller has acted: made room, mended a permission, looked at the disk.
+    AfterAction,
+    /// No: the same call fails the same way.
+    No,
+}
+
+/// Why something failed. Unless [`Error::is_outcome_unknown`], nothing of the transaction happened.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A system call failed.
+    #[error("cannot {op} {}: {source}{}", path.display(), io_advice(source))]
+    Io {
+        /// What was being done, as a verb.
+        op: &'static str,
+        /// To which path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The path is not there.
+    #[error("{} does not exist", path.display())]
+    NotFound {
+        /// The path that was asked for.
+        path: PathBuf,
+    },
+    /// A directory is wanted and something else is there.
+    #[error("{} is not a directory: move it away or choose another path", path.display())]
+    NotADirectory {
+        /// What stands in the way.
+        path: PathBuf,
+    },
+    /// A directory is there and a file is wanted.
+    #[error("{} is a directory: use remove_dir_all first, or choose another path", path.display())]
+    IsADirectory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Something is there already.
+    #[error("{} exists already", path.display())]
+    AlreadyExists {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// A symlink stands on the way to a path; it could lead out of the root.
+    #[error("a symlink stands on the way to {}: paths of a journal never follow one; name the real path", path.display())]
+    SymlinkOnTheWay {
+        /// The path as asked for.
+        path: PathBuf,
+    },
+    /// A path this journal does not accept.
+    #[error("{path:?} cannot be used as a path of the tree: {reason}")]
+    BadPath {
+        /// The path as given.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The source of a publish or rename lies on another filesystem.
+    #[error("{} lies on another filesystem and cannot be moved from there: build it in the directory that Transaction::staging() gives", path.display())]
+    CrossDevice {
+        /// The source.
+        path: PathBuf,
+    },
+    /// A filesystem on which neither locks nor SQLite's write-ahead log can be trusted.
+    #[error("{} lies on a network filesystem ({kind}), where SQLite's write-ahead log does not work: keep the root, or at least `state_dir`, on a local disk", path.display())]
+    NetworkFilesystem {
+        /// The directory.
+        path: PathBuf,
+        /// Which filesystem it is.
+        kind: &'static str,
+    },
+    /// There is no journal at the root and none was to be made.
+    #[error("{} has no journal: run `journalctl-kb init {}` or open it with `create(true)`", root.display(), root.display())]
+    NoJournal {
+        /// The root that was asked for.
+        root: PathBuf,
+    },
+    /// The database is not a SQLite database.
+    #[error("{} is not a SQLite database: name another with `database(…)`, or move it away", path.display())]
+    NotADatabase {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The caller's database is not in WAL mode.
+    #[error("{} is in journal mode {mode:?}; run `PRAGMA journal_mode=WAL` on it once, with nobody else connected", path.display())]
+    NotWal {
+        /// The database.
+        path: PathBuf,
+        /// The mode it is in.
+        mode: String,
+    },
+    /// A newer version of this library made the journal.
+    #[error("{} has schema {found}, this library knows up to {known}: use a newer journal-kb; nothing was touched", path.display())]
+    NewerSchema {
+        /// The database.
+        path: PathBuf,
+        /// The version it has.
+        found: i64,
+        /// The newest this library knows.
+        known: i64,
+    },
+    /// SQLite is older than the versions whose write-ahead log is safe.
+    #[error("SQLite {found} can corrupt a database with several writers; link 3.51.3 or later (feature `bundled` does)")]
+    SqliteTooOld {
+        /// The version that is linked.
+        found: String,
+    },
+    /// A setting of SQLite did not take.
+    #[error("SQLite did not accept PRAGMA {name}: it answers {got:?}, not {want:?}")]
+    Pragma {
+        /// Its name.
+        name: &'static str,
+        /// What was asked for.
+        want: String,
+        /// What it says.
+        got: String,
+    },
+    /// Something stored cannot be understood.
+    #[error("{what} is corrupt: {detail}; run `journalctl-kb status` and keep a copy before mending anything")]
+    Corrupt {
+        /// What it is.
+        what: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A path of the tree is a SQLite database that somebody has open, or that left its sidecars behind.
+    #[error("{} is a SQLite database in use, or with -wal, -shm or -journal beside it: close every connection to it (the last one removes them), then try again", path.display())]
+    DatabaseInUse {
+        /// The database.
+        path: PathBuf,
+    },
+    /// SQL failed; with the caller's own statements this is the caller's error.
+    #[error("SQLite, {op}: {source}")]
+    Sql {
+        /// What was being done.
+        op: &'static str,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// The caller's SQL asked for something that is the engine's.
+    #[error("this SQL is not allowed here: {what}; a transaction's SQL may use every table but journal_*, and no BEGIN, COMMIT, SAVEPOINT, ATTACH or PRAGMA")]
+    Denied {
+        /// What it asked for.
+        what: String,
+    },
+    /// The caller's SQL ended the SQLite transaction it ran in.
+    #[error("the transaction's SQL ended it (OR ROLLBACK, or RAISE(ROLLBACK) in a trigger): use OR ABORT and return the error instead")]
+    EndedBySql,
+    /// A step of the application's own schema failed.
+    #[error("migration {step} failed and was rolled back: {source}")]
+    Migration {
+        /// Which one, counted from 1.
+        step: usize,
+        /// Why.
+        source: Box<Error>,
+    },
+    /// The database has had more migrations than the application names.
+    #[error("the database has had {found} migrations, this program knows {known}: it is older than the database")]
+    NewerMigrations {
+        /// How many were run.
+        found: usize,
+        /// How many the caller named.
+        known: usize,
+    },
+    /// A read took longer than the limit, and would have kept the write-ahead log from shrinking.
+    #[error("a read was ended after {limit:?}, because it keeps the write-ahead log from shrinking: read in smaller pieces or raise `read_limit`")]
+    ReadTooLong {
+        /// The limit.
+        limit: Duration,
+    },
+    /// No pooled connection came free in time.
+    #[error("no reader came free within {waited:?}: raise `pool_size`, or read less at once")]
+    PoolTimeout {
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// Somebody else held what was asked for until the deadline.
+    #[error("{what} is held by {holder} and was not released within {waited:?}: try again, wait longer, or see `journalctl-kb locks`")]
+    Busy {
+        /// The lock.
+        what: String,
+        /// Who has it, as far as the rows tell.
+        holder: String,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// Somebody replaced or removed a lock file.
+    #[error("the lock file {} was replaced while it was in use: two processes may now believe they hold it; stop them, then open the journal again", path.display())]
+    LockFileReplaced {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The lock a transaction began under was taken away; everything was rolled back.
+    #[error("lock {name:?} was lost (fence {fence} was overtaken): nothing was committed; begin again")]
+    LockLost {
+        /// The lock.
+        name: String,
+        /// The fence this holder had.
+        fence: Fence,
+    },
+    /// An earlier transaction could not be carried into the tree on this path yet.
+    #[error("{} is still waiting for transaction {txn} to be applied to it: mend what `journalctl-kb show {txn}` names, then run `journalctl-kb recover`", path.display())]
+    PathPending {
+        /// The path.
+        path: PathBuf,
+        /// The transaction.
+        txn: TxnId,
+    },
+    /// A quarantined transaction holds this path.
+    #[error("{} belongs to transaction {txn}, which is in quarantine: see `journalctl-kb show {txn}`", path.display())]
+    PathQuarantined {
+        /// The path.
+        path: PathBuf,
+        /// The transaction.
+        txn: TxnId,
+    },
+    /// The idempotency key belongs to a transaction with other content.
+    #[error("the key {key:?} was used by transaction {txn} for other content: a key names one change; use a new one")]
+    KeyReused {
+        /// The key.
+        key: String,
+        /// The transaction that has it.
+        txn: TxnId,
+    },
+    /// An I/O error inside COMMIT: the change may or may not have happened.
+    #[error("an I/O error inside COMMIT leaves the outcome unknown: {source}; open the journal again, and repeat the transaction with its idempotency key to learn which")]
+    OutcomeUnknown {
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// A sync failed earlier; this handle no longer writes.
+    #[error("this journal handle is poisoned ({why}): close it and open the journal again, which rewrites what may not have reached the disk")]
+    Poisoned {
+        /// What happened.
+        why: String,
+    },
+    /// The disk did not take what was synced; the data is kept in the journal and rewritten at the next recovery.
+    #[error("the disk refused to sync {}: {source}; look at the disk, then run `journalctl-kb recover`", path.display())]
+    SyncFailed {
+        /// What was synced.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The journal was called from inside a closure that runs while the journal itself is at work.
+    #[error("the journal was called from inside a closure it is running ({what}): do that before or after")]
+    Reentrant {
+        /// Which call.
+        what: &'static str,
+    },
+    /// The handle was closed.
+    #[error("this journal was closed")]
+    Closed,
+    /// More than one transaction may hold.
+    #[error("{what} is larger than {limit}: split it")]
+    TooLarge {
+        /// What it is.
+        what: &'static str,
+        /// How much is allowed.
+        limit: u64,
+    },
+    /// The application's own error, passed through a closure.
+    #[error(transparent)]
+    Caller(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    /// Carries an application's own error out of a closure given to `transact`, `sql` or `read`.
+    pub fn caller(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Caller(error.into())
+    }
+
+    /// Says whether the same call can succeed later, and on whom that depends.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Busy { .. } | Self::PoolTimeout { .. } | Self::LockLost { .. } => Retry::Yes,
+            Self::Sql { source, .. } => sql_retry(source),
+            Self::Migration { source, .. } => source.retry(),
+            Self::Io { .. }
+            | Self::SyncFailed { .. }
+            | Self::OutcomeUnknown { .. }
+            | Self::Poisoned { .. }
+            | Self::DatabaseInUse { .. }
+            | Self::PathPending { .. }
+            | Self::PathQuarantined { .. }
+            | Self::LockFileReplaced { .. } => Retry::AfterAction,
+            _ => Retry::No,
+        }
+    }
+
+    /// True when the same call may succeed as it is.
+    pub fn is_retryable(&self) -> bool {
+        self.retry() == Retry::Yes
+    }
+
+    /// True when somebody else was in the way.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Busy { .. } | Self::PoolTimeout { .. })
+            || matches!(self, Self::Sql { source, .. } if sql_retry(source) == Retry::Yes)
+    }
+
+    /// True when the disk or a quota is full.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Io { source, .. } | Self::SyncFailed { source, .. } => is_full_errno(source),
+            Self::Sql { source, .. } | Self::OutcomeUnknown { source } => {
+                source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+            }
+            _ => false,
+        }
+    }
+
+    /// True when the system or the disk failed, rather than the request.
+    pub fn is_io(&self) -> bool {
+        match self {
+            Self::Io { .. }
+            | Self::SyncFailed { .. }
+            | Self::OutcomeUnknown { .. }
+            | Self::Poisoned { .. }
+            | Self::Corrupt { .. }
+            | Self::LockFileReplaced { .. } => true,
+            Self::Sql { source, .. } => sql_retry(source) == Retry::AfterAction,
+            _ => false,
+        }
+    }
+
+    /// True when the lock was lost and everything was rolled back.
+    pub fn is_lock_lost(&self) -> bool {
+        matches!(self, Self::LockLost { .. })
+    }
+
+    /// True when a person has to resolve something first.
+    pub fn is_quarantined(&self) -> bool {
+        matches!(self, Self::PathQuarantined { .. })
+    }
+
+    /// True when only an idempotency key can tell whether the change happened.
+    pub fn is_outcome_unknown(&self) -> bool {
+        matches!(self, Self::OutcomeUnknown { .. })
+    }
+
+    /// The system's own error number, where there is one.
+    pub(crate) fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Io { source, .. } | Self::SyncFailed { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn sql(op: &'static str, source: rusqlite::Error) -> Self {
+        Self::Sql { op, source }
+    }
+
+    pub(crate) fn corrupt(what: impl Into<String>, detail: impl std::fmt::Display) -> Self {
+        Self::Corrupt { what: what.into(), detail: detail.to_string() }
+    }
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(source: rusqlite::Error) -> Self {
+        Self::Sql { op: "running a statement", source }
+    }
+}
+
+/// Gives a bare system error its operation and path, so that none crosses a function without them.
+pub(crate) trait IoContext<T> {
+    fn at(self, op: &'static str, path: impl AsRef<Path>) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
+    fn at(self, op: &'static str, path: impl AsRef<Path>) -> Result<T> {
+        self.map_err(|source| {
+            let (source, path) = (source.into(), path.as_ref().to_owned());
+            match source.raw_os_error() {
+                Some(libc::ENOTDIR) => Error::NotADirectory { path },
+                Some(libc::ENOENT) => Error::NotFound { path },
+                Some(libc::ELOOP) => Error::SymlinkOnTheWay { path },
+                _ => Error::Io { op, path, source },
+            }
+        })
+    }
+}
+
+/// Gives SQLite's error the step it happened in.
+pub(crate) trait SqlContext<T> {
+    fn during(self, op: &'static str) -> Result<T>;
+}
+
+impl<T> SqlContext<T> for rusqlite::Result<T> {
+    fn during(self, op: &'static str) -> Result<T> {
+        self.map_err(|source| Error::sql(op, source))
+    }
+}
+
+fn is_full_errno(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+fn io_advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC) => "; make room and try again, nothing was lost",
+        Some(libc::EDQUOT) => "; the quota is used up: make room and try again, nothing was lost",
+        Some(libc::EROFS) => "; the filesystem is read-only",
+        Some(libc::EACCES | libc::EPERM) => "; check owner and permissions of it and its directory",
+        _ => "",
+    }
+}
+
+fn sql_retry(error: &rusqlite::Error) -> Retry {
+    use rusqlite::ErrorCode as Code;
+    match error.sqlite_error_code() {
+        Some(Code::DatabaseBusy | Code::DatabaseLocked) => Retry::Yes,
+        Some(
+            Code::DiskFull
+            | Code::SystemIoFailure
+            | Code::ReadOnly
+            | Code::CannotOpen
+            | Code::PermissionDenied
+            | Code::OutOfMemory,
+        ) => Retry::AfterAction,
+        _ => Retry::No,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rusqlite::ffi;
+
+    fn sqlite(code: i32) -> Error {
+        Error::sql("testing", rusqlite::Error::SqliteFailure(ffi::Error::new(code), None))
+    }
+
+    fn io(errno: i32) -> Error {
+        Err::<(), _>(io::Error::from_raw_os_error(errno)).at("write", "a").unwrap_err()
+    }
+
+    #[test]
+    fn which_errors_are_retryable() {
+        let table = [
+            (sqlite(ffi::SQLITE_BUSY), Retry::Yes),
+            (sqlite(ffi::SQLITE_BUSY_SNAPSHOT), Retry::Yes),
+            (sqlite(ffi::SQLITE_LOCKED), Retry::Yes),
+            (Error::PoolTimeout { waited: Duration::ZERO }, Retry::Yes),
+            (
+                Error::Busy { what: "lock".into(), holder: "pid 1".into(), waited: Duration::ZERO },
+                Retry::Yes,
+            ),
+            (Error::LockLost { name: "main".into(), fence: Fence(1) }, Retry::Yes),
+            (sqlite(ffi::SQLITE_FULL), Retry::AfterAction),
+            (sqlite(ffi::SQLITE_IOERR_WRITE), Retry::AfterAction),
+            (sqlite(ffi::SQLITE_READONLY), Retry::AfterAction),
+            (io(libc::ENOSPC), Retry::AfterAction),
+            (io(libc::EIO), Retry::AfterAction),
+            (Error::DatabaseInUse { path: "a".into() }, Retry::AfterAction),
+            (sqlite(ffi::SQLITE_CORRUPT), Retry::No),
+            (sqlite(ffi::SQLITE_NOTADB), Retry::No),
+            (sqlite(ffi::SQLITE_CONSTRAINT_UNIQUE), Retry::No),
+            (Error::NotFound { path: "a".into() }, Retry::No),
+            (Error::caller("mine"), Retry::No),
+        ];
+        for (error, retry) in table {
+            assert_eq!(error.retry(), retry, "{error}");
+            assert_eq!(error.is_retryable(), retry == Retry::Yes, "{error}");
+        }
+        assert!(io(libc::ENOSPC).is_full() && io(libc::EDQUOT).is_full() && sqlite(ffi::SQLITE_FULL).is_full());
+        assert!(!io(libc::EIO).is_full() && io(libc::EIO).is_io() && !sqlite(ffi::SQLITE_CONSTRAINT).is_io());
+    }
+}

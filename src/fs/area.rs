@@ -1,0 +1,161 @@
+//! An area: stage, history and quarantine on one mount.
+//!
+//! A rename does not cross mounts or subvolumes, so each that lies inside the root has an area of its own: the state
+//! directory is one, and `<top of the mount>/.journal-stage` any other. Names in a stage are
+//! `<session>-<number>`: never reused, and they say whose they are.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::root::{self, Dir, Place, RootDir};
+use crate::error::{IoContext, Result};
+use crate::path::{AREA_DIR, RelPath};
+
+/// The area of the state directory.
+pub(crate) const STATE_AREA: i64 = 0;
+
+/// One open area.
+#[derive(Debug)]
+pub(crate) struct Area {
+    pub(crate) id: i64,
+    pub(crate) path: PathBuf,
+    pub(crate) place: Place,
+    pub(crate) dir: OwnedFd,
+    pub(crate) stage: OwnedFd,
+    pub(crate) history: OwnedFd,
+    pub(crate) quarantine: OwnedFd,
+    /// False once the filesystem has said that it cannot exchange two names.
+    exchanges: AtomicBool,
+}
+
+impl Area {
+    /// Opens, and where needed makes, an area in the open directory `dir`.
+    pub(crate) fn open(id: i64, dir: OwnedFd, path: PathBuf) -> Result<Self> {
+        let place = root::look_at(&dir).at("look at", &path)?.place;
+        let sub = |name: &str| subdirectory(&dir, name, &path, 0o700);
+        let (stage, history, quarantine) = (sub("stage")?, sub("history")?, sub("quarantine")?);
+        Ok(Self { id, path, place, dir, stage, history, quarantine, exchanges: AtomicBool::new(true) })
+    }
+
+    /// Opens, and where needed makes, the area of the mount whose topmost directory inside the root is `top`.
+    pub(crate) fn open_in_tree(id: i64, root: &RootDir, top: Option<&RelPath>) -> Result<Self> {
+        let opened;
+        let dir: &Dir = match top {
+            None => root.top(),
+            Some(top) => {
+                opened = root.open_dir(top)?;
+                &opened
+            }
+        };
+        let path = top.map_or(root.path().to_owned(), |top| root.full(top));
+        let dir = subdirectory(&dir.fd, AREA_DIR, &path, 0o700)?;
+        let path = path.join(AREA_DIR);
+        ignore_in_git(&dir, &path)?;
+        Self::open(id, dir, path)
+    }
+
+    pub(crate) fn stage_path(&self, name: &str) -> PathBuf {
+        self.path.join("stage").join(name)
+    }
+
+    pub(crate) fn can_exchange(&self) -> bool {
+        self.exchanges.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn cannot_exchange(&self) {
+        self.exchanges.store(false, Ordering::Relaxed);
+    }
+
+    /// Removes a name from the stage that nothing refers to any more.
+    pub(crate) fn drop_staged(&self, name: &str) -> Result<()> {
+        remove_below(&self.stage, OsStr::new(name), &self.path.join("stage"))
+    }
+
+    /// Removes an old version whose retention is over.
+    pub(crate) fn drop_history(&self, name: &str) -> Result<()> {
+        remove_below(&self.history, OsStr::new(name), &self.path.join("history"))
+    }
+
+    /// Opens, and where needed makes, the quarantine of a transaction.
+    pub(crate) fn quarantine_of(&self, txn: i64) -> Result<OwnedFd> {
+        subdirectory(&self.quarantine, &txn.to_string(), &self.path.join("quarantine"), 0o700)
+    }
+}
+
+/// Opens a directory in another, made first where it is missing.
+pub(crate) fn subdirectory(dir: &OwnedFd, name: &str, path: &Path, mode: u32) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = || rustix::fs::openat(dir, name, flags, Mode::empty());
+    match open() {
+        Err(Errno::NOENT) => match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode)) {
+            Ok(()) | Err(Errno::EXIST) => open(),
+            Err(error) => Err(error),
+        },
+        other => other,
+    }
+    .at("open or make", path.join(name))
+}
+
+/// Keeps the engine's directory out of git.
+pub(crate) fn ignore_in_git(dir: &OwnedFd, path: &Path) -> Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(dir, ".gitignore", flags, Mode::from_raw_mode(0o666)) {
+        Ok(file) => rustix::io::write(file, b"*\n").map(drop).at("write", path.join(".gitignore")),
+        Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error).at("create", path.join(".gitignore")),
+    }
+}
+
+/// The names in a directory, but for `.` and `..`.
+pub(crate) fn names(dir: &OwnedFd, path: &Path) -> Result<Vec<std::ffi::OsString>> {
+    use std::os::unix::ffi::OsStrExt;
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir).at("list", path)? {
+        let entry = entry.at("list", path)?;
+        match entry.file_name().to_bytes() {
+            b"." | b".." => {}
+            name => names.push(OsStr::from_bytes(name).to_owned()),
+        }
+    }
+    Ok(names)
+}
+
+/// Removes a name and, where it is a directory, all that lies below it. Follows nothing; missing is fine.
+pub(crate) fn remove_below(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<()> {
+    let path = path.join(name);
+    // Depth first with an own stack: a tree may be deeper than the thread's.
+    let mut stack = vec![(duplicate(dir, &path)?, name.to_owned())];
+    while let Some((parent, name)) = stack.last() {
+        match rustix::fs::unlinkat(parent, name, rustix::fs::AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {
+                stack.pop();
+                continue;
+            }
+            Err(Errno::ISDIR | Errno::PERM) => {}
+            Err(error) => return Err(error).at("remove", path),
+        }
+        match rustix::fs::unlinkat(parent, name, rustix::fs::AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {
+                stack.pop();
+            }
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let inner = rustix::fs::openat(parent, name, flags, Mode::empty()).at("open", &path)?;
+                for child in names(&inner, &path)? {
+                    stack.push((duplicate(&inner, &path)?, child));
+                }
+            }
+            Err(error) => return Err(error).at("remove", path),
+        }
+    }
+    Ok(())
+}
+
+fn duplicate(dir: &OwnedFd, path: &Path) -> Result<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(dir, 3).at("open", path)
+}

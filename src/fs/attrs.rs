@@ -1,0 +1,99 @@
+//! What a file has besides its bytes: mode, owner, xattrs.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Gid, Mode, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::root::Meta;
+use crate::error::{IoContext, Result};
+
+/// Extended attributes, as name and value.
+pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// What a new version is given besides its bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attrs {
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Seconds and nanoseconds since 1970.
+    pub(crate) mtime: (i64, u32),
+    pub(crate) xattrs: Xattrs,
+}
+
+/// The xattrs of `name` in an open directory, without opening the file itself.
+pub(crate) fn xattrs(dir: impl AsFd, name: &OsStr, path: &Path) -> Result<Xattrs> {
+    // There is no `llistxattrat` on the kernels supported: go by the descriptor's name in /proc.
+    let by_fd = PathBuf::from(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd())).join(name);
+    let mut list = Vec::with_capacity(256);
+    loop {
+        list.clear();
+        match rustix::fs::llistxattr(&by_fd, rustix::buffer::spare_capacity(&mut list)) {
+            Ok(_) => break,
+            Err(Errno::RANGE) => list.reserve(list.capacity() * 4),
+            // No xattrs on this filesystem, or gone in the meantime.
+            Err(Errno::NOTSUP | Errno::NOENT) => return Ok(Xattrs::new()),
+            Err(error) => return Err(error).at("list the xattrs of", path),
+        }
+    }
+    let mut found = Xattrs::new();
+    for name in list.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+        let key = OsStr::from_bytes(name);
+        let mut value = Vec::with_capacity(256);
+        loop {
+            value.clear();
+            match rustix::fs::lgetxattr(&by_fd, key, rustix::buffer::spare_capacity(&mut value)) {
+                Ok(_) => {
+                    found.push((name.to_vec(), value));
+                    break;
+                }
+                Err(Errno::RANGE) => value.reserve(value.capacity() * 4),
+                Err(Errno::NODATA | Errno::NOENT | Errno::PERM | Errno::ACCESS) => break,
+                Err(error) => return Err(error).at("read the xattrs of", path),
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Gives a freshly created file what an old version had. Owner and protected xattrs are kept as far as this process
+/// may set them.
+pub(crate) fn dress(file: &OwnedFd, has: &Meta, want: &Attrs, path: &Path) -> Result<()> {
+    if (has.uid, has.gid) != (want.uid, want.gid) {
+        // chown clears set-user-id bits, so it comes before chmod. An ordinary user may change the group at most.
+        let (owner, group) = (Uid::from_raw(want.uid), Gid::from_raw(want.gid));
+        match rustix::fs::fchown(file, Some(owner), Some(group)) {
+            Err(Errno::PERM) => match rustix::fs::fchown(file, None, Some(group)) {
+                Ok(()) | Err(Errno::PERM) => {}
+                Err(error) => return Err(error).at("change the owner of", path),
+            },
+            other => other.at("change the owner of", path)?,
+        }
+    }
+    for (name, value) in &want.xattrs {
+        let name = OsString::from_vec(name.clone());
+        match rustix::fs::fsetxattr(file, &name, value, XattrFlags::empty()) {
+            Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::NOTSUP) => {}
+            Err(error) => return Err(error).at("set an xattr of", path),
+        }
+    }
+    if has.mode != want.mode || (has.uid, has.gid) != (want.uid, want.gid) {
+        rustix::fs::fchmod(file, Mode::from_raw_mode(want.mode)).at("change the mode of", path)?;
+    }
+    Ok(())
+}
+
+/// Sets the modification time, leaving the access time to the kernel.
+pub(crate) fn set_mtime(file: &OwnedFd, mtime: (i64, u32), path: &Path) -> Result<()> {
+    use rustix::fs::{Timespec, UTIME_OMIT};
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT.into() },
+        last_modification: Timespec { tv_sec: mtime.0, tv_nsec: mtime.1.into() },
+    };
+    rustix::fs::futimens(file, &times).at("set the times of", path)
+}

@@ -1,0 +1,17 @@
+//! The one floor that touches files: beneath the root and the state directory, never through a symlink, never
+//! anywhere else.
+//!
+//! - [`root`] resolves paths of the tree and says what lies there.
+//! - [`area`] is a stage, history and quarantine on one mount, so that a rename reaches every path of that mount.
+//! - [`temp`] writes new versions; [`exchange`] puts them in place and hands back the old ones.
+//! - [`opener`] is the thread that opens files of the tree, with a descriptor table of its own.
+//! - [`os_lock`] takes OS locks.
+
+pub(crate) mod area;
+pub(crate) mod attrs;
+pub(crate) mod exchange;
+pub(crate) mod opener;
+pub(crate) mod os_lock;
+pub(crate) mod root;
+pub(crate) mod sys;
+pub(crate) mod temp;

@@ -1,0 +1,316 @@
+//! The thread that opens files of the tree.
+//!
+//! Opening and closing a file drops the POSIX locks this process has on it, and SQLite's locks are of that kind: were
+//! the engine to read a database of the tree that the application has open, the application's next COMMIT could be
+//! lost. So one thread, `journal-tree`, begins by unsharing its descriptor table, and every open of a tree's file
+//! happens there. What crosses over are paths and values, never descriptors.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::mpsc::{self, Sender};
+use std::thread::JoinHandle;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::root::{self, Kind, Meta, RootDir};
+use super::sys;
+use crate::error::{Error, IoContext, Result};
+use crate::path::RelPath;
+
+const SQLITE_HEADER: &[u8] = b"SQLite format 3\0";
+/// What SQLite puts beside a database.
+pub(crate) const SIDECARS: [&str; 3] = ["-wal", "-shm", "-journal"];
+/// How many files are synced at once: the device takes several flushes in about the time of one.
+const PARALLEL_SYNCS: usize = 8;
+
+/// True when bytes begin as a SQLite database does.
+pub(crate) fn is_database(bytes: &[u8]) -> bool {
+    bytes.starts_with(SQLITE_HEADER)
+}
+
+/// What recovery finds at a path.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) meta: Meta,
+    /// BLAKE3 of the bytes, or of a symlink's target; none when the size already differs from what was asked for.
+    pub(crate) hash: Option<[u8; 32]>,
+}
+
+/// One file to be made durable.
+#[derive(Clone, Debug)]
+pub(crate) enum SyncTarget {
+    /// A file of the tree, if it still is this inode.
+    File(RelPath, u64),
+    /// A directory of the tree; none is the root.
+    Directory(Option<RelPath>),
+    /// A file or directory of the engine's own.
+    Own(PathBuf),
+}
+
+/// Databases that are locked against everybody until [`Opener::release`].
+#[derive(Debug)]
+#[must_use = "the databases stay locked until released"]
+pub(crate) struct Held(u64);
+
+type Job = Box<dyn FnOnce(&mut Tree) + Send>;
+
+/// The handle to the thread. Ends it on drop.
+#[derive(Debug)]
+pub(crate) struct Opener {
+    jobs: Mutex<Option<Sender<Job>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What lives on the thread.
+struct Tree {
+    root: RootDir,
+    held: HashMap<u64, Vec<OwnedFd>>,
+    next: u64,
+}
+
+impl Opener {
+    /// Starts the thread and has it open the root; `expect` must be what the caller opened.
+    pub(crate) fn start(path: &Path, expect: &Meta) -> Result<Self> {
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        let (ready, started) = mpsc::sync_channel(1);
+        let (root_path, expect) = (path.to_owned(), *expect);
+        let thread = std::thread::Builder::new()
+            .name("journal-tree".into())
+            .spawn(move || {
+                let opened = sys::own_descriptor_table().at("unshare the descriptors of a thread for", &root_path);
+                let root = opened.and_then(|()| RootDir::open(&root_path)).and_then(|root| {
+                    let meta = root.top().meta;
+                    let same = (meta.ino, meta.place.dev) == (expect.ino, expect.place.dev);
+                    if same { Ok(root) } else { Err(Error::NotFound { path: root_path.clone() }) }
+                });
+                match root {
+                    Err(error) => drop(ready.send(Err(error))),
+                    Ok(root) => {
+                        let mut tree = Tree { root, held: HashMap::new(), next: 0 };
+                        drop(ready.send(Ok(())));
+                        for job in inbox {
+                            job(&mut tree);
+                        }
+                    }
+                }
+            })
+            .at("start a thread for", path)?;
+        let opener = Self { jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)) };
+        match started.recv() {
+            Ok(answer) => answer.map(|()| opener),
+            Err(_) => Err(Error::Closed),
+        }
+    }
+
+    /// Ends the thread once it has done what was asked of it.
+    pub(crate) fn stop(&self) {
+        let jobs = self.jobs.lock().unwrap_or_else(|poison| poison.into_inner()).take();
+        drop(jobs);
+        let thread = self.thread.lock().unwrap_or_else(|poison| poison.into_inner()).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+
+    fn ask<T: Send + 'static>(&self, job: impl FnOnce(&mut Tree) -> T + Send + 'static) -> Result<T> {
+        let (send, answer) = mpsc::sync_channel(1);
+        let job: Job = Box::new(move |tree| drop(send.send(job(tree))));
+        {
+            let jobs = self.jobs.lock().unwrap_or_else(|poison| poison.into_inner());
+            let sent = jobs.as_ref().map(|jobs| jobs.send(job).is_ok());
+            if sent != Some(true) {
+                return Err(Error::Closed);
+            }
+        }
+        answer.recv().map_err(|_| Error::Closed)
+    }
+
+    /// The bytes of a file of the tree. [`Error::NotFound`], [`Error::IsADirectory`]; a symlink is not followed.
+    pub(crate) fn read(&self, path: RelPath) -> Result<Vec<u8>> {
+        self.ask(move |tree| tree.read(&path))?
+    }
+
+    /// What lies at each path, hashed where its size is the one expected.
+    pub(crate) fn examine(&self, paths: Vec<(RelPath, u64)>) -> Result<Vec<Result<Option<Found>>>> {
+        self.ask(move |tree| paths.iter().map(|(path, size)| tree.examine(path, *size)).collect())
+    }
+
+    /// Locks those of `paths` that are SQLite databases by their header, so that nobody uses them until released.
+    /// [`Error::DatabaseInUse`] when somebody does already. Answers which of them are databases, too.
+    pub(crate) fn hold_databases(&self, paths: Vec<RelPath>) -> Result<(Held, Vec<RelPath>)> {
+        self.ask(move |tree| tree.hold_databases(paths))?
+    }
+
+    /// Lets databases go.
+    pub(crate) fn release(&self, held: Held) {
+        let _ = self.ask(move |tree| tree.held.remove(&held.0).map(drop));
+    }
+
+    /// Syncs each target, several at a time. Answers those that failed; one that is gone or was replaced is skipped.
+    pub(crate) fn sync(&self, targets: Vec<SyncTarget>) -> Result<Vec<(SyncTarget, io::Error)>> {
+        self.ask(move |tree| tree.sync(targets))
+    }
+}
+
+impl Drop for Opener {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Tree {
+    /// Opens a regular file; a FIFO or device must not block or act.
+    fn open_file(&self, path: &RelPath) -> Result<Option<(OwnedFd, Meta)>> {
+        let file = match self.root.resolve(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY) {
+            Ok(file) => file,
+            Err(Error::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let meta = root::look_at(&file).at("look at", self.root.full(path))?;
+        Ok(Some((file, meta)))
+    }
+
+    fn read(&self, path: &RelPath) -> Result<Vec<u8>> {
+        let full = || self.root.full(path);
+        match self.root.look(path)?.map(|meta| meta.kind) {
+            None => Err(Error::NotFound { path: full() }),
+            Some(Kind::Directory) => Err(Error::IsADirectory { path: full() }),
+            Some(Kind::Symlink | Kind::Other) => {
+                Err(Error::BadPath { path: path.to_path_buf(), reason: "it is not a regular file" })
+            }
+            Some(Kind::File) => {
+                let (file, meta) = self.open_file(path)?.ok_or_else(|| Error::NotFound { path: full() })?;
+                let mut bytes = Vec::with_capacity(usize::try_from(meta.size).unwrap_or(0).saturating_add(1));
+                loop {
+                    match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes)) {
+                        Ok(0) => return Ok(bytes),
+                        Ok(_) if bytes.len() == bytes.capacity() => bytes.reserve(64 << 10),
+                        Ok(_) | Err(Errno::INTR) => {}
+                        Err(error) => return Err(error).at("read", full()),
+                    }
+                }
+            }
+        }
+    }
+
+    fn examine(&self, path: &RelPath, size: u64) -> Result<Option<Found>> {
+        let Some(meta) = self.root.look(path)? else { return Ok(None) };
+        let full = || self.root.full(path);
+        let hash = match meta.kind {
+            Kind::File if meta.size == size => match self.open_file(path)? {
+                None => return Ok(None),
+                Some((file, meta)) => return Ok(Some(Found { meta, hash: Some(hash_file(&file).at("read", full())?) })),
+            },
+            Kind::Symlink => {
+                let dir = path.parent().map(|parent| self.root.open_dir(&parent)).transpose()?;
+                let fd = dir.as_ref().map_or(self.root.top().fd.as_fd(), |dir| dir.fd.as_fd());
+                let target = rustix::fs::readlinkat(fd, path.name(), Vec::new()).at("read the symlink", full())?;
+                Some(*blake3::hash(target.as_bytes()).as_bytes())
+            }
+            _ => None,
+        };
+        Ok(Some(Found { meta, hash }))
+    }
+
+    fn hold_databases(&mut self, paths: Vec<RelPath>) -> Result<(Held, Vec<RelPath>)> {
+        let mut locked = Vec::new();
+        let mut databases = Vec::new();
+        for path in paths {
+            let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+            let (file, exclusive) = match self.root.resolve(&path, OFlags::RDWR | flags) {
+                Ok(file) => (file, true),
+                Err(Error::NotFound { .. }) => continue,
+                // Not ours to write: a shared lock still meets every writer.
+                Err(_) => match self.root.resolve(&path, OFlags::RDONLY | flags) {
+                    Ok(file) => (file, false),
+                    // Not ours to read either: then not ours to judge. Replacing it needs no permission on it.
+                    Err(_) => continue,
+                },
+            };
+            let mut header = [0; 16];
+            match rustix::io::pread(&file, &mut header, 0) {
+                Ok(16) if header == *SQLITE_HEADER => {}
+                _ => continue,
+            }
+            let full = self.root.full(&path);
+            if !sys::try_lock_description(file.as_fd(), exclusive).at("lock", &full)? {
+                return Err(Error::DatabaseInUse { path: full });
+            }
+            locked.push(file);
+            databases.push(path);
+        }
+        self.next += 1;
+        if !locked.is_empty() {
+            self.held.insert(self.next, locked);
+        }
+        Ok((Held(self.next), databases))
+    }
+
+    fn sync(&self, targets: Vec<SyncTarget>) -> Vec<(SyncTarget, io::Error)> {
+        let queue = Mutex::new(targets);
+        let failed = Mutex::new(Vec::new());
+        let work = || {
+            loop {
+                let next = queue.lock().unwrap_or_else(|poison| poison.into_inner()).pop();
+                let Some(target) = next else { return };
+                if let Err(error) = self.sync_one(&target) {
+                    failed.lock().unwrap_or_else(|poison| poison.into_inner()).push((target, error));
+                }
+            }
+        };
+        let workers = queue.lock().map_or(1, |queue| queue.len()).min(PARALLEL_SYNCS);
+        std::thread::scope(|scope| {
+            for _ in 1..workers {
+                // These share this thread's descriptor table. Without them it is slower, not wrong.
+                let _ = std::thread::Builder::new().name("journal-sync".into()).spawn_scoped(scope, work);
+            }
+            work();
+        });
+        failed.into_inner().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    fn sync_one(&self, target: &SyncTarget) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let opened = match target {
+            SyncTarget::File(path, _) => self.root.resolve(path, flags),
+            SyncTarget::Directory(None) => return rustix::fs::fsync(&self.root.top().fd).map_err(Into::into),
+            SyncTarget::Directory(Some(path)) => self.root.resolve(path, flags | OFlags::DIRECTORY),
+            SyncTarget::Own(path) => {
+                let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                rustix::fs::open(path, flags, Mode::empty()).at("open", path)
+            }
+        };
+        let file = match opened {
+            Ok(file) => file,
+            // Removed or replaced since: somebody else's version, not what is being settled. What remains of ours is
+            // a directory entry, and the directory is synced on its own.
+            Err(Error::NotFound { .. } | Error::NotADirectory { .. } | Error::SymlinkOnTheWay { .. }) => return Ok(()),
+            Err(error) => return Err(error.errno().map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error)),
+        };
+        if let SyncTarget::File(_, ino) = target
+            && root::look_at(&file)?.ino != *ino
+        {
+            return Ok(());
+        }
+        rustix::fs::fsync(&file).map_err(Into::into)
+    }
+}
+
+fn hash_file(file: &OwnedFd) -> io::Result<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match rustix::io::read(file, &mut buffer) {
+            Ok(0) => return Ok(*hasher.finalize().as_bytes()),
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

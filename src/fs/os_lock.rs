@@ -1,0 +1,115 @@
+//! OS locks: the kernel's `flock`, freed when the last descriptor of the holder is gone.
+//!
+//! A lock file is empty, never unlinked and never truncated. Waiting blocks in the kernel, on a thread of its own, so
+//! that a deadline needs no polling; a waiter that gave up unlocks the moment the kernel hands it the lock.
+#![expect(clippy::disallowed_methods, reason = "the one place that starts threads for blocking locks")]
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::root;
+use crate::error::{Error, IoContext, Result};
+use crate::time::Deadline;
+
+/// A lock file, open but not necessarily locked.
+#[derive(Debug)]
+pub(crate) struct OsLock {
+    file: File,
+    dir: PathBuf,
+    name: String,
+}
+
+impl OsLock {
+    /// Opens, and where needed makes, the lock file `name` in the directory `dir`.
+    pub(crate) fn open(dir: &Path, name: &str) -> Result<Self> {
+        let path = dir.join(name);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o666)).at("open the lock file", &path)?;
+        Ok(Self { file: file.into(), dir: dir.to_owned(), name: name.to_owned() })
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.join(&self.name)
+    }
+
+    /// Takes the lock if it is free.
+    pub(crate) fn try_lock(&self) -> Result<bool> {
+        match fs4::FileExt::try_lock(&self.file) {
+            Ok(()) => Ok(true),
+            Err(fs4::TryLockError::WouldBlock) => Ok(false),
+            Err(fs4::TryLockError::Error(error)) => Err(error).at("lock", self.path()),
+        }
+    }
+
+    /// Waits for the lock until the deadline. False when it passed.
+    pub(crate) fn lock_until(&mut self, deadline: Deadline) -> Result<bool> {
+        if self.try_lock()? {
+            return Ok(true);
+        }
+        if deadline.passed() {
+            return Ok(false);
+        }
+        // A description of its own for the waiter: were ours used, a late grant would meet a lock that a later
+        // attempt through the same description already holds, and release it.
+        let waiting = Self::open(&self.dir, &self.name)?;
+        let (send, granted) = mpsc::sync_channel::<Result<File>>(0);
+        std::thread::Builder::new()
+            .name("journal-wait".into())
+            .spawn(move || {
+                let outcome = loop {
+                    match fs4::FileExt::lock(&waiting.file) {
+                        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                        Err(error) => break Err(error).at("lock", waiting.path()),
+                        Ok(()) => break Ok(()),
+                    }
+                };
+                // A rendezvous: either the waiter takes the lock over now, or it has given up and we release.
+                if let Err(mpsc::SendError(Ok(file))) = send.send(outcome.map(|()| waiting.file)) {
+                    let _ = fs4::FileExt::unlock(&file);
+                }
+            })
+            .at("start a thread that waits for", self.path())?;
+        match granted.recv_timeout(deadline.left()) {
+            Ok(file) => {
+                self.file = file?;
+                Ok(true)
+            }
+            Err(_) => Ok(false),
+        }
+    }
+
+    pub(crate) fn unlock(&self) -> Result<()> {
+        fs4::FileExt::unlock(&self.file).at("unlock", self.path())
+    }
+
+    /// Refuses to go on when the name no longer stands for the file that is locked.
+    pub(crate) fn check_same(&self) -> Result<()> {
+        let path = self.path();
+        let ours = root::look_at(&self.file).at("look at", &path)?;
+        match rustix::fs::lstat(&path) {
+            Ok(named) if named.st_ino == ours.ino => Ok(()),
+            Ok(_) => Err(Error::LockFileReplaced { path }),
+            Err(rustix::io::Errno::NOENT) => Err(Error::LockFileReplaced { path }),
+            Err(error) => Err(error).at("look at", path),
+        }
+    }
+}
+
+/// True when the lock file in `dir` is locked by nobody, or is not there. Takes the lock for an instant.
+pub(crate) fn is_free(dir: &OwnedFd, name: &str, path: &Path) -> Result<bool> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file: File = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        Ok(file) => file.into(),
+        Err(rustix::io::Errno::NOENT) => return Ok(true),
+        Err(error) => return Err(error).at("open the lock file", path.join(name)),
+    };
+    match fs4::FileExt::try_lock(&file) {
+        Ok(()) => Ok(true),
+        Err(fs4::TryLockError::WouldBlock) => Ok(false),
+        Err(fs4::TryLockError::Error(error)) => Err(error).at("lock", path.join(name)),
+    }
+}

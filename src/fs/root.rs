@@ -1,0 +1,226 @@
+//! The root directory: paths resolve beneath it, with no symlink on the way.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
+use rustix::io::Errno;
+
+use crate::error::{Error, IoContext, Result};
+use crate::path::RelPath;
+
+/// `STATX_MNT_ID_UNIQUE` (Linux 6.8): unlike the plain id, never used again for another mount within one boot.
+const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+/// What lies at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    File,
+    Directory,
+    Symlink,
+    /// A device, socket or FIFO: left alone.
+    Other,
+}
+
+/// Where a rename can reach: within one mount of one filesystem (a btrfs subvolume is a device of its own). Valid in
+/// this boot only, and never stored as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) dev: (u32, u32),
+    pub(crate) mount: u64,
+}
+
+/// A look at a path, without opening or following it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Meta {
+    pub(crate) kind: Kind,
+    pub(crate) ino: u64,
+    pub(crate) size: u64,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: (i64, u32),
+    pub(crate) ctime: (i64, u32),
+    pub(crate) btime: (i64, u32),
+    pub(crate) place: Place,
+}
+
+impl Meta {
+    fn new(stat: &Statx) -> Self {
+        let mode = u32::from(stat.stx_mode);
+        let time = |time: &rustix::fs::StatxTimestamp| (time.tv_sec, time.tv_nsec);
+        Self {
+            kind: match mode & libc::S_IFMT {
+                libc::S_IFREG => Kind::File,
+                libc::S_IFDIR => Kind::Directory,
+                libc::S_IFLNK => Kind::Symlink,
+                _ => Kind::Other,
+            },
+            ino: stat.stx_ino,
+            size: stat.stx_size,
+            mode: mode & 0o7777,
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+            mtime: time(&stat.stx_mtime),
+            ctime: time(&stat.stx_ctime),
+            btime: time(&stat.stx_btime),
+            place: Place { dev: (stat.stx_dev_major, stat.stx_dev_minor), mount: stat.stx_mnt_id },
+        }
+    }
+}
+
+fn statx(dir: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> Result<Meta, Errno> {
+    let want = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID | MNT_ID_UNIQUE;
+    rustix::fs::statx(dir, name, flags | AtFlags::SYMLINK_NOFOLLOW, want).map(|stat| Meta::new(&stat))
+}
+
+/// Looks at `name` in an open directory; none when it is not there.
+pub(crate) fn look(dir: impl AsFd, name: impl AsRef<OsStr>) -> Result<Option<Meta>, Errno> {
+    match statx(dir.as_fd(), name.as_ref(), AtFlags::empty()) {
+        Ok(meta) => Ok(Some(meta)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Looks at what an open descriptor stands for.
+pub(crate) fn look_at(fd: impl AsFd) -> Result<Meta, Errno> {
+    statx(fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH)
+}
+
+/// An open directory of the tree.
+#[derive(Debug)]
+pub(crate) struct Dir {
+    pub(crate) fd: OwnedFd,
+    pub(crate) meta: Meta,
+}
+
+/// The open root. Survives the root's being renamed.
+#[derive(Debug)]
+pub(crate) struct RootDir {
+    top: Arc<Dir>,
+    path: PathBuf,
+}
+
+impl RootDir {
+    /// Opens a directory as a root. Symlinks on the way to it are the caller's business.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).at("open", path)?;
+        let meta = look_at(&fd).at("look at", path)?;
+        Ok(Self { top: Arc::new(Dir { fd, meta }), path: path.to_owned() })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn top(&self) -> &Arc<Dir> {
+        &self.top
+    }
+
+    /// The full path, for messages.
+    pub(crate) fn full(&self, path: &RelPath) -> PathBuf {
+        self.path.join(path)
+    }
+
+    /// Opens a directory beneath the root. [`Error::NotFound`], [`Error::NotADirectory`] and
+    /// [`Error::SymlinkOnTheWay`] say what is there instead.
+    pub(crate) fn open_dir(&self, path: &RelPath) -> Result<Dir> {
+        // O_PATH: closing it drops nobody's locks, and no permission but search is needed.
+        let fd = self.resolve(path, OFlags::PATH | OFlags::DIRECTORY)?;
+        let meta = look_at(&fd).at("look at", self.full(path))?;
+        Ok(Dir { fd, meta })
+    }
+
+    /// Opens what lies at a path. Only the opener's thread may open anything but `O_PATH`.
+    pub(super) fn resolve(&self, path: &RelPath, flags: OFlags) -> Result<OwnedFd> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        loop {
+            match rustix::fs::openat2(&self.top.fd, path.as_path(), flags, Mode::empty(), resolve) {
+                // The kernel could not prove that no concurrent rename led outside: ask again.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(Errno::LOOP | Errno::XDEV) => {
+                    return Err(Error::SymlinkOnTheWay { path: self.full(path) });
+                }
+                other => return other.at("open", self.full(path)),
+            }
+        }
+    }
+
+    /// Looks at a path; none when it, or a directory on the way, is not there.
+    pub(crate) fn look(&self, path: &RelPath) -> Result<Option<Meta>> {
+        let dir = match path.parent() {
+            None => None,
+            Some(parent) => match self.open_dir(&parent) {
+                Ok(dir) => Some(dir),
+                Err(Error::NotFound { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            },
+        };
+        let fd = dir.as_ref().map_or(self.top.fd.as_fd(), |dir| dir.fd.as_fd());
+        look(fd, path.name()).at("look at", self.full(path))
+    }
+}
+
+/// Directories of the tree, each opened once for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Dirs<'r> {
+    root: &'r RootDir,
+    open: HashMap<RelPath, Arc<Dir>>,
+}
+
+impl<'r> Dirs<'r> {
+    pub(crate) fn new(root: &'r RootDir) -> Self {
+        Self { root, open: HashMap::new() }
+    }
+
+    pub(crate) fn root(&self) -> &'r RootDir {
+        self.root
+    }
+
+    /// The directory a path lies in.
+    pub(crate) fn parent(&mut self, path: &RelPath) -> Result<Arc<Dir>> {
+        let Some(parent) = path.parent() else { return Ok(self.root.top.clone()) };
+        if let Some(dir) = self.open.get(&parent) {
+            return Ok(dir.clone());
+        }
+        let dir = Arc::new(self.root.open_dir(&parent)?);
+        self.open.insert(parent, dir.clone());
+        Ok(dir)
+    }
+
+    /// The directory a path lies in; none when it is not there yet.
+    pub(crate) fn try_parent(&mut self, path: &RelPath) -> Result<Option<Arc<Dir>>> {
+        match self.parent(path) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Forgets what was opened at or below a path that is about to move.
+    pub(crate) fn forget(&mut self, path: &RelPath) {
+        self.open.retain(|dir, _| !dir.is_within(path));
+    }
+}
+
+/// Refuses filesystems on which neither flock nor SQLite's shared memory can be trusted.
+pub(crate) fn refuse_network(dir: impl AsFd, path: &Path) -> Result<()> {
+    let kind = match rustix::fs::fstatfs(dir).at("look at the filesystem of", path)?.f_type {
+        0x6969 => "NFS",
+        0x517b | 0xfe53_4d42 | 0xff53_4d42 => "SMB",
+        0x0102_1997 => "9p",
+        0x00c3_6400 => "Ceph",
+        0x5346_414f | 0x6b41_4653 => "AFS",
+        0x7375_7245 => "Coda",
+        0x0116_1970 => "GFS2",
+        0x0bd0_0bd0 => "Lustre",
+        _ => return Ok(()),
+    };
+    Err(Error::NetworkFilesystem { path: path.to_owned(), kind })
+}

@@ -1,0 +1,39 @@
+//! The few system calls that no safe crate offers.
+#![expect(unsafe_code, reason = "the one place for system calls that no safe crate offers")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Gives the calling thread an empty descriptor table of its own (but for 0, 1 and 2).
+///
+/// Closing any descriptor of a file drops the POSIX locks that the *table's* owner has on it, SQLite's among them; a
+/// thread with its own table can open and close what it likes. Call it first thing on a new thread, which then must
+/// not touch descriptors of other threads.
+pub(super) fn own_descriptor_table() -> io::Result<()> {
+    // SAFETY: the call takes no pointers. The descriptors it closes are this thread's view only: the table is
+    // unshared in the same call, and the thread has no object that owns a descriptor yet.
+    let done = unsafe {
+        libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_UNSHARE)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes an open-file-description lock on the whole file, without waiting. False when somebody has a lock on it,
+/// this process's own SQLite connections included.
+pub(super) fn try_lock_description(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<bool> {
+    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+    // SAFETY: an all-zero `flock` is a valid value of that plain C struct.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: the descriptor is open for the call's length, the struct outlives it.
+    let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) };
+    if done == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+        _ => Err(error),
+    }
+}

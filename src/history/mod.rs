@@ -1,0 +1,57 @@
+//! History: the old versions of committed transactions, kept until retention drops them.
+
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::journal;
+use crate::store::Durability;
+use crate::time::now_ms;
+use crate::txn::Ground;
+
+/// How long old versions are kept: until the first of the three limits. All zero turns history off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// At most this many transactions.
+    pub transactions: u64,
+    /// At most this long after the commit. By the clock: for people, not for safety.
+    pub age: Duration,
+    /// At most this many bytes of old versions.
+    pub bytes: u64,
+}
+
+impl Default for Retention {
+    /// 200 transactions, 30 days, 1 GiB.
+    fn default() -> Self {
+        Self { transactions: 200, age: Duration::from_secs(30 * 24 * 60 * 60), bytes: 1 << 30 }
+    }
+}
+
+impl Retention {
+    /// Keeps nothing.
+    pub const OFF: Self = Self { transactions: 0, age: Duration::ZERO, bytes: 0 };
+}
+
+/// Drops the old versions that are beyond the limits. Files first, then their names: a crash in between leaves names
+/// whose files are gone, and the next call forgets them.
+pub(crate) fn retain(ground: &Ground, keep: &Retention) -> Result<()> {
+    let oldest = now_ms().saturating_sub(i64::try_from(keep.age.as_millis()).unwrap_or(i64::MAX));
+    let kept = ground.enter()?.look(journal::with_history)?;
+    let (mut count, mut bytes) = (0, 0_u64);
+    let mut over = false;
+    for (txn, size, committed_ms) in kept {
+        count += 1;
+        bytes = bytes.saturating_add(size);
+        over = over || count > keep.transactions || bytes > keep.bytes || committed_ms < oldest;
+        if !over {
+            continue;
+        }
+        for (area, name) in ground.enter()?.look(|tx| journal::preimages(tx, txn))? {
+            if let Ok(area) = ground.area(area) {
+                area.drop_history(&name)?;
+                area.drop_staged(&name)?;
+            }
+        }
+        ground.enter()?.write(Durability::Normal, |tx| journal::forget_history(tx, txn))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! The handle: which journal, and the questions.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+
+use super::database::ReadOnly;
+use super::model::{LockInfo, SessionInfo, Status, TransactionDetail, TransactionFilter, TransactionSummary};
+use super::{locks, status, transactions};
+use crate::error::{Error, IoContext, Result};
+use crate::id::TxnId;
+use crate::path::STATE_DIR;
+use crate::store::SCHEMA_VERSION;
+
+/// Where a journal's parts lie when they are not in the usual place.
+#[derive(Clone, Debug, Default)]
+pub struct InspectOptions {
+    state_dir: Option<PathBuf>,
+    database: Option<PathBuf>,
+    alone: bool,
+}
+
+impl InspectOptions {
+    /// The state directory, when it is not `.journal`. Relative to the root.
+    pub fn state_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.state_dir = Some(path.into());
+        self
+    }
+
+    /// The database, when it is the application's own. Relative to the root.
+    pub fn database(mut self, path: impl Into<PathBuf>) -> Self {
+        self.database = Some(path.into());
+        self
+    }
+
+    /// Promises that this process opens no journal while it inspects, as a command-line tool can. Then not even the
+    /// index of the write-ahead log, which SQLite rebuilds after a crash, is written.
+    pub fn alone(mut self, alone: bool) -> Self {
+        self.alone = alone;
+        self
+    }
+}
+
+/// A read-only view of a journal. Cheap to make and to keep: between two calls it holds nothing open.
+#[derive(Clone, Debug)]
+pub struct Inspector {
+    pub(super) root: PathBuf,
+    pub(super) state_dir: PathBuf,
+    pub(super) database: ReadOnly,
+}
+
+impl Inspector {
+    /// Looks at the journal of `root`, with everything in its usual place.
+    ///
+    /// Errors with [`Error::NoJournal`] when there is none, and with [`Error::NewerSchema`] when a newer version made
+    /// it. Nothing is created or changed.
+    pub fn open(root: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(root, InspectOptions::default())
+    }
+
+    /// Looks at the journal of `root`.
+    pub fn open_with(root: impl AsRef<Path>, options: InspectOptions) -> Result<Self> {
+        let root = std::fs::canonicalize(root.as_ref()).at("find the root", root.as_ref())?;
+        if !std::fs::metadata(&root).at("look at", &root)?.is_dir() {
+            return Err(Error::NotADirectory { path: root });
+        }
+        let state_dir = root.join(options.state_dir.as_deref().unwrap_or(Path::new(STATE_DIR)));
+        let database = options.database.map_or_else(|| state_dir.join("journal.db"), |path| root.join(path));
+        if !state_dir.is_dir() || !database.exists() {
+            return Err(Error::NoJournal { root });
+        }
+        let inspector = Self { root, state_dir, database: ReadOnly::new(database, options.alone) };
+        match inspector.database.snapshot(schema)? {
+            None => Err(Error::NoJournal { root: inspector.root }),
+            Some(found) if found > SCHEMA_VERSION => {
+                Err(Error::NewerSchema { path: inspector.database.path().to_owned(), found, known: SCHEMA_VERSION })
+            }
+            Some(_) => Ok(inspector),
+        }
+    }
+
+    /// The directory whose tree is protected.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The journal as a whole, and what to do next.
+    pub fn status(&self) -> Result<Status> {
+        status::status(self)
+    }
+
+    /// Transactions, newest first.
+    pub fn transactions(&self, filter: TransactionFilter) -> Result<Vec<TransactionSummary>> {
+        self.database.snapshot(|connection| transactions::list(connection, filter))
+    }
+
+    /// One transaction in full; none when there is none of that number.
+    pub fn transaction(&self, id: TxnId) -> Result<Option<TransactionDetail>> {
+        self.database.snapshot(|connection| transactions::detail(connection, id))
+    }
+
+    /// All locks that were ever taken, by name.
+    pub fn locks(&self) -> Result<Vec<LockInfo>> {
+        locks::locks(self)
+    }
+
+    /// The sessions that did not say goodbye: alive, or dead and not yet recovered.
+    pub fn sessions(&self) -> Result<Vec<SessionInfo>> {
+        locks::sessions(self)
+    }
+}
+
+/// The version of the schema; none when the database holds no journal.
+fn schema(connection: &Connection) -> rusqlite::Result<Option<i64>> {
+    let there: bool = connection.query_row(
+        "SELECT EXISTS (SELECT 1 FROM main.sqlite_schema WHERE type = 'table' AND name = 'journal_meta')",
+        (),
+        |row| row.get(0),
+    )?;
+    if !there {
+        return Ok(None);
+    }
+    let mut statement = connection.prepare("SELECT schema FROM main.journal_meta WHERE id = 1")?;
+    let mut rows = statement.query(())?;
+    Ok(rows.next()?.map(|row| super::value::number_or_zero(row, "schema")))
+}

@@ -1,0 +1,30 @@
+//! Looking inside a journal without being part of it.
+//!
+//! An [`Inspector`] opens the database read-only. It takes no lock of the engine, never blocks a writer, writes no row
+//! and runs no recovery, so it works while others write and on a journal in any state, a crashed one included. Every
+//! call reads one snapshot and lets go of it before it returns: nothing here keeps the write-ahead log from shrinking.
+//!
+//! What it gives are plain values that serialize with serde. Their fields are the fields of `journalctl-kb --json`: they
+//! are added to, never renamed or given another meaning. Times end in `_ms` (milliseconds since 1970, UTC), sizes in
+//! `bytes`. A path stands as `path`, readable but lossy, with the exact bytes in `path_hex` beside it where it is not
+//! UTF-8. A stored value that cannot be understood is shown as a placeholder in angle brackets, or as 0 where a number
+//! belongs: one bad row never hides the others.
+//!
+//! Who is alive is the kernel's word, never the database's: see [`SessionInfo::alive`] and [`LockInfo::held`].
+
+mod database;
+mod inspector;
+mod liveness;
+mod locks;
+mod model;
+mod status;
+mod transactions;
+mod usage;
+mod value;
+mod verdict;
+
+pub use inspector::{InspectOptions, Inspector};
+pub use model::{
+    Advice, AreaUsage, ChangeInfo, EventInfo, Health, Holder, LockInfo, PathInfo, RedoInfo, SessionInfo, StateCounts,
+    Status, TransactionDetail, TransactionFilter, TransactionSummary, Unsettled, Waiting,
+};

@@ -1,0 +1,335 @@
+//! What an inspector tells. The fields are documented and stable: `journalctl-kb --json` writes them as they stand here.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::value::{from_fields, lossy, optional_path_fields, path_fields};
+use crate::id::TxnId;
+
+/// The journal as a whole: what `journalctl-kb status` shows.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// The directory whose tree is protected.
+    #[serde(serialize_with = "lossy")]
+    pub root: PathBuf,
+    /// Where the engine keeps its own files.
+    #[serde(serialize_with = "lossy")]
+    pub state_dir: PathBuf,
+    /// The database file.
+    #[serde(serialize_with = "lossy")]
+    pub database: PathBuf,
+    /// What it all comes to.
+    pub health: Health,
+    /// What to type next; empty when there is nothing to do.
+    pub advice: Vec<Advice>,
+    /// The version of the engine's schema.
+    pub schema: i64,
+    /// How many of the application's own migrations have run.
+    pub app_schema: i64,
+    /// When the journal was made.
+    pub created_ms: i64,
+    /// The size of the database file.
+    pub database_bytes: u64,
+    /// The size of its write-ahead log; 0 when there is none.
+    pub wal_bytes: u64,
+    /// What is free on the filesystem of the state directory; none when it does not say.
+    pub free_bytes: Option<u64>,
+    /// Staged content and pre-images on their way out, on all mounts.
+    pub stage: AreaUsage,
+    /// Old versions that are kept.
+    pub history: AreaUsage,
+    /// What was set aside for a person.
+    pub quarantine: AreaUsage,
+    /// The sessions that did not say goodbye: alive, or dead and not yet recovered.
+    pub sessions: Vec<SessionInfo>,
+    /// All locks, by name.
+    pub locks: Vec<LockInfo>,
+    /// How many transactions are in which state.
+    pub transactions: StateCounts,
+    /// What is committed and not yet durable in the live tree.
+    pub unsettled: Unsettled,
+    /// Transactions of which a path could not be applied yet, with these paths.
+    pub pending: Vec<Waiting>,
+    /// Transactions that wait for a person, with their paths.
+    pub quarantined: Vec<Waiting>,
+    /// The newest transaction.
+    pub last_commit: Option<TransactionSummary>,
+    /// The newest warnings and errors, newest first.
+    pub events: Vec<EventInfo>,
+    /// True when a sync of the write-ahead log failed and nobody has mended it since.
+    pub sync_failed: bool,
+}
+
+/// What the state of a journal comes to, from best to worst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Health {
+    /// Nothing to do.
+    Ok,
+    /// A crash or a failed sync left work to the next opening of the journal.
+    NeedsRecovery,
+    /// Some path could not be written; it is retried, but something outside the journal may have to be mended.
+    Pending,
+    /// A person has to look.
+    Quarantined,
+}
+
+/// Something to type, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Advice {
+    /// The command line, without `--root`.
+    pub command: String,
+    /// What it is for.
+    pub why: String,
+}
+
+/// What a directory of the engine holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct AreaUsage {
+    /// Files, symlinks and directories in it.
+    pub entries: u64,
+    /// The sizes of its files, added up.
+    pub bytes: u64,
+    /// True when counting stopped early or something could not be read: there is at least this much.
+    pub at_least: bool,
+}
+
+/// One opening of the journal by one process.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct SessionInfo {
+    /// Its name, 32 hexadecimal digits.
+    pub id: String,
+    /// The process.
+    pub pid: i64,
+    /// The program's name.
+    pub program: String,
+    /// When it opened the journal.
+    pub since_ms: i64,
+    /// True when the kernel says that it still holds its session file; none where the kernel does not tell.
+    pub alive: Option<bool>,
+}
+
+/// A named lock.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct LockInfo {
+    /// Its name.
+    pub name: String,
+    /// True when the kernel says that somebody holds it; none where the kernel does not tell.
+    pub held: Option<bool>,
+    /// The processes that the kernel names for it.
+    pub pids: Vec<i32>,
+    /// The fencing token of the newest acquisition.
+    pub fence: i64,
+    /// Who took it last and did not give it back. With `held` false that is a process that died.
+    pub holder: Option<Holder>,
+    /// When it was taken last.
+    pub acquired_ms: i64,
+    /// How often it was taken.
+    pub acquisitions: u64,
+    /// How often the holder before had died with it.
+    pub crashes: u64,
+    /// How often a holder found that it had been taken away.
+    pub losses: u64,
+}
+
+/// Who holds a lock, and for what.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Holder {
+    /// The process.
+    pub pid: i64,
+    /// Its program's name; empty when its session is not known.
+    pub program: String,
+    /// Its session.
+    pub session: String,
+    /// For what it was taken.
+    pub purpose: String,
+    /// Since when it is held.
+    pub since_ms: i64,
+    /// When the holder was last known to make progress.
+    pub heartbeat_ms: i64,
+    /// What the holder says about its progress.
+    pub progress: String,
+}
+
+/// How many transactions are in which state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct StateCounts {
+    /// All there are.
+    pub total: u64,
+    /// Durable, and on their way into the tree.
+    pub committed: u64,
+    /// Some path could not be written yet.
+    pub pending: u64,
+    /// In the tree, which is not synced yet.
+    pub applied: u64,
+    /// Being synced.
+    pub settling: u64,
+    /// Done.
+    pub settled: u64,
+    /// Waiting for a person.
+    pub quarantined: u64,
+    /// In a state this version does not know.
+    pub unknown: u64,
+}
+
+/// What is committed, so safe, and not yet durable in the live tree: until then its content is kept in the journal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Unsettled {
+    /// How many transactions.
+    pub transactions: u64,
+    /// Their new content.
+    pub bytes: u64,
+}
+
+/// A transaction that is held up.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Waiting {
+    /// Which one.
+    pub id: TxnId,
+    /// Its label.
+    pub label: String,
+    /// How often recovery was begun for it and did not come to an end.
+    pub attempts: u64,
+    /// The first of its paths, at most 20.
+    pub paths: Vec<PathInfo>,
+    /// How many more there are.
+    pub more_paths: u64,
+    /// Why, in the words of the newest event about it.
+    pub reason: Option<String>,
+}
+
+/// A path of the tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PathInfo {
+    /// Relative to the root.
+    #[serde(flatten, serialize_with = "path_fields")]
+    pub path: PathBuf,
+}
+
+/// Which transactions to list.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TransactionFilter {
+    /// At most so many, the newest.
+    pub limit: Option<u64>,
+    /// Only what was committed at that time or later.
+    pub since_ms: Option<i64>,
+}
+
+/// A transaction in one line.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct TransactionSummary {
+    /// Its number, in commit order.
+    pub id: TxnId,
+    /// `committed`, `pending`, `applied`, `settling`, `settled` or `quarantined`.
+    pub state: String,
+    /// What it was for, in the caller's words.
+    pub label: String,
+    /// The idempotency key.
+    pub key: Option<String>,
+    /// The lock it ran under.
+    pub lock: String,
+    /// The fencing token it had.
+    pub fence: i64,
+    /// The session that made it.
+    pub session: String,
+    /// When it began.
+    pub began_ms: i64,
+    /// When it was committed.
+    pub committed_ms: i64,
+    /// When it was settled.
+    pub settled_ms: Option<i64>,
+    /// How many paths it changed.
+    pub changes: u64,
+    /// How much new content it brought.
+    pub bytes: u64,
+    /// How much of the old content is kept.
+    pub history_bytes: u64,
+    /// True when it changed rows of the application too.
+    pub ran_sql: bool,
+    /// How often recovery was begun for it and did not come to an end.
+    pub attempts: u64,
+}
+
+/// A transaction in full: what `journalctl-kb show` shows.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct TransactionDetail {
+    /// Its fields stand beside the others in JSON.
+    #[serde(flatten)]
+    pub summary: TransactionSummary,
+    /// The program that made it, as long as its session is known.
+    pub program: Option<String>,
+    /// What it did to which path.
+    pub paths: Vec<ChangeInfo>,
+    /// What recovery would still need; empty once it is settled.
+    pub redo: Vec<RedoInfo>,
+    /// What happened to it, oldest first.
+    pub events: Vec<EventInfo>,
+}
+
+/// What a transaction did to one path.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct ChangeInfo {
+    /// Relative to the root.
+    #[serde(flatten, serialize_with = "path_fields")]
+    pub path: PathBuf,
+    /// `created`, `replaced`, `removed`, `renamed` or `directory`.
+    pub kind: String,
+    /// The path it had before it was renamed (`from` and `from_hex` in JSON).
+    #[serde(flatten, serialize_with = "from_fields")]
+    pub from: Option<PathBuf>,
+    /// The size of the new version.
+    pub bytes: Option<u64>,
+    /// The size of the old version.
+    pub old_bytes: Option<u64>,
+    /// BLAKE3 of the new version, in hexadecimal digits.
+    pub hash: Option<String>,
+    /// True when the old version is kept.
+    pub has_old: bool,
+}
+
+/// A path for which the journal still holds what recovery needs.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct RedoInfo {
+    /// Relative to the root.
+    #[serde(flatten, serialize_with = "path_fields")]
+    pub path: PathBuf,
+    /// How much content stands in the row; none when it lies in the stage, or there is none.
+    pub inline_bytes: Option<u64>,
+}
+
+/// Something that happened and that somebody may want to know.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct EventInfo {
+    /// Its number, in order.
+    pub id: i64,
+    /// When.
+    pub at_ms: i64,
+    /// `info`, `warn` or `error`.
+    pub level: String,
+    /// A word for what it is.
+    pub kind: String,
+    /// The transaction it is about.
+    pub txn: Option<TxnId>,
+    /// The path it is about.
+    #[serde(flatten, serialize_with = "optional_path_fields")]
+    pub path: Option<PathBuf>,
+    /// For people.
+    pub message: String,
+}

@@ -1,0 +1,107 @@
+//! Transactions: the listing, and one in full.
+
+use rusqlite::{Connection, Row};
+
+use super::model::{ChangeInfo, EventInfo, RedoInfo, TransactionDetail, TransactionFilter, TransactionSummary};
+use super::value::{bytes, count, hex, number, number_or_zero, path, size, text, text_or_empty};
+use crate::id::TxnId;
+use crate::journal::EventDetails;
+
+const COLUMNS: &str = "id, state, lock, fence, session, label, key, ran_sql, changes, bytes, history, attempts,
+    began_ms, committed_ms, settled_ms";
+
+/// The transactions that pass the filter, newest first.
+pub(super) fn list(connection: &Connection, filter: TransactionFilter) -> rusqlite::Result<Vec<TransactionSummary>> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM main.journal_txn WHERE ?1 IS NULL OR committed_ms >= ?1 ORDER BY id DESC LIMIT ?2"
+    );
+    // A negative limit is none.
+    let limit = filter.limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX));
+    connection.prepare(&sql)?.query_map((filter.since_ms, limit), summary)?.collect()
+}
+
+/// One transaction with all that is known of it.
+pub(super) fn detail(connection: &Connection, id: TxnId) -> rusqlite::Result<Option<TransactionDetail>> {
+    let sql = format!("SELECT {COLUMNS} FROM main.journal_txn WHERE id = ?1");
+    let Some(summary) = connection.prepare(&sql)?.query_map([id.get()], summary)?.next().transpose()? else {
+        return Ok(None);
+    };
+    let program = connection
+        .prepare(
+            "SELECT s.program FROM main.journal_session AS s JOIN main.journal_txn AS t ON t.session = s.id
+             WHERE t.id = ?1",
+        )?
+        .query_map([id.get()], |row| Ok(text_or_empty(row, "program")))?
+        .next()
+        .transpose()?;
+    let paths = connection
+        .prepare(
+            "SELECT path, kind, origin, size, hash, old_size, preimage FROM main.journal_change
+             WHERE txn = ?1 ORDER BY n",
+        )?
+        .query_map([id.get()], change)?
+        .collect::<rusqlite::Result<_>>()?;
+    let redo = connection
+        .prepare("SELECT path, length(content) AS held FROM main.journal_redo WHERE txn = ?1 ORDER BY n")?
+        .query_map([id.get()], |row| {
+            Ok(RedoInfo { path: path(row, "path").unwrap_or_default(), inline_bytes: size(row, "held") })
+        })?
+        .collect::<rusqlite::Result<_>>()?;
+    let events = connection
+        .prepare(
+            "SELECT id, at_ms, level, kind, txn, path, details FROM main.journal_event WHERE txn = ?1 ORDER BY id",
+        )?
+        .query_map([id.get()], event)?
+        .collect::<rusqlite::Result<_>>()?;
+    Ok(Some(TransactionDetail { summary, program, paths, redo, events }))
+}
+
+/// A row with the columns of [`COLUMNS`].
+pub(super) fn summary(row: &Row<'_>) -> rusqlite::Result<TransactionSummary> {
+    Ok(TransactionSummary {
+        id: TxnId::from(number_or_zero(row, "id")),
+        state: text_or_empty(row, "state"),
+        label: text_or_empty(row, "label"),
+        key: text(row, "key"),
+        lock: text_or_empty(row, "lock"),
+        fence: number_or_zero(row, "fence"),
+        session: bytes(row, "session").map_or_else(String::new, hex),
+        began_ms: number_or_zero(row, "began_ms"),
+        committed_ms: number_or_zero(row, "committed_ms"),
+        settled_ms: number(row, "settled_ms"),
+        changes: count(row, "changes"),
+        bytes: count(row, "bytes"),
+        history_bytes: count(row, "history"),
+        ran_sql: number_or_zero(row, "ran_sql") != 0,
+        attempts: count(row, "attempts"),
+    })
+}
+
+/// A row of `journal_event`.
+pub(super) fn event(row: &Row<'_>) -> rusqlite::Result<EventInfo> {
+    let details = bytes(row, "details").map(crate::codec::decode::<EventDetails>);
+    Ok(EventInfo {
+        id: number_or_zero(row, "id"),
+        at_ms: number_or_zero(row, "at_ms"),
+        level: text_or_empty(row, "level"),
+        kind: text_or_empty(row, "kind"),
+        txn: number(row, "txn").map(TxnId::from),
+        path: path(row, "path"),
+        message: match details {
+            Some(Ok(details)) => details.message,
+            Some(Err(_)) | None => "<unreadable>".into(),
+        },
+    })
+}
+
+fn change(row: &Row<'_>) -> rusqlite::Result<ChangeInfo> {
+    Ok(ChangeInfo {
+        path: path(row, "path").unwrap_or_default(),
+        kind: text_or_empty(row, "kind"),
+        from: path(row, "origin"),
+        bytes: size(row, "size"),
+        old_bytes: size(row, "old_size"),
+        hash: bytes(row, "hash").map(hex),
+        has_old: text(row, "preimage").is_some(),
+    })
+}

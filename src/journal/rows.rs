@@ -1,0 +1,368 @@
+//! The SQL of transactions, redo records, changes and events.
+
+use rusqlite::Row;
+use rusqlite::types::Value;
+
+use super::record::{Change, ChangeKind, EventDetails, Mark, Redo};
+use super::state::TxnState;
+use crate::codec;
+use crate::error::{Error, Result};
+use crate::id::{Fence, SessionId, TxnId};
+use crate::path::RelPath;
+use crate::store::Tx;
+use crate::time::now_ms;
+
+/// A transaction about to be recorded.
+#[derive(Debug)]
+pub(crate) struct NewTxn<'t> {
+    pub(crate) lock: &'t str,
+    pub(crate) fence: Fence,
+    pub(crate) session: SessionId,
+    pub(crate) label: &'t str,
+    pub(crate) key: Option<&'t str>,
+    pub(crate) digest: [u8; 32],
+    pub(crate) ran_sql: bool,
+    pub(crate) structural: bool,
+    pub(crate) changes: usize,
+    pub(crate) bytes: u64,
+    pub(crate) history: u64,
+    pub(crate) began_ms: i64,
+    /// With nothing to carry into the tree it is settled at once.
+    pub(crate) state: TxnState,
+}
+
+/// Records a transaction; its number is the commit order.
+pub(crate) fn insert_txn(tx: &Tx<'_>, new: &NewTxn<'_>) -> Result<TxnId> {
+    let settled = (new.state == TxnState::Settled).then(now_ms);
+    tx.execute(
+        "INSERT INTO main.journal_txn (state, lock, fence, session, label, key, digest, ran_sql, structural, changes, \
+           bytes, history, began_ms, committed_ms, settled_ms) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+        rusqlite::params![
+            new.state.as_str(),
+            new.lock,
+            new.fence.get(),
+            new.session.as_bytes(),
+            new.label,
+            new.key,
+            new.key.map(|_| new.digest),
+            new.ran_sql,
+            new.structural,
+            new.changes,
+            new.bytes,
+            new.history,
+            new.began_ms,
+            now_ms(),
+            settled,
+        ],
+    )?;
+    Ok(TxnId(tx.last_insert_rowid()))
+}
+
+/// Records what recovery needs to carry effect `n` out again.
+pub(crate) fn insert_redo(
+    tx: &Tx<'_>,
+    txn: TxnId,
+    n: usize,
+    path: &RelPath,
+    redo: &Redo,
+    content: Option<&[u8]>,
+) -> Result<()> {
+    tx.execute(
+        "INSERT INTO main.journal_redo (txn, n, path, record, content) VALUES (?1, ?2, ?3, ?4, ?5)",
+        (txn.get(), n, path.as_bytes(), codec::encode(redo)?, content),
+    )
+    .map(drop)
+}
+
+/// Records what happened to a path, for people and for history.
+pub(crate) fn insert_change(tx: &Tx<'_>, txn: TxnId, n: usize, change: &Change) -> Result<()> {
+    tx.execute(
+        "INSERT INTO main.journal_change (txn, n, path, kind, origin, size, hash, old_size, preimage, area) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        rusqlite::params![
+            txn.get(),
+            n,
+            change.path.as_bytes(),
+            change.kind.as_str(),
+            change.origin.as_ref().map(RelPath::as_bytes),
+            change.size,
+            change.hash,
+            change.old_size,
+            change.preimage,
+            change.area,
+        ],
+    )
+    .map(drop)
+}
+
+/// The changes of a transaction. A row that makes no sense is left out: it is for people only.
+pub(crate) fn changes(tx: &Tx<'_>, txn: TxnId) -> Result<Vec<Change>> {
+    let rows = tx.query_map(
+        "SELECT path, kind, origin, size, hash, old_size, preimage, area FROM main.journal_change \
+         WHERE txn = ?1 ORDER BY n",
+        [txn.get()],
+        |row| Ok(read_change(row).ok()),
+    )?;
+    Ok(rows.into_iter().flatten().collect())
+}
+
+fn read_change(row: &Row<'_>) -> Result<Change> {
+    let stored = |bytes: Vec<u8>| RelPath::from_stored(&bytes);
+    let kind: String = row.get(1)?;
+    Ok(Change {
+        path: stored(row.get(0)?)?,
+        kind: ChangeKind::parse(&kind).ok_or_else(|| Error::corrupt("a change", &kind))?,
+        origin: row.get::<_, Option<Vec<u8>>>(2)?.map(stored).transpose()?,
+        size: row.get(3)?,
+        hash: row.get(4)?,
+        old_size: row.get(5)?,
+        preimage: row.get(6)?,
+        area: row.get(7)?,
+    })
+}
+
+/// The transaction that has an idempotency key.
+#[derive(Debug)]
+pub(crate) struct Keyed {
+    pub(crate) id: TxnId,
+    pub(crate) fence: Fence,
+    pub(crate) digest: Option<Vec<u8>>,
+}
+
+pub(crate) fn by_key(tx: &Tx<'_>, key: &str) -> Result<Option<Keyed>> {
+    tx.query_opt("SELECT id, fence, digest FROM main.journal_txn WHERE key = ?1", [key], |row| {
+        Ok(Keyed { id: TxnId(row.get(0)?), fence: Fence(row.get(1)?), digest: row.get(2)? })
+    })
+}
+
+/// A transaction whose way is not over.
+#[derive(Clone, Debug)]
+pub(crate) struct Unsettled {
+    pub(crate) id: TxnId,
+    pub(crate) state: TxnState,
+    pub(crate) structural: bool,
+    pub(crate) attempts: i64,
+    pub(crate) mark: Option<Mark>,
+}
+
+/// Every transaction that is not settled, in commit order.
+pub(crate) fn unsettled(tx: &Tx<'_>) -> Result<Vec<Unsettled>> {
+    let rows = tx.query_map(
+        "SELECT id, state, structural, attempts, applied_mark FROM main.journal_txn \
+         WHERE state <> 'settled' ORDER BY id",
+        (),
+        |row| {
+            let state: Value = row.get(1)?;
+            let mark = row.get::<_, Value>(4)?;
+            Ok(Unsettled {
+                id: TxnId(row.get(0)?),
+                state: match &state {
+                    // The schema's CHECK keeps other words out; if one came in all the same, nothing is replayed.
+                    Value::Text(word) => TxnState::parse(word).unwrap_or(TxnState::Quarantined),
+                    _ => TxnState::Quarantined,
+                },
+                structural: row.get::<_, i64>(2)? != 0,
+                attempts: row.get(3)?,
+                mark: match &mark {
+                    Value::Blob(bytes) => codec::decode(bytes).ok(),
+                    _ => None,
+                },
+            })
+        },
+    )?;
+    Ok(rows)
+}
+
+/// True when a transaction waits to be carried into the tree, or could not be on some path, or is in quarantine.
+pub(crate) fn has_troubles(tx: &Tx<'_>) -> Result<bool> {
+    tx.query_row(
+        "SELECT EXISTS (SELECT 1 FROM main.journal_txn WHERE state <> 'settled' \
+           AND state IN ('committed', 'pending', 'quarantined'))",
+        (),
+        |row| row.get(0),
+    )
+}
+
+/// A redo row as it is stored, decoded or not.
+#[derive(Debug)]
+pub(crate) struct RedoRow {
+    pub(crate) txn: TxnId,
+    pub(crate) n: i64,
+    pub(crate) path: Result<RelPath>,
+    pub(crate) redo: Result<Redo>,
+    pub(crate) content: bool,
+}
+
+/// The redo rows of a transaction, in order, without their content.
+pub(crate) fn redo_rows(tx: &Tx<'_>, txn: TxnId) -> Result<Vec<RedoRow>> {
+    tx.query_map(
+        "SELECT n, path, record, content IS NOT NULL FROM main.journal_redo WHERE txn = ?1 ORDER BY n",
+        [txn.get()],
+        |row| {
+            let path: Vec<u8> = row.get(1)?;
+            let record: Vec<u8> = row.get(2)?;
+            Ok(RedoRow {
+                txn,
+                n: row.get(0)?,
+                path: RelPath::from_stored(&path),
+                redo: codec::decode(&record),
+                content: row.get(3)?,
+            })
+        },
+    )
+}
+
+/// The paths of a transaction's redo rows, as far as they can be read.
+pub(crate) fn redo_paths(tx: &Tx<'_>, txn: TxnId) -> Result<Vec<RelPath>> {
+    Ok(redo_rows(tx, txn)?.into_iter().filter_map(|row| row.path.ok()).collect())
+}
+
+/// The new bytes of an effect.
+pub(crate) fn redo_content(tx: &Tx<'_>, txn: TxnId, n: i64) -> Result<Option<Vec<u8>>> {
+    tx.query_opt(
+        "SELECT content FROM main.journal_redo WHERE txn = ?1 AND n = ?2",
+        (txn.get(), n),
+        |row| row.get::<_, Option<Vec<u8>>>(0),
+    )
+    .map(Option::flatten)
+}
+
+/// Replaces a redo record, after its new version was written once more.
+pub(crate) fn update_redo(tx: &Tx<'_>, txn: TxnId, n: i64, redo: &Redo) -> Result<()> {
+    tx.execute(
+        "UPDATE main.journal_redo SET record = ?3 WHERE txn = ?1 AND n = ?2",
+        (txn.get(), n, codec::encode(redo)?),
+    )
+    .map(drop)
+}
+
+/// Drops a transaction's redo rows.
+pub(crate) fn delete_redo(tx: &Tx<'_>, txn: TxnId) -> Result<()> {
+    tx.execute("DELETE FROM main.journal_redo WHERE txn = ?1", [txn.get()]).map(drop)
+}
+
+/// Takes a transaction from one state to the next; exactly one row must have been in the first.
+pub(crate) fn transition(tx: &Tx<'_>, txn: TxnId, from: TxnState, to: TxnState) -> Result<()> {
+    debug_assert!(from.may_become(to), "{from:?} may not become {to:?}");
+    let settled = (to == TxnState::Settled).then(now_ms);
+    let changed = tx.execute(
+        "UPDATE main.journal_txn SET state = ?3, settled_ms = coalesce(?4, settled_ms) WHERE id = ?1 AND state = ?2",
+        (txn.get(), from.as_str(), to.as_str(), settled),
+    )?;
+    if changed == 1 {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!("transaction {txn}"), format_args!("it is not {} as expected", from.as_str())))
+}
+
+/// Notes that a transaction is in the tree, and where that is true.
+pub(crate) fn note_applied(tx: &Tx<'_>, txn: TxnId, from: TxnState, mark: &Mark) -> Result<()> {
+    transition(tx, txn, from, TxnState::Applied)?;
+    tx.execute(
+        "UPDATE main.journal_txn SET applied_mark = ?2 WHERE id = ?1",
+        (txn.get(), codec::encode(mark)?),
+    )
+    .map(drop)
+}
+
+/// Counts a recovery that begins, or, with zero, one that made progress.
+pub(crate) fn set_attempts(tx: &Tx<'_>, txn: TxnId, attempts: i64) -> Result<()> {
+    tx.execute("UPDATE main.journal_txn SET attempts = ?2 WHERE id = ?1", (txn.get(), attempts)).map(drop)
+}
+
+/// How much somebody wants to know of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    Info,
+    Warn,
+    Error,
+}
+
+/// Writes an event.
+pub(crate) fn insert_event(
+    tx: &Tx<'_>,
+    level: Level,
+    kind: &'static str,
+    txn: Option<TxnId>,
+    path: Option<&RelPath>,
+    message: &str,
+) -> Result<()> {
+    let level = match level {
+        Level::Info => "info",
+        Level::Warn => "warn",
+        Level::Error => "error",
+    };
+    let details = codec::encode(&EventDetails { message: message.to_owned() })?;
+    tx.execute(
+        "INSERT INTO main.journal_event (at_ms, level, kind, txn, path, details) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        (now_ms(), level, kind, txn.map(TxnId::get), path.map(RelPath::as_bytes), details),
+    )
+    .map(drop)
+}
+
+/// The warnings a transaction ended with: those a repeat of its key is to show again.
+pub(crate) fn warnings(tx: &Tx<'_>, txn: TxnId) -> Result<Vec<String>> {
+    let rows = tx.query_map(
+        "SELECT details FROM main.journal_event WHERE txn = ?1 AND level <> 'info' ORDER BY id",
+        [txn.get()],
+        |row| row.get::<_, Vec<u8>>(0),
+    )?;
+    Ok(rows
+        .iter()
+        .filter_map(|details| codec::decode::<EventDetails>(details).ok())
+        .map(|details| details.message)
+        .collect())
+}
+
+/// The mounts inside the root that have an area of their own: number and path of their top.
+pub(crate) fn areas(tx: &Tx<'_>) -> Result<Vec<(i64, Vec<u8>)>> {
+    tx.query_map("SELECT id, path FROM main.journal_area ORDER BY id", (), |row| Ok((row.get(0)?, row.get(1)?)))
+}
+
+/// Records an area, before anything is made there.
+pub(crate) fn insert_area(tx: &Tx<'_>, top: &[u8]) -> Result<i64> {
+    tx.execute("INSERT OR IGNORE INTO main.journal_area (path) VALUES (?1)", [top])?;
+    tx.query_row("SELECT id FROM main.journal_area WHERE path = ?1", [top], |row| row.get(0))
+}
+
+/// The numbers of all names in stages that a row refers to, without what the engine puts behind them.
+pub(crate) fn staged_names(tx: &Tx<'_>) -> Result<std::collections::HashSet<String>> {
+    let base = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+    let mut names: std::collections::HashSet<String> = tx
+        .query_map("SELECT preimage FROM main.journal_change WHERE preimage IS NOT NULL", (), |row| {
+            row.get::<_, String>(0)
+        })?
+        .iter()
+        .map(|name| base(name))
+        .collect();
+    let records = tx.query_map("SELECT record FROM main.journal_redo", (), |row| row.get::<_, Vec<u8>>(0))?;
+    names.extend(records.iter().filter_map(|record| codec::decode::<Redo>(record).ok()).map(|redo| base(&redo.staged)));
+    Ok(names)
+}
+
+/// Committed transactions that still have old versions, newest first: number, bytes, when.
+pub(crate) fn with_history(tx: &Tx<'_>) -> Result<Vec<(TxnId, u64, i64)>> {
+    tx.query_map(
+        "SELECT t.id, t.history, t.committed_ms FROM main.journal_txn t \
+         WHERE t.state = 'settled' AND EXISTS \
+           (SELECT 1 FROM main.journal_change c WHERE c.txn = t.id AND c.preimage IS NOT NULL) ORDER BY t.id DESC",
+        (),
+        |row| Ok((TxnId(row.get(0)?), row.get(1)?, row.get(2)?)),
+    )
+}
+
+/// The names of a transaction's old versions: area and name.
+pub(crate) fn preimages(tx: &Tx<'_>, txn: TxnId) -> Result<Vec<(i64, String)>> {
+    tx.query_map(
+        "SELECT area, preimage FROM main.journal_change WHERE txn = ?1 AND preimage IS NOT NULL",
+        [txn.get()],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
+}
+
+/// Forgets a transaction's old versions, once their files are gone.
+pub(crate) fn forget_history(tx: &Tx<'_>, txn: TxnId) -> Result<()> {
+    tx.execute("UPDATE main.journal_change SET preimage = NULL WHERE txn = ?1", [txn.get()])?;
+    tx.execute("UPDATE main.journal_txn SET history = 0 WHERE id = ?1", [txn.get()]).map(drop)
+}

@@ -1,0 +1,124 @@
+//! The SQL of sessions, locks and fences.
+
+use crate::error::{Error, Result};
+use crate::id::{Fence, SessionId};
+use crate::store::Tx;
+use crate::time::{boot_id, now_ms, process_start};
+
+/// How many fencing tokens are made durable at once, so that an acquisition needs no sync of its own.
+const FENCE_BLOCK: i64 = 1 << 20;
+
+/// Records a session, and begins a new block of fences when the last one was counted in another boot or mount.
+/// True when that happened: the transaction then has to be durable.
+pub(super) fn open_session(tx: &Tx<'_>, id: SessionId, program: &str, mark: &[u8]) -> Result<()> {
+    tx.execute(
+        "INSERT INTO main.journal_session (id, pid, started, boot, program, opened_ms, state) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'open')",
+        (id.as_bytes(), std::process::id(), process_start(), boot_id(), program, now_ms()),
+    )?;
+    // Tokens above a counter that a power cut took back may be in use already; none above the ceiling is.
+    tx.execute(
+        "UPDATE main.journal_meta SET fence = fence_ceiling, fence_ceiling = fence_ceiling + ?2, fence_mark = ?1 \
+         WHERE id = 1 AND (fence_mark <> ?1 OR fence = fence_ceiling)",
+        (mark, FENCE_BLOCK),
+    )
+    .map(drop)
+}
+
+/// True when the counter of fences was last counted in this boot and mount, with tokens left.
+pub(super) fn fences_are_current(tx: &Tx<'_>, mark: &[u8]) -> Result<bool> {
+    tx.query_row(
+        "SELECT fence_mark = ?1 AND fence < fence_ceiling FROM main.journal_meta WHERE id = 1",
+        [mark],
+        |row| row.get(0),
+    )
+}
+
+/// True when the next token must first raise the ceiling, durably.
+pub(super) fn fences_are_used_up(tx: &Tx<'_>) -> Result<bool> {
+    tx.query_row("SELECT fence >= fence_ceiling FROM main.journal_meta WHERE id = 1", (), |row| row.get(0))
+}
+
+/// Ends a session in the given state.
+pub(super) fn end_session(tx: &Tx<'_>, id: SessionId, state: &'static str) -> Result<()> {
+    tx.execute(
+        "UPDATE main.journal_session SET state = ?2, ended_ms = ?3 WHERE id = ?1 AND state = 'open'",
+        (id.as_bytes(), state, now_ms()),
+    )
+    .map(drop)
+}
+
+/// The sessions whose rows say that they are open. A row that is no session's id is passed over.
+pub(crate) fn open_sessions(tx: &Tx<'_>) -> Result<Vec<SessionId>> {
+    let ids = tx.query_map("SELECT id FROM main.journal_session WHERE state = 'open'", (), |row| {
+        Ok(row.get_ref(0)?.as_blob().ok().and_then(SessionId::from_slice))
+    })?;
+    Ok(ids.into_iter().flatten().collect())
+}
+
+/// Records an acquisition: the next token, and who has the lock from now on.
+pub(super) fn acquire(tx: &Tx<'_>, name: &str, session: SessionId, purpose: &str) -> Result<Fence> {
+    tx.execute(
+        "UPDATE main.journal_meta SET fence_ceiling = fence_ceiling + ?1 WHERE id = 1 AND fence >= fence_ceiling",
+        [FENCE_BLOCK],
+    )?;
+    let fence = tx.query_row(
+        "UPDATE main.journal_meta SET fence = fence + 1 WHERE id = 1 RETURNING fence",
+        (),
+        |row| row.get(0),
+    )?;
+    tx.execute(
+        "INSERT INTO main.journal_lock (name, fence, session, pid, purpose, acquired_ms, heartbeat_ms) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) \
+         ON CONFLICT (name) DO UPDATE SET crashes = crashes + (session IS NOT NULL), fence = excluded.fence, \
+           session = excluded.session, pid = excluded.pid, purpose = excluded.purpose, \
+           acquired_ms = excluded.acquired_ms, heartbeat_ms = excluded.heartbeat_ms, progress = '', \
+           acquisitions = acquisitions + 1",
+        (name, fence, session.as_bytes(), std::process::id(), purpose, now_ms()),
+    )?;
+    Ok(Fence(fence))
+}
+
+/// Records a release, unless somebody else has the lock by now.
+pub(super) fn release(tx: &Tx<'_>, name: &str, fence: Fence) -> Result<()> {
+    tx.execute(
+        "UPDATE main.journal_lock SET session = NULL, pid = NULL WHERE name = ?1 AND fence = ?2",
+        (name, fence.get()),
+    )
+    .map(drop)
+}
+
+/// Refuses when the lock's newest acquisition is no longer the one with this fence.
+pub(crate) fn check_fence(tx: &Tx<'_>, name: &str, fence: Fence) -> Result<()> {
+    let newest = tx.query_opt(
+        "SELECT fence FROM main.journal_lock WHERE name = ?1 AND session IS NOT NULL",
+        [name],
+        |row| row.get::<_, i64>(0),
+    )?;
+    if newest == Some(fence.get()) {
+        return Ok(());
+    }
+    Err(Error::LockLost { name: name.to_owned(), fence })
+}
+
+/// Counts a loss, for `status`.
+pub(super) fn count_loss(tx: &Tx<'_>, name: &str) -> Result<()> {
+    tx.execute("UPDATE main.journal_lock SET losses = losses + 1 WHERE name = ?1", [name]).map(drop)
+}
+
+/// Who holds a lock, in words, as far as the rows tell.
+pub(super) fn holder(tx: &Tx<'_>, name: &str) -> Result<String> {
+    let row = tx.query_opt(
+        "SELECT l.pid, coalesce(s.program, '?'), l.purpose FROM main.journal_lock l \
+         LEFT JOIN main.journal_session s ON s.id = l.session WHERE l.name = ?1 AND l.session IS NOT NULL",
+        [name],
+        |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?)),
+    )?;
+    Ok(match row {
+        Some((pid, program, purpose)) => {
+            let purpose = if purpose.is_empty() { String::new() } else { format!(" for {purpose:?}") };
+            format!("{program} (pid {}){purpose}", pid.unwrap_or(0))
+        }
+        None => "another process".to_owned(),
+    })
+}

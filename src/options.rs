@@ -1,0 +1,181 @@
+//! How a journal is opened, and how a transaction begins.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::engine::Journal;
+use crate::error::Result;
+use crate::history::Retention;
+
+/// Settings of a journal, for this opening of it. [`Journal::options`] gives the defaults.
+#[derive(Clone, Debug)]
+#[must_use = "options do nothing until open() is called"]
+pub struct Options {
+    pub(crate) create: bool,
+    pub(crate) state_dir: Option<PathBuf>,
+    pub(crate) database: Option<PathBuf>,
+    pub(crate) foreign_keys: bool,
+    pub(crate) inline_file: u64,
+    pub(crate) inline_txn: u64,
+    pub(crate) pool_size: u32,
+    pub(crate) pool_wait: Duration,
+    pub(crate) read_limit: Duration,
+    pub(crate) lock_wait: Duration,
+    pub(crate) turn_wait: Duration,
+    pub(crate) settle_after: Duration,
+    pub(crate) settle_bytes: u64,
+    pub(crate) retention: Retention,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            create: true,
+            state_dir: None,
+            database: None,
+            foreign_keys: true,
+            inline_file: 64 << 10,
+            inline_txn: 16 << 20,
+            pool_size: 4,
+            pool_wait: Duration::from_secs(10),
+            read_limit: Duration::from_secs(5),
+            lock_wait: Duration::from_secs(150),
+            turn_wait: Duration::from_secs(60),
+            settle_after: Duration::from_secs(1),
+            settle_bytes: 8 << 20,
+            retention: Retention::default(),
+        }
+    }
+}
+
+impl Options {
+    /// Whether a journal is made where there is none. Default: yes.
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
+    }
+
+    /// Where the engine keeps its state, instead of `.journal` in the root. Relative to the root. May be on another
+    /// local filesystem; then a directory `.journal-stage` appears in the root.
+    pub fn state_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.state_dir = Some(path.into());
+        self
+    }
+
+    /// A WAL database the application already has, to hold the `journal_` tables too. Relative to the root. Its
+    /// `user_version` and `application_id` stay the application's.
+    pub fn database(mut self, path: impl Into<PathBuf>) -> Self {
+        self.database = Some(path.into());
+        self
+    }
+
+    /// Whether SQLite enforces foreign keys. Default: yes.
+    pub fn foreign_keys(mut self, enforce: bool) -> Self {
+        self.foreign_keys = enforce;
+        self
+    }
+
+    /// The largest file that becomes durable with the commit's own sync, in bytes; a larger one is streamed to the
+    /// stage and synced first. Default: 64 KiB.
+    pub fn inline_limit(mut self, bytes: u64) -> Self {
+        self.inline_file = bytes;
+        self
+    }
+
+    /// How many bytes of one transaction's small files may do so, and are held in memory meanwhile. Default: 16 MiB.
+    pub fn inline_total(mut self, bytes: u64) -> Self {
+        self.inline_txn = bytes;
+        self
+    }
+
+    /// How many readers may be at work at once. Default: 4.
+    pub fn pool_size(mut self, readers: u32) -> Self {
+        self.pool_size = readers;
+        self
+    }
+
+    /// How long a read waits for one of them. Default: 10 s.
+    pub fn pool_timeout(mut self, wait: Duration) -> Self {
+        self.pool_wait = wait;
+        self
+    }
+
+    /// After how long a read is ended, because it keeps the write-ahead log from shrinking. Default: 5 s.
+    pub fn read_limit(mut self, limit: Duration) -> Self {
+        self.read_limit = limit;
+        self
+    }
+
+    /// How long to wait for a lock when nothing else is said. Default: 150 s.
+    pub fn lock_wait(mut self, wait: Duration) -> Self {
+        self.lock_wait = wait;
+        self
+    }
+
+    /// How long to wait for the turn to write, which others hold for one commit at a time. Default: 60 s.
+    pub fn turn_wait(mut self, wait: Duration) -> Self {
+        self.turn_wait = wait;
+        self
+    }
+
+    /// How long after a commit the background thread makes the tree itself durable. Default: 1 s.
+    pub fn settle_after(mut self, idle: Duration) -> Self {
+        self.settle_after = idle;
+        self
+    }
+
+    /// After how many bytes of new content it does so at once. Default: 8 MiB.
+    pub fn settle_bytes(mut self, bytes: u64) -> Self {
+        self.settle_bytes = bytes;
+        self
+    }
+
+    /// How long old versions are kept. [`Retention::OFF`] keeps none.
+    pub fn history(mut self, keep: Retention) -> Self {
+        self.retention = keep;
+        self
+    }
+
+    /// Opens the journal of the tree at `root`, made first if it is not there, and recovers what a crash left.
+    ///
+    /// On return the journal's own files are durable. Nothing in the tree is changed but by recovery.
+    pub fn open(self, root: impl AsRef<Path>) -> Result<Journal> {
+        Journal::open_with(root.as_ref(), self)
+    }
+}
+
+/// How a transaction begins: under which lock, how long to wait for it, as what it is shown.
+#[derive(Clone, Debug, Default)]
+#[must_use = "give it to Journal::begin_with"]
+pub struct Begin {
+    pub(crate) label: String,
+    pub(crate) lock: Option<String>,
+    pub(crate) wait: Option<Duration>,
+    pub(crate) key: Option<String>,
+}
+
+impl Begin {
+    /// A transaction with this label, for `journalctl-kb log`.
+    pub fn new(label: impl Into<String>) -> Self {
+        Self { label: label.into(), ..Self::default() }
+    }
+
+    /// The lock it holds from begin to end. Default: `main`.
+    pub fn lock(mut self, name: impl Into<String>) -> Self {
+        self.lock = Some(name.into());
+        self
+    }
+
+    /// How long to wait for the lock. Default: [`Options::lock_wait`].
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.wait = Some(wait);
+        self
+    }
+
+    /// An idempotency key: committing again under the same key answers the first receipt and does nothing; with other
+    /// content it is [`Error::KeyReused`](crate::Error::KeyReused). The content compared is what is staged in the tree.
+    pub fn key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+}

@@ -1,0 +1,402 @@
+//! Carries unapplied transactions into the tree, under the turnstile.
+//!
+//! 1. count the attempt, durably: a recovery that crashes is counted, and after [`MAX_ATTEMPTS`] the transaction goes to
+//!    quarantine with everything kept;
+//! 2. for all that is not settled together, find the newest effect on each path: an older one is never replayed over it;
+//! 3. look at each path, decide, and only then touch anything;
+//! 4. note "applied" and take the count back.
+//!
+//! A structural transaction (moves, removed directories) was alone when it committed: everything before it was
+//! settled, and it is carried out again step by step, each step looking how far it had come.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::decide::{Decision, Evidence, Live, decide};
+use crate::error::{Error, IoContext, Result};
+use crate::fs::exchange::{self, ASIDE};
+use crate::fs::opener::Found;
+use crate::fs::root::{self, Dirs, Kind};
+use crate::id::TxnId;
+use crate::journal::{self, Identity, Level, Redo, TxnState, Unsettled, What};
+use crate::path::RelPath;
+use crate::store::{Durability, Turn};
+use crate::txn::{self, AGAIN, Drained, Ground, Outcome, Step, Which, set_aside};
+
+/// Recoveries begun for a transaction before it goes to quarantine.
+const MAX_ATTEMPTS: i64 = 5;
+
+/// One row of what recovery would do.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) txn: TxnId,
+    pub(crate) path: RelPath,
+    pub(crate) action: String,
+    pub(crate) reason: String,
+}
+
+/// The newest effect on a path, and what any unsettled commit found there.
+struct Newest {
+    txn: TxnId,
+    n: i64,
+    redo: Redo,
+    inline: bool,
+    older: Vec<Identity>,
+}
+
+/// Applies what is committed and not in the tree.
+pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Result<Drained> {
+    let unsettled = turn.look(journal::unsettled)?;
+    let due = due(ground, &unsettled, which);
+    let mut drained = Drained::default();
+    if due.is_empty() {
+        return Ok(drained);
+    }
+    let found = due.len();
+    let due = begin_attempt(turn, due)?;
+    drained.quarantined = (found - due.len()) as u64;
+    let mut troubles: HashMap<TxnId, Outcome> = HashMap::new();
+    let newest = newest(ground, turn, &unsettled)?;
+    let mut dirs = Dirs::new(&ground.root);
+    for (path, effect, decision) in decisions(ground, &newest, &due)? {
+        let trouble = troubles.entry(effect.txn).or_default();
+        match carry_out(ground, turn, &mut dirs, path, effect, decision) {
+            Ok(Some(kept)) => trouble.aside.push((path.clone(), kept)),
+            Ok(None) => {}
+            Err(error) => trouble.failed.push((path.clone(), error)),
+        }
+    }
+    for txn in due.iter().filter(|txn| txn.structural) {
+        let steps = steps(ground, turn, txn.id)?;
+        let outcome = txn::apply(ground, &mut dirs, txn.id, &steps, true);
+        troubles.insert(txn.id, outcome);
+    }
+    for txn in &due {
+        let outcome = troubles.remove(&txn.id).unwrap_or_default();
+        drained.aside += outcome.aside.len() as u64;
+        match outcome.failed.is_empty() {
+            true => drained.applied += 1,
+            false => drained.pending += 1,
+        }
+        note(ground, turn, txn, outcome)?;
+    }
+    Ok(drained)
+}
+
+/// What [`drain`] would do, without doing it.
+pub(crate) fn plan(ground: &Ground, turn: &mut Turn<'_>) -> Result<Vec<Plan>> {
+    let unsettled = turn.look(journal::unsettled)?;
+    let due = due(ground, &unsettled, Which::PendingToo);
+    let newest = newest(ground, turn, &unsettled)?;
+    let mut plan: Vec<Plan> = decisions(ground, &newest, &due)?
+        .into_iter()
+        .map(|(path, effect, decision)| Plan {
+            txn: effect.txn,
+            path: path.clone(),
+            action: decision.to_string(),
+            reason: "committed, not known to be in the tree".into(),
+        })
+        .collect();
+    for txn in due.iter().filter(|txn| txn.structural) {
+        plan.extend(turn.look(|tx| journal::redo_paths(tx, txn.id))?.into_iter().map(|path| Plan {
+            txn: txn.id,
+            path,
+            action: "apply as far as it had not come".into(),
+            reason: "a transaction with moves or removed directories".into(),
+        }));
+    }
+    for txn in unsettled.iter().filter(|txn| !due.iter().any(|due| due.id == txn.id)) {
+        let (action, reason) = match txn.state {
+            TxnState::Settling => ("rewrite and settle", "a settle was cut short"),
+            TxnState::Quarantined => ("leave", "in quarantine: a person has to look"),
+            _ => ("settle", "applied"),
+        };
+        plan.extend(turn.look(|tx| journal::redo_paths(tx, txn.id))?.into_iter().map(|path| Plan {
+            txn: txn.id,
+            path,
+            action: action.into(),
+            reason: reason.into(),
+        }));
+    }
+    plan.sort_by(|a, b| (a.txn, &a.path).cmp(&(b.txn, &b.path)));
+    Ok(plan)
+}
+
+fn due(ground: &Ground, unsettled: &[Unsettled], which: Which) -> Vec<Unsettled> {
+    let now = ground.mark_now();
+    let is_due = |txn: &&Unsettled| match txn.state {
+        TxnState::Committed => true,
+        TxnState::Pending => which == Which::PendingToo,
+        TxnState::Applied | TxnState::Settling => txn.mark.as_ref().is_none_or(|mark| !mark.counts_in(&now)),
+        TxnState::Settled | TxnState::Quarantined => false,
+    };
+    unsettled.iter().filter(is_due).cloned().collect()
+}
+
+/// Counts the attempt before anything is tried; sets aside what has used its attempts up.
+fn begin_attempt(turn: &mut Turn<'_>, due: Vec<Unsettled>) -> Result<Vec<Unsettled>> {
+    turn.write(Durability::Full, |tx| {
+        let mut tried = Vec::with_capacity(due.len());
+        for txn in due {
+            if txn.attempts >= MAX_ATTEMPTS {
+                journal::transition(tx, txn.id, txn.state, TxnState::Quarantined)?;
+                let message = format!("given up after {MAX_ATTEMPTS} recoveries that did not end; everything is kept");
+                journal::insert_event(tx, Level::Error, "quarantined", Some(txn.id), None, &message)?;
+                continue;
+            }
+            journal::set_attempts(tx, txn.id, txn.attempts + 1)?;
+            // A mark of another boot or mount is no mark: from here on it is a commit like any other.
+            if matches!(txn.state, TxnState::Applied | TxnState::Settling) {
+                journal::transition(tx, txn.id, txn.state, TxnState::Committed)?;
+                tried.push(Unsettled { state: TxnState::Committed, ..txn });
+            } else {
+                tried.push(txn);
+            }
+        }
+        Ok(tried)
+    })
+}
+
+/// The newest effect on each path, of everything that is neither settled nor set aside. Structural transactions are
+/// carried out whole, so they do not take part.
+fn newest(ground: &Ground, turn: &mut Turn<'_>, unsettled: &[Unsettled]) -> Result<BTreeMap<RelPath, Newest>> {
+    let mut newest: BTreeMap<RelPath, Newest> = BTreeMap::new();
+    let mut unreadable = Vec::new();
+    for txn in unsettled.iter().filter(|txn| txn.state != TxnState::Quarantined && !txn.structural) {
+        for row in turn.look(|tx| journal::redo_rows(tx, txn.id))? {
+            let (path, redo) = match (row.path, row.redo) {
+                (Ok(path), Ok(redo)) => (path, redo),
+                (path, redo) => {
+                    let error = path.as_ref().err().or(redo.as_ref().err()).map(ToString::to_string);
+                    unreadable.push((row.txn, row.n, path.ok(), error.unwrap_or_default()));
+                    continue;
+                }
+            };
+            if let Err(error) = ground.path(path.as_path()) {
+                unreadable.push((row.txn, row.n, Some(path), error.to_string()));
+                continue;
+            }
+            let mut older = newest.remove(&path).map(|older| older.older).unwrap_or_default();
+            older.extend(redo.old.clone());
+            newest.insert(path, Newest { txn: row.txn, n: row.n, redo, inline: row.content, older });
+        }
+    }
+    if !unreadable.is_empty() {
+        // One bad row does not stop the rest: it is kept, and said once.
+        turn.write(Durability::Normal, |tx| {
+            unreadable.iter().try_for_each(|(txn, n, path, error)| {
+                let message = format!("row {n} of the redo log is passed over and kept: {error}");
+                journal::insert_event(tx, Level::Error, "unreadable", Some(*txn), path.as_ref(), &message)
+            })
+        })?;
+    }
+    Ok(newest)
+}
+
+type Decided<'n> = (&'n RelPath, &'n Newest, Decision);
+
+fn decisions<'n>(
+    ground: &Ground,
+    newest: &'n BTreeMap<RelPath, Newest>,
+    due: &[Unsettled],
+) -> Result<Vec<Decided<'n>>> {
+    let due: Vec<(&RelPath, &Newest)> = newest
+        .iter()
+        .filter(|(_, effect)| due.iter().any(|txn| txn.id == effect.txn && !txn.structural))
+        .collect();
+    let sizes = due.iter().map(|(path, effect)| {
+        let size = match effect.redo.what {
+            What::Content { size, .. } => size,
+            _ => 0,
+        };
+        ((*path).clone(), size)
+    });
+    let found = ground.opener.examine(sizes.collect())?;
+    due.into_iter()
+        .zip(found)
+        .map(|((path, effect), found)| {
+            // What cannot be looked at is left to the step itself, which will say why.
+            let found = found.unwrap_or_default();
+            let live = classify(ground, effect, found.as_ref())?;
+            let available = is_available(ground, effect)?;
+            Ok((path, effect, decide(Evidence { applied: false, live, available })))
+        })
+        .collect()
+}
+
+fn classify(ground: &Ground, effect: &Newest, found: Option<&Found>) -> Result<Live> {
+    let Some(found) = found else {
+        return Ok(if effect.redo.what == What::Absence { Live::New } else { Live::Empty });
+    };
+    let meta = &found.meta;
+    let is_new = match &effect.redo.what {
+        What::Content { ino, size, hash, .. } => {
+            found.hash == Some(*hash) && meta.kind == Kind::File && meta.size == *size
+                || !effect.inline && meta.ino == *ino
+        }
+        What::Symlink { target, .. } => {
+            meta.kind == Kind::Symlink && found.hash == Some(*blake3::hash(target).as_bytes())
+        }
+        What::Directory { .. } => meta.kind == Kind::Directory,
+        What::Absence => false,
+        What::Move { ino, .. } => meta.ino == *ino,
+    };
+    if is_new {
+        return Ok(Live::New);
+    }
+    if effect.older.iter().any(|old| old.is(meta, false)) {
+        return Ok(Live::PreImage);
+    }
+    // The fallback without an exchange links the old version aside before it renames, which moves its ctime on.
+    let area = ground.area(effect.redo.area)?;
+    let aside = root::look(&area.stage, format!("{}{ASIDE}", effect.redo.staged));
+    let linked = aside.at("look at", &area.path)?.is_some_and(|aside| aside.ino == meta.ino);
+    if linked && effect.older.iter().any(|old| old.is(meta, true)) {
+        return Ok(Live::PreImage);
+    }
+    let wants_something = effect.redo.what != What::Absence;
+    Ok(if wants_something && meta.kind == Kind::File && meta.size == 0 { Live::Empty } else { Live::Other })
+}
+
+/// True when the new version can be had.
+fn is_available(ground: &Ground, effect: &Newest) -> Result<bool> {
+    let What::Content { ino, .. } = effect.redo.what else { return Ok(true) };
+    if effect.inline {
+        return Ok(true);
+    }
+    let area = ground.area(effect.redo.area)?;
+    let staged = root::look(&area.stage, &effect.redo.staged).at("look at", area.stage_path(&effect.redo.staged))?;
+    Ok(staged.is_some_and(|staged| staged.ino == ino))
+}
+
+/// Carries one decision out. Answers where somebody's version was put, if it was.
+fn carry_out(
+    ground: &Ground,
+    turn: &mut Turn<'_>,
+    dirs: &mut Dirs<'_>,
+    path: &RelPath,
+    effect: &Newest,
+    decision: Decision,
+) -> Result<Option<String>> {
+    let area = ground.area(effect.redo.area)?;
+    let full = || ground.root.full(path);
+    match decision {
+        Decision::Keep | Decision::KeepTheirs => return Ok(None),
+        Decision::Lost => return Err(Error::NotFound { path: area.stage_path(&effect.redo.staged) }),
+        Decision::Apply | Decision::ApplyAside => {}
+    }
+    let staged = &effect.redo.staged;
+    if effect.redo.what == What::Absence {
+        let dir = dirs.parent(path)?;
+        let name = format!("{staged}{AGAIN}");
+        let mine = decision == Decision::Apply && root::look(&area.stage, staged).at("look at", full())?.is_none();
+        let name = if mine { staged } else { &name };
+        exchange::take(&dir.fd, path.name(), &area.stage, name).at("remove", full())?;
+        return if mine { Ok(None) } else { set_aside(&area, effect.txn, &area.stage, name).map(Some) };
+    }
+    if let What::Directory { mode } = effect.redo.what {
+        let dir = dirs.parent(path)?;
+        let mut kept = None;
+        if root::look(&dir.fd, path.name()).at("look at", full())?.is_some() {
+            let name = format!("{staged}{AGAIN}");
+            exchange::take(&dir.fd, path.name(), &area.stage, &name).at("remove", full())?;
+            kept = keep_old(&area, effect, &name)?;
+        }
+        let mode = rustix::fs::Mode::from_raw_mode(mode.unwrap_or(0o777));
+        rustix::fs::mkdirat(&dir.fd, path.name(), mode).at("make the directory", full())?;
+        return Ok(kept);
+    }
+    let content = turn.look(|tx| journal::redo_content(tx, effect.txn, effect.n))?;
+    let step = Step::again(path.clone(), effect.redo.clone(), area.clone(), content.map(Into::into));
+    // Small content and symlinks are written once more, under a name of their own that belongs to this row; large
+    // content is in the stage under the recorded inode, synced before its COMMIT.
+    let large = matches!(effect.redo.what, What::Content { .. }) && !effect.inline;
+    let name = if large { staged.clone() } else { format!("{staged}{AGAIN}") };
+    if !large {
+        let ino = txn::write_again(&step, &name)?;
+        let mut redo = effect.redo.clone();
+        match &mut redo.what {
+            What::Content { ino: recorded, .. } | What::Symlink { ino: recorded, .. } => *recorded = ino,
+            _ => {}
+        }
+        turn.write(Durability::Normal, |tx| journal::update_redo(tx, effect.txn, effect.n, &redo))?;
+    }
+    let dir = dirs.parent(path)?;
+    let placed = exchange::place(&area, &area.stage, &name, &dir.fd, path.name(), true);
+    match placed.at("put in place", full())? {
+        exchange::Placed::New => Ok(None),
+        exchange::Placed::Exchanged if large => keep_large(&area, effect, &name),
+        exchange::Placed::Exchanged => keep_old(&area, effect, &name),
+    }
+}
+
+/// What came out of the tree under `name`: the old version for history, nothing worth keeping, or somebody's work.
+fn keep_old(area: &crate::fs::area::Area, effect: &Newest, name: &str) -> Result<Option<String>> {
+    let path = area.stage_path(name);
+    let Some(meta) = root::look(&area.stage, name).at("look at", &path)? else { return Ok(None) };
+    let staged = &effect.redo.staged;
+    if effect.older.iter().any(|old| old.is(&meta, true)) {
+        // The temporary file of the first try, if it survived, was never published.
+        if !txn::is_preimage(area, staged, effect.redo.old.as_ref())? {
+            area.drop_staged(staged)?;
+            rustix::fs::renameat(&area.stage, name, &area.stage, &**staged).at("rename", &path)?;
+        }
+        return Ok(None);
+    }
+    let recorded = match effect.redo.what {
+        What::Content { ino, .. } | What::Symlink { ino, .. } => Some(ino),
+        _ => None,
+    };
+    if meta.kind == Kind::File && (meta.size == 0 || recorded == Some(meta.ino)) {
+        // Our own version, whose bytes a power cut took.
+        area.drop_staged(name)?;
+        return Ok(None);
+    }
+    set_aside(area, effect.txn, &area.stage, name).map(Some)
+}
+
+fn keep_large(area: &crate::fs::area::Area, effect: &Newest, name: &str) -> Result<Option<String>> {
+    let path = area.stage_path(name);
+    let Some(meta) = root::look(&area.stage, name).at("look at", &path)? else { return Ok(None) };
+    if effect.older.iter().any(|old| old.is(&meta, true)) {
+        return Ok(None);
+    }
+    set_aside(area, effect.txn, &area.stage, name).map(Some)
+}
+
+/// The steps of a structural transaction, from its rows.
+fn steps(ground: &Ground, turn: &mut Turn<'_>, txn: TxnId) -> Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    for row in turn.look(|tx| journal::redo_rows(tx, txn))? {
+        let (path, redo) = (row.path?, row.redo?);
+        let area = ground.area(redo.area)?;
+        ground.path(path.as_path())?;
+        let content = if row.content { turn.look(|tx| journal::redo_content(tx, txn, row.n))? } else { None };
+        steps.push(Step::again(path, redo, area, content.map(Into::into)));
+    }
+    Ok(steps)
+}
+
+/// Notes how the attempt on one transaction ended.
+fn note(ground: &Ground, turn: &mut Turn<'_>, txn: &Unsettled, outcome: Outcome) -> Result<()> {
+    // A full or read-only disk, or a busy file, is nobody's fault: the attempt is given back.
+    let excused = outcome.failed.iter().any(|(_, error)| {
+        matches!(error.errno(), Some(libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EBUSY)) || error.is_full()
+    });
+    turn.write(Durability::Normal, |tx| {
+        for (path, message) in outcome.messages() {
+            journal::insert_event(tx, Level::Warn, "recovery", Some(txn.id), Some(&path), &message)?;
+        }
+        if outcome.failed.is_empty() {
+            journal::set_attempts(tx, txn.id, 0)?;
+            journal::note_applied(tx, txn.id, txn.state, &ground.mark_now())?;
+            return journal::insert_event(tx, Level::Info, "recovered", Some(txn.id), None, "applied by recovery");
+        }
+        if excused {
+            journal::set_attempts(tx, txn.id, txn.attempts)?;
+        }
+        match txn.state {
+            TxnState::Committed => journal::transition(tx, txn.id, TxnState::Committed, TxnState::Pending),
+            _ => Ok(()),
+        }
+    })
+}

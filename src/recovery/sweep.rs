@@ -1,0 +1,53 @@
+//! Sweeps the stages: the database is truth, and what no row refers to is what a dead session staged and never
+//! committed. Nothing was taken out of the tree for it, because that happens after COMMIT only.
+
+use std::collections::HashSet;
+
+use crate::error::Result;
+use crate::fs::area;
+use crate::id::{SessionId, TxnId};
+use crate::journal;
+use crate::lock;
+use crate::store::Turn;
+use crate::txn::{Ground, KEEP, set_aside};
+
+/// The quarantine of what belongs to no transaction.
+const NOBODYS: TxnId = TxnId(0);
+
+/// Ends dead sessions and removes their strays. Answers how many names went.
+pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
+    lock::sweep_dead(turn, &ground.sessions, &ground.state_path.join("sessions"))?;
+    let mut swept = 0;
+    let mut alive: HashSet<SessionId> = HashSet::from([ground.session.id]);
+    alive.extend(turn.look(lock::open_sessions)?);
+    let mut referred: Option<HashSet<String>> = None;
+    for area in ground.areas() {
+        for name in area::names(&area.stage, &area.path.join("stage"))? {
+            let Some(name) = name.to_str() else { continue };
+            let owner = name.split_once('-').and_then(|(session, _)| SessionId::parse(session));
+            // Not a name of ours: somebody's file, left alone.
+            let Some(owner) = owner else { continue };
+            if alive.contains(&owner) {
+                continue;
+            }
+            let referred = match &mut referred {
+                Some(referred) => referred,
+                none => none.insert(turn.look(journal::staged_names)?),
+            };
+            // What the engine derives from a recorded name goes with it.
+            let base = name.find('.').map_or(name, |at| &name[..at]);
+            if referred.contains(base) {
+                continue;
+            }
+            if name.contains(KEEP) {
+                // A published source that was on its way in: it is the caller's, so it is kept.
+                let kept = set_aside(&area, NOBODYS, &area.stage, name)?;
+                tracing::warn!(%kept, "the source of a publish that was not committed is kept");
+            } else {
+                area.drop_staged(name)?;
+            }
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}

@@ -1,0 +1,108 @@
+//! Schemas: the engine's own, and the application's.
+
+use rusqlite::OptionalExtension;
+
+use super::turn::{Durability, Turn, Tx};
+use crate::error::{Error, Result, SqlContext};
+use crate::time::now_ms;
+
+/// The version `schema.sql` describes.
+pub(crate) const SCHEMA_VERSION: i64 = 1;
+const FRESH: &str = include_str!("../../schema.sql");
+/// `STEPS[n]` leads from version n+1 to n+2. Append only: a journal in the field has run the ones before.
+const STEPS: [&str; SCHEMA_VERSION as usize - 1] = [];
+
+/// Brings the database to this library's schema, from nothing or from an older version. A newer one is refused before
+/// anything is written.
+pub(crate) fn engine_schema(turn: &mut Turn<'_>) -> Result<()> {
+    if version(turn)? == Some(SCHEMA_VERSION) {
+        return Ok(());
+    }
+    turn.write(Durability::Full, |tx| match version_in(tx)? {
+        None => {
+            tx.batch(FRESH, "creating the schema")?;
+            tx.execute(
+                "INSERT INTO main.journal_meta (id, schema, created_ms) VALUES (1, ?1, ?2)",
+                (SCHEMA_VERSION, now_ms()),
+            )
+            .map(drop)
+        }
+        Some(from) => {
+            let done = usize::try_from(from - 1)
+                .map_err(|_| Error::corrupt("journal_meta", format_args!("schema version {from}")))?;
+            for step in STEPS.iter().skip(done) {
+                tx.batch(step, "migrating the schema")?;
+            }
+            tx.execute("UPDATE main.journal_meta SET schema = ?1", [SCHEMA_VERSION]).map(drop)
+        }
+    })
+}
+
+fn version(turn: &Turn<'_>) -> Result<Option<i64>> {
+    let found = turn.look(version_in)?;
+    match found {
+        Some(found) if found > SCHEMA_VERSION => {
+            Err(Error::NewerSchema { path: turn.path().to_owned(), found, known: SCHEMA_VERSION })
+        }
+        other => Ok(other),
+    }
+}
+
+fn version_in(tx: &Tx<'_>) -> Result<Option<i64>> {
+    let has = tx.query_row("SELECT count(*) FROM main.sqlite_schema WHERE name = 'journal_meta'", (), |row| {
+        row.get::<_, i64>(0)
+    })?;
+    if has == 0 {
+        return Ok(None);
+    }
+    tx.prepare("SELECT schema FROM main.journal_meta WHERE id = 1")?
+        .query_row((), |row| row.get(0))
+        .optional()
+        .during("reading the schema version")
+}
+
+/// Runs those of the application's steps that have not been run yet, each in a transaction of its own.
+pub(crate) fn application(turn: &mut Turn<'_>, steps: &[&str]) -> Result<()> {
+    const DONE: &str = "SELECT app_schema FROM main.journal_meta WHERE id = 1";
+    loop {
+        let done = turn.look(|tx| tx.query_row(DONE, (), |row| row.get::<_, i64>(0)))?;
+        let done = usize::try_from(done).map_err(|error| Error::corrupt("journal_meta", error))?;
+        if done > steps.len() {
+            return Err(Error::NewerMigrations { found: done, known: steps.len() });
+        }
+        let Some(step) = steps.get(done) else { return Ok(()) };
+        turn.write(Durability::Full, |tx| {
+            tx.caller(|rows| rows.execute_batch(step))?;
+            tx.execute("UPDATE main.journal_meta SET app_schema = app_schema + 1", ()).map(drop)
+        })
+        .map_err(|source| Error::Migration { step: done + 1, source: Box::new(source) })?;
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "databases in memory, to compare schemas")]
+mod tests {
+    use super::*;
+    use rusqlite::Connection;
+
+    fn schema_of(sql: &[&str]) -> Vec<String> {
+        let conn = Connection::open_in_memory().unwrap();
+        sql.iter().for_each(|sql| conn.execute_batch(sql).unwrap());
+        let mut statement = conn.prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name").unwrap();
+        let rows = statement.query_map((), |row| row.get::<_, String>(0)).unwrap();
+        // Comments and line ends are not part of what a schema means.
+        rows.map(|sql| {
+            let lines = sql.unwrap();
+            let bare = lines.lines().map(|line| line.split("--").next().unwrap_or_default());
+            bare.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
+        })
+        .collect()
+    }
+
+    #[test]
+    fn the_migrations_lead_to_the_fresh_schema() {
+        let mut steps = vec![include_str!("../../tests/fixtures/schema-v1.sql")];
+        steps.extend(STEPS);
+        assert_eq!(schema_of(&steps), schema_of(&[FRESH]));
+    }
+}

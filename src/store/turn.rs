@@ -1,0 +1,294 @@
+//! The one place that writes to the database.
+//!
+//! 1. the mutex of this process: one writing connection, one writer;
+//! 2. the turnstile, an OS lock over all processes: SQLite's busy handler starves writers, the kernel's queue does
+//!    not. Whoever holds it may also carry commits into the tree, so that the tree follows commit order;
+//! 3. `BEGIN IMMEDIATE`, the work, `COMMIT` at the durability asked for.
+//!
+//! A sync of the write-ahead log that fails poisons the process and leaves the marker `sync-failed`: the kernel has
+//! marked the pages clean, so a later COMMIT would say Ok for frames that never reach the disk. Whoever takes the
+//! turnstile next must first carry the whole log over (`wal_checkpoint(TRUNCATE)`), which writes those pages anew.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use rusqlite::{CachedStatement, Connection, ErrorCode, Params, Row};
+use rustix::fs::{Access, AtFlags, Mode, OFlags};
+use std::os::fd::OwnedFd;
+
+use super::caller::{CallerMode, Rows, refuse_reentry};
+use super::connect::{self, Database};
+use super::migrate;
+use crate::error::{Error, IoContext, Result, SqlContext};
+use crate::fs::os_lock::OsLock;
+use crate::time::Deadline;
+
+const MARKER: &str = "sync-failed";
+
+/// What a COMMIT waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// It survives a power cut: one sync of the write-ahead log.
+    Full,
+    /// It survives the death of the process; a power cut may take it, and never anything older. For what can be
+    /// found out again: who holds a lock, that a commit was applied, events.
+    Normal,
+}
+
+/// The database as the engine writes it.
+#[derive(Debug)]
+pub(crate) struct Store {
+    writer: Mutex<Writer>,
+    mode: Arc<CallerMode>,
+    database: Database,
+    state_dir: OwnedFd,
+    state_path: PathBuf,
+    poisoned: Mutex<Option<String>>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    conn: Connection,
+    turnstile: OsLock,
+    full: bool,
+}
+
+impl Store {
+    /// Opens the database, makes or migrates the engine's schema.
+    pub(crate) fn open(database: Database, state_dir: OwnedFd, state_path: &Path, wait: Duration) -> Result<Self> {
+        // The turnstile comes first: two processes may be making this journal at once.
+        let mut turnstile = OsLock::open(state_path, "turnstile.lock")?;
+        let deadline = Deadline::after(wait);
+        if !turnstile.lock_until(deadline)? {
+            return Err(Error::Busy { what: "the turnstile".into(), holder: "another process".into(), waited: wait });
+        }
+        let conn = connect::writer(&database)?;
+        let mode = CallerMode::install(&conn).during("installing the authorizer")?;
+        turnstile.unlock()?;
+        let store = Self {
+            writer: Mutex::new(Writer { conn, turnstile, full: true }),
+            mode,
+            database,
+            state_dir,
+            state_path: state_path.to_owned(),
+            poisoned: Mutex::new(None),
+        };
+        migrate::engine_schema(&mut store.enter(wait)?)?;
+        Ok(store)
+    }
+
+    pub(crate) fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// Waits for the turn to write. [`Error::Busy`] when it does not come in time.
+    pub(crate) fn enter(&self, wait: Duration) -> Result<Turn<'_>> {
+        refuse_reentry("a write")?;
+        let deadline = Deadline::after(wait);
+        let mut writer = self.writer.lock().unwrap_or_else(|poison| poison.into_inner());
+        self.refuse_poisoned()?;
+        if !writer.turnstile.lock_until(deadline)? {
+            return Err(Error::Busy {
+                what: "the turnstile".into(),
+                holder: "another process".into(),
+                waited: deadline.waited(),
+            });
+        }
+        let mut turn = Turn { store: self, writer };
+        turn.writer.turnstile.check_same()?;
+        turn.cure_failed_sync()?;
+        Ok(turn)
+    }
+
+    /// Runs the application's own migrations.
+    pub(crate) fn migrate(&self, steps: &[&str], wait: Duration) -> Result<()> {
+        migrate::application(&mut self.enter(wait)?, steps)
+    }
+
+    /// Why this handle no longer writes, if so.
+    pub(crate) fn refuse_poisoned(&self) -> Result<()> {
+        match &*self.poisoned.lock().unwrap_or_else(|poison| poison.into_inner()) {
+            Some(why) => Err(Error::Poisoned { why: why.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// No later write of this process is believed.
+    pub(crate) fn poison(&self, why: &str) {
+        let mut poisoned = self.poisoned.lock().unwrap_or_else(|poison| poison.into_inner());
+        poisoned.get_or_insert_with(|| why.to_owned());
+    }
+
+    fn mark_failed_sync(&self, why: &str) {
+        self.poison(why);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = rustix::fs::openat(&self.state_dir, MARKER, flags, Mode::from_raw_mode(0o666));
+        if let Err(error) = made.and_then(rustix::fs::fsync) {
+            tracing::error!(%error, "the marker of a failed sync could not be left");
+        }
+    }
+}
+
+/// The turn to write: this process's connection, and the turnstile of all.
+#[derive(Debug)]
+pub(crate) struct Turn<'s> {
+    store: &'s Store,
+    writer: MutexGuard<'s, Writer>,
+}
+
+impl Turn<'_> {
+    pub(crate) fn path(&self) -> &Path {
+        &self.store.database.path
+    }
+
+    /// Runs one SQLite transaction. On `Ok` it is committed, at the durability asked for; on `Err` nothing of it
+    /// happened, unless [`Error::is_outcome_unknown`].
+    pub(crate) fn write<T>(&mut self, durability: Durability, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        let full = durability == Durability::Full;
+        if self.writer.full != full {
+            connect::set_synchronous(&self.writer.conn, full)?;
+            self.writer.full = full;
+        }
+        let tx = Tx { conn: &self.writer.conn, mode: &self.store.mode };
+        tx.run("BEGIN IMMEDIATE", "beginning")?;
+        // Rolls back on an error and on a panic alike.
+        let guard = RollBack(&self.writer.conn);
+        let value = work(&tx)?;
+        if tx.ended() {
+            return Err(Error::EndedBySql);
+        }
+        match tx.prepare("COMMIT")?.raw_execute() {
+            Ok(_) => {
+                std::mem::forget(guard);
+                Ok(value)
+            }
+            Err(source) if source.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) => {
+                self.store.mark_failed_sync(&format!("COMMIT failed: {source}"));
+                Err(Error::OutcomeUnknown { source })
+            }
+            Err(source) => Err(Error::sql("committing", source)),
+        }
+    }
+
+    /// Reads what is committed, outside any transaction.
+    pub(crate) fn look<T>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        work(&Tx { conn: &self.writer.conn, mode: &self.store.mode })
+    }
+
+    /// Carries the whole log into the database and empties it. Errors with [`Error::Busy`] when readers do not end.
+    pub(crate) fn truncate_log(&mut self) -> Result<()> {
+        let busy = self
+            .writer
+            .conn
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get::<_, i64>(0))
+            .during("carrying the log into the database")?;
+        if busy == 0 {
+            return Ok(());
+        }
+        Err(Error::Busy {
+            what: "the write-ahead log".into(),
+            holder: "a reader".into(),
+            waited: connect::BUSY_TIMEOUT,
+        })
+    }
+
+    fn cure_failed_sync(&mut self) -> Result<()> {
+        if rustix::fs::accessat(&self.store.state_dir, MARKER, Access::EXISTS, AtFlags::empty()).is_err() {
+            return Ok(());
+        }
+        self.truncate_log()?;
+        rustix::fs::unlinkat(&self.store.state_dir, MARKER, AtFlags::empty())
+            .at("remove", self.store.state_path.join(MARKER))?;
+        tracing::warn!("an earlier sync of the write-ahead log had failed: the log was carried over");
+        Ok(())
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // It cannot fail on a file we locked; and if it did, closing the descriptor would still free the lock.
+        let _ = self.writer.turnstile.unlock();
+    }
+}
+
+struct RollBack<'c>(&'c Connection);
+
+impl Drop for RollBack<'_> {
+    fn drop(&mut self) {
+        if !self.0.is_autocommit() {
+            let _ = self.0.execute_batch("ROLLBACK");
+        }
+    }
+}
+
+/// The statements of one transaction. All names in engine SQL say `main.`, because a TEMP object would win.
+#[derive(Debug)]
+pub(crate) struct Tx<'c> {
+    conn: &'c Connection,
+    mode: &'c CallerMode,
+}
+
+impl Tx<'_> {
+    pub(crate) fn prepare(&self, sql: &'static str) -> Result<CachedStatement<'_>> {
+        self.conn.prepare_cached(sql).during(sql)
+    }
+
+    /// Runs one statement of the engine and answers how many rows it changed.
+    pub(crate) fn execute(&self, sql: &'static str, params: impl Params) -> Result<usize> {
+        self.prepare(sql)?.execute(params).during(sql)
+    }
+
+    pub(crate) fn query_row<T>(
+        &self,
+        sql: &'static str,
+        params: impl Params,
+        map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T> {
+        self.prepare(sql)?.query_row(params, map).during(sql)
+    }
+
+    pub(crate) fn query_opt<T>(
+        &self,
+        sql: &'static str,
+        params: impl Params,
+        map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>> {
+        use rusqlite::OptionalExtension;
+        self.prepare(sql)?.query_row(params, map).optional().during(sql)
+    }
+
+    pub(crate) fn query_map<T>(
+        &self,
+        sql: &'static str,
+        params: impl Params,
+        map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        let mut statement = self.prepare(sql)?;
+        let rows = statement.query_map(params, map).during(sql)?;
+        rows.collect::<rusqlite::Result<_>>().during(sql)
+    }
+
+    pub(crate) fn batch(&self, sql: &str, op: &'static str) -> Result<()> {
+        self.conn.execute_batch(sql).during(op)
+    }
+
+    pub(crate) fn last_insert_rowid(&self) -> i64 {
+        self.conn.last_insert_rowid()
+    }
+
+    /// Runs the caller's closure on its rows. It may not end the transaction.
+    pub(crate) fn caller<T>(&self, work: impl FnOnce(&Rows<'_>) -> Result<T>) -> Result<T> {
+        let value = self.mode.run(self.conn, work);
+        if self.ended() { Err(Error::EndedBySql) } else { value }
+    }
+
+    /// True when the SQLite transaction is over, whoever ended it.
+    pub(crate) fn ended(&self) -> bool {
+        self.conn.is_autocommit()
+    }
+
+    fn run(&self, sql: &'static str, op: &'static str) -> Result<()> {
+        self.prepare(sql)?.raw_execute().map(drop).during(op)
+    }
+}

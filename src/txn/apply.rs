@@ -1,0 +1,225 @@
+//! Carries effects into the live tree. No sync here; nothing taken out of the tree is unlinked.
+//!
+//! 1. lifts: what is removed or moved leaves its path, deepest first, for a name in the stage;
+//! 2. places: directories are made, staged versions exchanged with the live ones, parents first.
+//!
+//! An old version that is not the one the row expected was somebody's work since: it goes to quarantine, with a
+//! warning. Done again after a crash, each step first looks how far it had come.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+
+use super::ground::Ground;
+use super::prepare::{Step, look};
+use crate::error::{Error, IoContext, Result};
+use crate::fs::area::Area;
+use crate::fs::exchange::{self, Placed};
+use crate::fs::root::{self, Dirs, Kind};
+use crate::fs::temp;
+use crate::id::TxnId;
+use crate::journal::{Identity, What};
+use crate::path::RelPath;
+
+/// What came of carrying out the steps of one transaction.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// Steps that failed; the rest was carried out.
+    pub(crate) failed: Vec<(RelPath, Error)>,
+    /// Versions that nobody expected, and where they are now.
+    pub(crate) aside: Vec<(RelPath, String)>,
+}
+
+
+/// Carries out all steps of a transaction.
+pub(crate) fn apply(ground: &Ground, dirs: &mut Dirs<'_>, txn: TxnId, steps: &[Step], again: bool) -> Outcome {
+    let mut outcome = Outcome::default();
+    let mut apply = Apply { ground, dirs, txn, again, aside: Vec::new() };
+    for step in steps {
+        let done = match &step.redo.what {
+            What::Absence => apply.remove(step),
+            What::Move { from: Some(from), ino, .. } => apply.lift(step, from, *ino),
+            _ => continue,
+        };
+        if let Err(error) = done {
+            outcome.failed.push((step.path.clone(), error));
+        }
+    }
+    for step in steps {
+        let done = match &step.redo.what {
+            What::Absence => continue,
+            What::Directory { .. } => apply.directory(step),
+            What::Content { ino, .. } | What::Symlink { ino, .. } => apply.version(step, *ino),
+            What::Move { ino, .. } => apply.place_moved(step, *ino),
+        };
+        if let Err(error) = done {
+            outcome.failed.push((step.path.clone(), error));
+        }
+    }
+    outcome.aside = apply.aside;
+    outcome
+}
+
+struct Apply<'a, 'd> {
+    ground: &'a Ground,
+    dirs: &'a mut Dirs<'d>,
+    txn: TxnId,
+    again: bool,
+    aside: Vec<(RelPath, String)>,
+}
+
+impl Apply<'_, '_> {
+    fn remove(&mut self, step: &Step) -> Result<()> {
+        if self.again && self.staged_ino(&step.area, &step.redo.staged)?.is_some() {
+            return Ok(());
+        }
+        let Some(dir) = self.dirs.try_parent(&step.path)? else { return Ok(()) };
+        match exchange::take(&dir.fd, step.path.name(), &step.area.stage, &step.redo.staged) {
+            Err(Errno::NOENT) => return Ok(()),
+            other => other.at("remove", self.ground.root.full(&step.path))?,
+        }
+        self.dirs.forget(&step.path);
+        self.judge(step, &step.redo.staged)
+    }
+
+    fn lift(&mut self, step: &Step, from: &RelPath, ino: u64) -> Result<()> {
+        if self.again {
+            let there = |meta: Option<root::Meta>| meta.is_some_and(|meta| meta.ino == ino);
+            if self.staged_ino(&step.area, &step.redo.staged)? == Some(ino) || there(self.look_again(&step.path)?) {
+                return Ok(());
+            }
+            if !there(self.look_again(from)?) {
+                return Err(Error::NotFound { path: self.ground.root.full(from) });
+            }
+        }
+        let dir = self.dirs.parent(from)?;
+        exchange::take(&dir.fd, from.name(), &step.area.stage, &step.redo.staged)
+            .at("move", self.ground.root.full(from))?;
+        self.dirs.forget(from);
+        Ok(())
+    }
+
+    fn directory(&mut self, step: &Step) -> Result<()> {
+        let full = self.ground.root.full(&step.path);
+        let What::Directory { mode } = step.redo.what else { return Ok(()) };
+        let dir = self.dirs.parent(&step.path)?;
+        let make = || {
+            let mode = Mode::from_raw_mode(mode.unwrap_or(0o777));
+            rustix::fs::mkdirat(&dir.fd, step.path.name(), mode)
+        };
+        match make() {
+            Err(Errno::EXIST) => {
+                let meta = root::look(&dir.fd, step.path.name()).at("look at", &full)?;
+                if meta.is_none_or(|meta| meta.kind == Kind::Directory) {
+                    return Ok(());
+                }
+                exchange::take(&dir.fd, step.path.name(), &step.area.stage, &step.redo.staged)
+                    .at("remove", &full)?;
+                make().at("make the directory", full)?;
+                self.judge(step, &step.redo.staged)
+            }
+            other => other.at("make the directory", full),
+        }
+    }
+
+    fn version(&mut self, step: &Step, ino: u64) -> Result<()> {
+        if self.again {
+            if self.look_again(&step.path)?.is_some_and(|meta| meta.ino == ino) {
+                return Ok(());
+            }
+            if self.staged_ino(&step.area, &step.redo.staged)? != Some(ino) {
+                return self.rewrite(step);
+            }
+        }
+        let displaced = self.place(step, &step.redo.staged)?;
+        if displaced { self.judge(step, &step.redo.staged) } else { Ok(()) }
+    }
+
+    /// Writes a new version once more from the journal, where the temporary file did not survive.
+    fn rewrite(&mut self, step: &Step) -> Result<()> {
+        let staged = format!("{}{AGAIN}", step.redo.staged);
+        write_again(step, &staged)?;
+        if self.place(step, &staged)? { self.judge(step, &staged) } else { Ok(()) }
+    }
+
+    fn place_moved(&mut self, step: &Step, ino: u64) -> Result<()> {
+        if self.again && self.look_again(&step.path)?.is_some_and(|meta| meta.ino == ino) {
+            return Ok(());
+        }
+        if !self.place(step, &step.redo.staged)? {
+            return Ok(());
+        }
+        let name = step.redo.preimage_name();
+        rustix::fs::renameat(&step.area.stage, &*step.redo.staged, &step.area.stage, &*name)
+            .at("rename", step.area.stage_path(&step.redo.staged))?;
+        self.judge(step, &name)
+    }
+
+    fn place(&mut self, step: &Step, staged: &str) -> Result<bool> {
+        let dir = self.dirs.parent(&step.path)?;
+        let expect_old = step.redo.old.is_some();
+        exchange::place(&step.area, &step.area.stage, staged, &dir.fd, step.path.name(), expect_old)
+            .map(|placed| placed == Placed::Exchanged)
+            .at("put in place", self.ground.root.full(&step.path))
+    }
+
+    /// What came out of the tree is kept for history if it is what was expected, else for a person.
+    fn judge(&mut self, step: &Step, name: &str) -> Result<()> {
+        let path = step.area.stage_path(name);
+        let Some(meta) = root::look(&step.area.stage, name).at("look at", &path)? else { return Ok(()) };
+        if step.redo.old.as_ref().is_some_and(|old| old.is(&meta, true)) {
+            return Ok(());
+        }
+        let kept = set_aside(&step.area, self.txn, &step.area.stage, name)?;
+        self.aside.push((step.path.clone(), kept));
+        Ok(())
+    }
+
+    fn staged_ino(&self, area: &Area, name: &str) -> Result<Option<u64>> {
+        let meta = root::look(&area.stage, name).at("look at", area.stage_path(name))?;
+        Ok(meta.map(|meta| meta.ino))
+    }
+
+    fn look_again(&mut self, path: &RelPath) -> Result<Option<root::Meta>> {
+        match look(self.dirs, path) {
+            Err(Error::NotADirectory { .. }) => Ok(None),
+            other => other,
+        }
+    }
+}
+
+/// What a version written once more from the journal is called, behind its name.
+pub(crate) const AGAIN: &str = ".again";
+
+/// Writes the new version of a step from the journal under `staged`, which may be left over from an earlier try.
+/// Answers its inode.
+pub(crate) fn write_again(step: &Step, staged: &str) -> Result<u64> {
+    let meta = match (&step.redo.what, &step.content) {
+        (What::Content { attrs, .. }, Some(bytes)) => {
+            step.area.drop_staged(staged)?;
+            temp::write(&step.area, staged, bytes, Some(attrs), true)?
+        }
+        (What::Symlink { target, .. }, _) => {
+            let target: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(target);
+            step.area.drop_staged(staged)?;
+            temp::symlink(&step.area, staged, target.as_ref())?
+        }
+        _ => return Err(Error::NotFound { path: step.area.stage_path(&step.redo.staged) }),
+    };
+    Ok(meta.ino)
+}
+
+/// Moves a name from a directory of the area into the transaction's quarantine. Answers where it is, for people.
+pub(crate) fn set_aside(area: &Area, txn: TxnId, dir: &OwnedFd, name: &str) -> Result<String> {
+    let quarantine = area.quarantine_of(txn.get())?;
+    let base = area.path.join("quarantine").join(txn.to_string());
+    exchange::take(dir, name.as_ref(), &quarantine, name).at("set aside", base.join(name))?;
+    Ok(base.join(name).display().to_string())
+}
+
+/// True when a version in the stage is the one that a row says was there before.
+pub(crate) fn is_preimage(area: &Area, name: &str, old: Option<&Identity>) -> Result<bool> {
+    let meta = root::look(&area.stage, name).at("look at", area.stage_path(name))?;
+    Ok(meta.zip(old).is_some_and(|(meta, old)| old.is(&meta, true)))
+}

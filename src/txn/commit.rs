@@ -1,0 +1,255 @@
+//! The commit: one SQLite COMMIT decides, then the tree follows, under one turn.
+//!
+//! 1. prepare everything that can fail (`prepare`);
+//! 2. take the turnstile; carry into the tree what a dead process committed and could not apply;
+//! 3. look at the paths again; refuse what overlaps a transaction that is pending or in quarantine;
+//! 4. one SQLite transaction at `synchronous=FULL`: fence, key, the caller's SQL, redo records, changes;
+//! 5. apply; note that it was, and that the lock is released; leave the turnstile.
+//!
+//! A crash before 4 leaves temporary files of a dead session, swept later. A crash after 4 leaves a committed
+//! transaction that the next one at the turnstile applies.
+
+use super::apply::{self, Outcome};
+use super::ground::{Ground, Which};
+use super::overlay::Overlay;
+use super::prepare::{Prepared, Step};
+use super::receipt::{Receipt, Warning};
+use super::settle::{self, SettleLock};
+use super::transaction::SqlFn;
+use crate::error::{Error, Result};
+use crate::fs::root::Dirs;
+use crate::id::TxnId;
+use crate::journal::{self, Change, Level, NewTxn, TxnState, What};
+use crate::lock::{self, Lease};
+use crate::path::RelPath;
+use crate::store::{Durability, Turn, Tx};
+use crate::time::Deadline;
+
+/// What a transaction asks for.
+pub(super) struct Request<'r> {
+    pub(super) lease: &'r Lease,
+    pub(super) label: &'r str,
+    pub(super) key: Option<&'r str>,
+    pub(super) began_ms: i64,
+    pub(super) overlay: &'r Overlay,
+    pub(super) sql: &'r mut [SqlFn],
+}
+
+/// Commits. On `Ok` the lock's release is noted too; the OS lock goes with the lease.
+pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receipt> {
+    let effects = request.overlay.effects();
+    let mut dirs = Dirs::new(&ground.root);
+    if let Some(key) = request.key {
+        // Before anything is prepared: the second time, sources are gone that were moved the first time.
+        let digest = super::prepare::digest(&effects);
+        if let Some(receipt) = repeated(&mut ground.enter()?, key, &digest, request.lease)? {
+            return Ok(receipt);
+        }
+    }
+    let mut prepared = Prepared::new(ground, &mut dirs, effects)?;
+    // Always before the turnstile: a settler holds this one while it waits for that.
+    let settling = match prepared.structural {
+        true => Some(SettleLock::wait(ground, Deadline::after(ground.limits.turn_wait))?),
+        false => None,
+    };
+    let mut turn = ground.enter()?;
+    if (ground.drain)(ground, &mut turn, Which::Unapplied)?.did_something() {
+        dirs = Dirs::new(&ground.root);
+    }
+    request.lease.check_same()?;
+    if let Some(lock) = &settling {
+        settle::settle_in_turn(ground, &mut turn, lock)?;
+    }
+    prepared.bind(&mut dirs)?;
+    refuse_overlaps(ground, &mut turn, &prepared.steps)?;
+
+    let changes = prepared.changes();
+    let committed = turn.write(Durability::Full, |tx| record(ground, tx, &mut request, &prepared, &changes));
+    let id = match committed {
+        Ok(id) => id,
+        Err(error) => {
+            match &error {
+                // The rows may be there: what they refer to has to be, too.
+                Error::OutcomeUnknown { .. } => prepared.keep(),
+                Error::LockLost { .. } => drop(request.lease.note_loss(&mut turn)),
+                _ => {}
+            }
+            return Err(error);
+        }
+    };
+    prepared.keep();
+    let warnings = carry_out(ground, &mut turn, &mut dirs, id, &prepared, request.lease, settling.as_ref());
+    Ok(Receipt { id, fence: request.lease.fence, changes, warnings, repeated: false })
+}
+
+/// The first receipt, when the key was committed before.
+fn repeated(turn: &mut Turn<'_>, key: &str, digest: &[u8; 32], lease: &Lease) -> Result<Option<Receipt>> {
+    let receipt = turn.look(|tx| {
+        let Some(first) = journal::by_key(tx, key)? else { return Ok(None) };
+        if first.digest.as_deref() != Some(&digest[..]) {
+            return Err(Error::KeyReused { key: key.to_owned(), txn: first.id });
+        }
+        Ok(Some(Receipt {
+            id: first.id,
+            fence: first.fence,
+            changes: journal::changes(tx, first.id)?,
+            warnings: journal::warnings(tx, first.id)?.into_iter().map(Warning).collect(),
+            repeated: true,
+        }))
+    })?;
+    if receipt.is_some() {
+        turn.write(Durability::Normal, |tx| lease.note_release(tx))?;
+    }
+    Ok(receipt)
+}
+
+/// Inside COMMIT.
+fn record(
+    ground: &Ground,
+    tx: &Tx<'_>,
+    request: &mut Request<'_>,
+    prepared: &Prepared<'_>,
+    changes: &[Change],
+) -> Result<TxnId> {
+    lock::check_fence(tx, &request.lease.name, request.lease.fence)?;
+    if let Some(key) = request.key
+        && let Some(first) = journal::by_key(tx, key)?
+    {
+        // Committed by somebody else since we looked; with equal content, the caller repeats and gets that receipt.
+        return Err(Error::KeyReused { key: key.to_owned(), txn: first.id });
+    }
+    for sql in request.sql.iter_mut() {
+        tx.caller(|rows| sql(rows))?;
+    }
+    let steps = &prepared.steps;
+    let history = steps.iter().filter_map(|step| step.redo.old.as_ref()).map(|old| old.size).sum();
+    let id = journal::insert_txn(
+        tx,
+        &NewTxn {
+            lock: &request.lease.name,
+            fence: request.lease.fence,
+            session: ground.session.id,
+            label: request.label,
+            key: request.key,
+            digest: prepared.digest,
+            ran_sql: !request.sql.is_empty(),
+            structural: prepared.structural,
+            changes: steps.len(),
+            bytes: bytes(steps),
+            history,
+            began_ms: request.began_ms,
+            state: if steps.is_empty() { TxnState::Settled } else { TxnState::Committed },
+        },
+    )?;
+    for (n, (step, change)) in steps.iter().zip(changes).enumerate() {
+        journal::insert_redo(tx, id, n, &step.path, &step.redo, step.content.as_deref())?;
+        journal::insert_change(tx, id, n, change)?;
+    }
+    Ok(id)
+}
+
+/// After the commit point: nothing here turns a success into a failure.
+fn carry_out(
+    ground: &Ground,
+    turn: &mut Turn<'_>,
+    dirs: &mut Dirs<'_>,
+    id: TxnId,
+    prepared: &Prepared<'_>,
+    lease: &Lease,
+    settling: Option<&SettleLock>,
+) -> Vec<Warning> {
+    let steps = &prepared.steps;
+    let outcome = apply::apply(ground, dirs, id, steps, false);
+    let messages = outcome.messages();
+    let noted = turn.write(Durability::Normal, |tx| {
+        if outcome.failed.is_empty() && !steps.is_empty() {
+            let mark = ground.mark(steps.iter().map(|step| step.area.id));
+            journal::note_applied(tx, id, TxnState::Committed, &mark)?;
+        } else if !steps.is_empty() {
+            journal::transition(tx, id, TxnState::Committed, TxnState::Pending)?;
+        }
+        for (path, message) in &messages {
+            journal::insert_event(tx, Level::Warn, "apply", Some(id), Some(path), message)?;
+        }
+        lease.note_release(tx)
+    });
+    let mut warnings: Vec<Warning> = messages.into_iter().map(|(_, message)| Warning(message)).collect();
+    let mut warn = |what: &str, error: Error| {
+        tracing::warn!(txn = %id, %error, "{what}");
+        warnings.push(Warning(format!("{what}: {error}")));
+    };
+    if let Err(error) = noted {
+        warn("committed and applied, but that could not be noted; recovery will look again", error);
+    } else if outcome.failed.is_empty() && !steps.is_empty() {
+        ground.backlog.add(steps.len() as u64, bytes(steps));
+    }
+    if let Some(lock) = settling
+        && let Err(error) = settle::settle_in_turn(ground, turn, lock)
+    {
+        warn("committed and applied, but not yet durable in the tree itself", error);
+    }
+    warnings
+}
+
+fn bytes(steps: &[Step]) -> u64 {
+    let size = |step: &Step| match step.redo.what {
+        What::Content { size, .. } => size,
+        _ => 0,
+    };
+    steps.iter().map(size).sum()
+}
+
+/// Work that overlaps a transaction which could not be applied retries it first, or is refused.
+fn refuse_overlaps(ground: &Ground, turn: &mut Turn<'_>, steps: &[Step]) -> Result<()> {
+    if steps.is_empty() || !turn.look(journal::has_troubles)? {
+        return Ok(());
+    }
+    if let Some((state, txn, _)) = overlap(turn, steps)? {
+        if state == TxnState::Pending {
+            (ground.drain)(ground, turn, Which::PendingToo)?;
+        }
+        match overlap(turn, steps)? {
+            None => {}
+            Some((TxnState::Quarantined, txn, path)) => {
+                return Err(Error::PathQuarantined { path: ground.root.full(&path), txn });
+            }
+            Some((_, _, path)) => return Err(Error::PathPending { path: ground.root.full(&path), txn }),
+        }
+    }
+    Ok(())
+}
+
+fn overlap(turn: &Turn<'_>, steps: &[Step]) -> Result<Option<(TxnState, TxnId, RelPath)>> {
+    for txn in turn.look(journal::unsettled)? {
+        if !matches!(txn.state, TxnState::Committed | TxnState::Pending | TxnState::Quarantined) {
+            continue;
+        }
+        let theirs = turn.look(|tx| journal::redo_paths(tx, txn.id))?;
+        let ours = steps.iter().flat_map(|step| {
+            let from = match &step.redo.what {
+                What::Move { from, .. } => from.as_ref(),
+                _ => None,
+            };
+            [Some(&step.path), from].into_iter().flatten()
+        });
+        for path in ours {
+            if theirs.iter().any(|their| their.overlaps(path)) {
+                return Ok(Some((txn.state, txn.id, path.clone())));
+            }
+        }
+    }
+    Ok(None)
+}
+
+impl Outcome {
+    /// What people are told of it, path by path.
+    pub(crate) fn messages(&self) -> Vec<(RelPath, String)> {
+        let failed = self.failed.iter().map(|(path, error)| {
+            (path.clone(), format!("committed, but not applied to {path:?} yet: {error}; recovery will try again"))
+        });
+        let aside = self.aside.iter().map(|(path, kept)| {
+            (path.clone(), format!("somebody else changed {path:?} meanwhile; their version is kept at {kept}"))
+        });
+        failed.chain(aside).collect()
+    }
+}

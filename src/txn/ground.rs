@@ -1,0 +1,258 @@
+//! What every transaction stands on: the open root, its areas, the store, this session and its locks.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::fs::area::{Area, STATE_AREA};
+use crate::fs::opener::Opener;
+use crate::fs::root::{Dir, RootDir};
+use crate::journal::{self, Mark};
+use crate::lock::{Locks, Session};
+use crate::path::RelPath;
+use crate::store::{Durability, Store, Turn};
+
+/// Limits that a transaction keeps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// The largest file that rides in the write-ahead log, in bytes.
+    pub(crate) inline_file: u64,
+    /// How much of one transaction does, in bytes.
+    pub(crate) inline_txn: u64,
+    /// How long to wait for the turn to write.
+    pub(crate) turn_wait: Duration,
+}
+
+/// The ground.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    pub(crate) root: RootDir,
+    pub(crate) opener: Opener,
+    pub(crate) store: Store,
+    pub(crate) session: Session,
+    pub(crate) locks: Locks,
+    pub(crate) limits: Limits,
+    pub(crate) state_path: PathBuf,
+    pub(crate) state_ino: u64,
+    pub(crate) sessions: OwnedFd,
+    pub(crate) boot: Vec<u8>,
+    /// Paths that are the engine's or the application's database, and so not the tree's.
+    pub(crate) reserved: Vec<RelPath>,
+    /// Carries what others committed and could not apply into the tree; a function of a higher floor.
+    pub(crate) drain: Drain,
+    /// What waits for the background settler.
+    pub(crate) backlog: Backlog,
+    areas: RwLock<Vec<Arc<Area>>>,
+    names: AtomicU64,
+}
+
+/// Which unapplied transactions to carry into the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// Those whose process died between COMMIT and apply, or whose mark no longer counts.
+    Unapplied,
+    /// Those that failed on some path, too.
+    PendingToo,
+}
+
+/// Applies, in commit order, what is committed and not in the tree.
+pub(crate) type Drain = fn(&Ground, &mut Turn<'_>, Which) -> Result<Drained>;
+
+/// What a drain found and did, in transactions; `aside` in paths.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Drained {
+    pub(crate) applied: u64,
+    pub(crate) pending: u64,
+    pub(crate) quarantined: u64,
+    pub(crate) aside: u64,
+}
+
+impl Drained {
+    /// True when the tree may have been changed.
+    pub(crate) fn did_something(&self) -> bool {
+        self.applied + self.pending > 0
+    }
+}
+
+/// How much this process has applied and not settled, and the bell for the thread that settles it.
+#[derive(Debug, Default)]
+pub(crate) struct Backlog {
+    state: Mutex<BacklogState>,
+    bell: Condvar,
+}
+
+/// The figures of a [`Backlog`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BacklogState {
+    pub(crate) transactions: u64,
+    pub(crate) paths: u64,
+    pub(crate) bytes: u64,
+    pub(crate) stop: bool,
+}
+
+impl Backlog {
+    /// Adds an applied transaction.
+    pub(crate) fn add(&self, paths: u64, bytes: u64) {
+        let mut state = self.state.lock().unwrap_or_else(|poison| poison.into_inner());
+        state.transactions += 1;
+        state.paths += paths;
+        state.bytes += bytes;
+        self.bell.notify_all();
+    }
+
+    /// Takes all figures, and leaves none.
+    pub(crate) fn take(&self) -> BacklogState {
+        let mut state = self.state.lock().unwrap_or_else(|poison| poison.into_inner());
+        let none = BacklogState { stop: state.stop, ..BacklogState::default() };
+        std::mem::replace(&mut *state, none)
+    }
+
+    /// Tells the settler to end.
+    pub(crate) fn stop(&self) {
+        self.state.lock().unwrap_or_else(|poison| poison.into_inner()).stop = true;
+        self.bell.notify_all();
+    }
+
+    /// Waits, at most this long, until `enough` says so of the figures; answers them.
+    pub(crate) fn wait(&self, at_most: Duration, enough: impl Fn(&BacklogState) -> bool) -> BacklogState {
+        let state = self.state.lock().unwrap_or_else(|poison| poison.into_inner());
+        let waited = self.bell.wait_timeout_while(state, at_most, |state| !enough(state));
+        *waited.unwrap_or_else(|poison| poison.into_inner()).0
+    }
+}
+
+/// The parts a ground is laid from.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) root: RootDir,
+    pub(crate) opener: Opener,
+    pub(crate) store: Store,
+    pub(crate) session: Session,
+    pub(crate) locks: Locks,
+    pub(crate) limits: Limits,
+    pub(crate) state_path: PathBuf,
+    pub(crate) state_ino: u64,
+    pub(crate) sessions: OwnedFd,
+    pub(crate) boot: Vec<u8>,
+    pub(crate) reserved: Vec<RelPath>,
+    pub(crate) state_area: Area,
+    pub(crate) drain: Drain,
+}
+
+impl Ground {
+    /// Lays the ground and opens the areas that earlier sessions recorded. One that is not mounted now is passed over:
+    /// what lies there waits until it is.
+    pub(crate) fn lay(parts: Parts) -> Result<Self> {
+        let ground = Self {
+            root: parts.root,
+            opener: parts.opener,
+            store: parts.store,
+            session: parts.session,
+            locks: parts.locks,
+            limits: parts.limits,
+            state_path: parts.state_path,
+            state_ino: parts.state_ino,
+            sessions: parts.sessions,
+            boot: parts.boot,
+            reserved: parts.reserved,
+            drain: parts.drain,
+            backlog: Backlog::default(),
+            areas: RwLock::new(vec![Arc::new(parts.state_area)]),
+            names: AtomicU64::new(0),
+        };
+        for (id, top) in ground.enter()?.look(journal::areas)? {
+            if let Err(error) = ground.open_area(id, &top) {
+                tracing::warn!(%error, area = id, "an area of this journal cannot be opened");
+            }
+        }
+        Ok(ground)
+    }
+
+    /// Waits for the turn to write.
+    pub(crate) fn enter(&self) -> Result<Turn<'_>> {
+        self.store.enter(self.limits.turn_wait)
+    }
+
+    /// A name in a stage that was never used and never will be.
+    pub(crate) fn fresh_name(&self) -> String {
+        format!("{}-{}", self.session.id, self.names.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Checks a caller's path.
+    pub(crate) fn path(&self, path: &Path) -> Result<RelPath> {
+        let checked = RelPath::parse(path)?;
+        match self.reserved.iter().any(|reserved| checked.is_within(reserved)) {
+            true => Err(Error::BadPath { path: path.to_owned(), reason: "it is the journal's own" }),
+            false => Ok(checked),
+        }
+    }
+
+    /// The area with this number.
+    pub(crate) fn area(&self, id: i64) -> Result<Arc<Area>> {
+        let areas = self.areas.read().unwrap_or_else(|poison| poison.into_inner());
+        let found = areas.iter().find(|area| area.id == id).cloned();
+        found.ok_or_else(|| Error::corrupt("a stored record", format_args!("area {id} is not known or not mounted")))
+    }
+
+    /// All areas that are open.
+    pub(crate) fn areas(&self) -> Vec<Arc<Area>> {
+        self.areas.read().unwrap_or_else(|poison| poison.into_inner()).clone()
+    }
+
+    /// The area from which a rename reaches a directory of the tree, made where there is none yet.
+    pub(crate) fn area_of(&self, dir: &Dir, path: &RelPath) -> Result<Arc<Area>> {
+        let reaches = |areas: &[Arc<Area>]| areas.iter().find(|area| area.place == dir.meta.place).cloned();
+        if let Some(area) = reaches(&self.areas.read().unwrap_or_else(|poison| poison.into_inner())) {
+            return Ok(area);
+        }
+        // The topmost directory of the same mount or subvolume inside the root.
+        let mut top = path.parent();
+        while let Some(at) = &top {
+            let above = match at.parent() {
+                None => self.root.top().meta.place,
+                Some(parent) => self.root.open_dir(&parent)?.meta.place,
+            };
+            if above != dir.meta.place {
+                break;
+            }
+            top = at.parent();
+        }
+        let bytes = top.as_ref().map_or(&b""[..], RelPath::as_bytes).to_vec();
+        // Durable before anything lies there, so that recovery knows where to look.
+        let id = self.enter()?.write(Durability::Full, |tx| journal::insert_area(tx, &bytes))?;
+        self.open_area(id, &bytes)
+    }
+
+    fn open_area(&self, id: i64, top: &[u8]) -> Result<Arc<Area>> {
+        if id == STATE_AREA {
+            return Err(Error::corrupt("journal_area", "number 0 is the state directory's"));
+        }
+        let top = if top.is_empty() { None } else { Some(RelPath::from_stored(top)?) };
+        let area = Arc::new(Area::open_in_tree(id, &self.root, top.as_ref())?);
+        let mut areas = self.areas.write().unwrap_or_else(|poison| poison.into_inner());
+        areas.retain(|known| known.id != id);
+        areas.push(Arc::clone(&area));
+        Ok(area)
+    }
+
+    /// Where "applied" is true of what was changed in these areas.
+    pub(crate) fn mark(&self, areas: impl IntoIterator<Item = i64>) -> Mark {
+        let known = self.areas();
+        let mut mounts: Vec<u64> = areas
+            .into_iter()
+            .filter_map(|id| known.iter().find(|area| area.id == id))
+            .map(|area| area.place.mount)
+            .collect();
+        mounts.sort_unstable();
+        mounts.dedup();
+        Mark { boot: self.boot.clone(), state_dir: self.state_ino, mounts }
+    }
+
+    /// What is true now, to compare marks with.
+    pub(crate) fn mark_now(&self) -> Mark {
+        self.mark(self.areas().iter().map(|area| area.id))
+    }
+}

@@ -1,0 +1,24 @@
+//! Transactions: what is staged becomes effects, effects are prepared, committed, applied and settled.
+//!
+//! - [`transaction`] is the caller's side; [`overlay`] remembers what was staged, [`effect`] is what remains of it.
+//! - [`prepare`] does all that can fail, [`commit`] decides, [`apply`] carries it into the tree, [`settle`] makes the
+//!   tree itself durable.
+//! - [`ground`] is what they all stand on.
+
+mod apply;
+mod commit;
+mod effect;
+mod ground;
+mod overlay;
+mod prepare;
+mod receipt;
+mod settle;
+mod transaction;
+
+pub(crate) use apply::{AGAIN, Outcome, apply, is_preimage, set_aside, write_again};
+pub(crate) use ground::{Drained, Ground, Limits, Parts, Which};
+pub(crate) use prepare::{KEEP, Step};
+pub use receipt::{Receipt, Warning};
+pub use settle::Settled;
+pub(crate) use settle::settle;
+pub use transaction::Transaction;

@@ -1,0 +1,587 @@
+//! Everything that can fail, before COMMIT: temporary files are written, parents opened, permissions and free space
+//! looked at, so that a full disk or a missing permission aborts instead of surprising later.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Access, AtFlags, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::effect::Effect;
+use super::ground::Ground;
+use super::overlay::{Bytes, NewFile, Published};
+use crate::error::{Error, IoContext, Result};
+use crate::fs::area::Area;
+use crate::fs::attrs::{self, Attrs};
+use crate::fs::opener::{Held, SIDECARS, SyncTarget};
+use crate::fs::root::{self, Dirs, Kind, Meta};
+use crate::fs::temp;
+use crate::journal::{Change, ChangeKind, Identity, Redo, What};
+use crate::path::RelPath;
+
+/// Below this much free space nothing is begun: carrying a commit into the tree may need a block for a directory.
+const SPACE_MARGIN: u64 = 1 << 20;
+/// Up to this many files are synced one by one; beyond, one `syncfs` is cheaper.
+pub(crate) const SYNC_ONE_BY_ONE: usize = 8;
+/// What a published source is called in the stage, behind its number: never deleted as a stray.
+pub(crate) const KEEP: &str = ".keep";
+
+/// Which paths a transaction's effects take away and fill, to see the tree as it was through the tree as it will be.
+struct Layout {
+    lifted: HashSet<RelPath>,
+    placed: HashSet<RelPath>,
+    moves: HashMap<RelPath, RelPath>,
+}
+
+impl Layout {
+    fn of(effects: &[Effect]) -> Self {
+        let mut layout = Self { lifted: HashSet::new(), placed: HashSet::new(), moves: HashMap::new() };
+        for effect in effects {
+            if let Effect::Lift(path) = effect {
+                layout.lifted.insert(path.clone());
+            }
+            if let Effect::Move { from, to } = effect {
+                layout.lifted.insert(from.clone());
+                layout.moves.insert(to.clone(), from.clone());
+            }
+            layout.placed.extend(effect.placed_at().cloned());
+        }
+        layout
+    }
+
+    /// Looks at what a path of the tree to be will hold just before it is filled: what lies there now, or what comes
+    /// along with a moved directory, or nothing because its directory goes.
+    fn look(&self, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Option<Meta>> {
+        let mut above = path.parent();
+        while let Some(at) = above {
+            if let Some(from) = self.moves.get(&at) {
+                let rest = path.names().skip(at.names().count());
+                let origin = rest.fold(from.clone(), |at, name| RelPath::join(Some(&at), name));
+                return if self.lifted.contains(&origin) { Ok(None) } else { look(dirs, &origin) };
+            }
+            if self.lifted.contains(&at) {
+                return Ok(None);
+            }
+            above = at.parent();
+        }
+        look(dirs, path)
+    }
+}
+
+/// One effect, ready to be carried out.
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// The path it acts on: for lifts that of the tree as it was, else that of the tree as it will be.
+    pub(crate) path: RelPath,
+    pub(crate) redo: Redo,
+    pub(crate) area: Arc<Area>,
+    /// The new bytes, when they ride in the log.
+    pub(crate) content: Option<Arc<[u8]>>,
+    /// What was there when this was prepared; looked at again under the turnstile.
+    pub(crate) seen: Option<Meta>,
+    /// The new bytes begin as a SQLite database does.
+    database: bool,
+    /// Published: where it came from, to go back there if nothing comes of it.
+    came_from: Option<Arc<Published>>,
+}
+
+/// A transaction's effects, ready. Dropped without [`Prepared::keep`], everything it wrote goes away again.
+#[derive(Debug)]
+pub(crate) struct Prepared<'g> {
+    ground: &'g Ground,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) structural: bool,
+    pub(crate) digest: [u8; 32],
+    databases: Option<Held>,
+    kept: bool,
+}
+
+impl<'g> Prepared<'g> {
+    /// Prepares the effects of a transaction.
+    pub(crate) fn new(ground: &'g Ground, dirs: &mut Dirs<'_>, effects: Vec<Effect>) -> Result<Self> {
+        let mut prepared = Self {
+            ground,
+            steps: Vec::with_capacity(effects.len()),
+            structural: false,
+            digest: digest(&effects),
+            databases: None,
+            kept: false,
+        };
+        let layout = Layout::of(&effects);
+        for effect in effects {
+            prepared.add(dirs, effect, &layout)?;
+        }
+        prepared.structural = prepared.steps.iter().any(|step| match &step.redo.what {
+            What::Move { .. } => true,
+            What::Absence => step.seen.is_some_and(|meta| meta.kind == Kind::Directory),
+            _ => false,
+        });
+        prepared.check_writable(dirs)?;
+        prepared.hold_databases(dirs, &layout)?;
+        prepared.sync_large()?;
+        Ok(prepared)
+    }
+
+    /// What was written is referred to by committed rows from here on.
+    pub(crate) fn keep(&mut self) {
+        self.kept = true;
+    }
+
+    fn add(&mut self, dirs: &mut Dirs<'_>, effect: Effect, layout: &Layout) -> Result<()> {
+        let full = |path: &RelPath| self.ground.root.full(path);
+        match effect {
+            Effect::Lift(path) => {
+                let seen = look(dirs, &path)?;
+                match seen {
+                    None => Ok(()),
+                    // What comes to this path displaces it in one call; only a directory must go first.
+                    Some(meta) if meta.kind != Kind::Directory && layout.placed.contains(&path) => Ok(()),
+                    Some(_) => self.step(dirs, path, What::Absence, seen),
+                }
+            }
+            Effect::Directory(path) => match layout.look(dirs, &path)? {
+                Some(meta) if meta.kind == Kind::Directory && !layout.lifted.contains(&path) => Ok(()),
+                Some(meta) if meta.kind != Kind::Directory && !layout.lifted.contains(&path) => {
+                    Err(Error::NotADirectory { path: full(&path) })
+                }
+                seen => self.step(dirs, path, What::Directory { mode: None }, seen.filter(not_directory)),
+            },
+            Effect::File(path, file) => {
+                let seen = self.displaced(dirs, &path, layout)?;
+                self.file(dirs, path, file, seen)
+            }
+            Effect::Symlink(path, target) => {
+                let seen = self.displaced(dirs, &path, layout)?;
+                let (area, staged) = (self.area(dirs, &path)?, self.ground.fresh_name());
+                let meta = temp::symlink(&area, &staged, &target)?;
+                let target = std::os::unix::ffi::OsStringExt::into_vec(target.into_os_string());
+                self.push(path, What::Symlink { ino: meta.ino, target }, area, staged, None, seen);
+                Ok(())
+            }
+            Effect::Move { from, to } => {
+                let Some(meta) = look(dirs, &from)? else { return Err(Error::NotFound { path: full(&from) }) };
+                let seen = self.displaced(dirs, &to, layout)?;
+                let area = self.area(dirs, &to)?;
+                if self.area(dirs, &from)?.id != area.id {
+                    return Err(Error::CrossDevice { path: full(&from) });
+                }
+                let directory = meta.kind == Kind::Directory;
+                let what = What::Move { from: Some(from), ino: meta.ino, btime: meta.btime, directory };
+                let staged = self.ground.fresh_name();
+                self.push(to, what, area, staged, None, seen);
+                Ok(())
+            }
+            Effect::Publish(published, to) => {
+                let seen = self.displaced(dirs, &to, layout)?;
+                self.publish(dirs, &published, to, seen)
+            }
+        }
+    }
+
+    /// What a new version will displace. A directory only if the transaction lifts it.
+    fn displaced(&self, dirs: &mut Dirs<'_>, path: &RelPath, layout: &Layout) -> Result<Option<Meta>> {
+        match layout.look(dirs, path)? {
+            Some(meta) if meta.kind == Kind::Directory && layout.lifted.contains(path) => Ok(None),
+            Some(meta) if meta.kind == Kind::Directory => {
+                Err(Error::IsADirectory { path: self.ground.root.full(path) })
+            }
+            seen => Ok(seen),
+        }
+    }
+
+    fn area(&self, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<Area>> {
+        // A parent that this transaction makes will lie on the mount of the nearest one that exists.
+        let mut at = path.clone();
+        loop {
+            match dirs.parent(&at) {
+                Ok(dir) => return self.ground.area_of(&dir, &at),
+                Err(Error::NotFound { .. } | Error::NotADirectory { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            match at.parent() {
+                Some(parent) => at = parent,
+                None => return self.ground.area(crate::fs::area::STATE_AREA),
+            }
+        }
+    }
+
+    fn step(&mut self, dirs: &mut Dirs<'_>, path: RelPath, what: What, seen: Option<Meta>) -> Result<()> {
+        let (area, staged) = (self.area(dirs, &path)?, self.ground.fresh_name());
+        self.push(path, what, area, staged, None, seen);
+        Ok(())
+    }
+
+    fn push(
+        &mut self,
+        path: RelPath,
+        what: What,
+        area: Arc<Area>,
+        staged: String,
+        content: Option<Arc<[u8]>>,
+        seen: Option<Meta>,
+    ) {
+        let redo = Redo { what, area: area.id, staged, old: seen.as_ref().map(Identity::from) };
+        self.steps.push(Step { path, redo, area, content, seen, database: false, came_from: None });
+    }
+
+    fn file(&mut self, dirs: &mut Dirs<'_>, path: RelPath, file: NewFile, seen: Option<Meta>) -> Result<()> {
+        let area = self.area(dirs, &path)?;
+        let like = like(dirs, &path, seen.as_ref())?;
+        let staged = match &file.bytes {
+            Bytes::Staged { name, area: at, .. } if *at == area.id => name.clone(),
+            _ => self.ground.fresh_name(),
+        };
+        // Recorded before it is filled, so that what a full disk leaves of it is removed.
+        let empty = Attrs::default();
+        let what = What::Content { ino: 0, size: file.bytes.size(), hash: file.hash, attrs: empty };
+        self.push(path, what, Arc::clone(&area), staged.clone(), None, seen);
+        let meta = match &file.bytes {
+            Bytes::Inline(bytes) => temp::write(&area, &staged, bytes, like.as_ref(), false)?,
+            Bytes::Staged { name, area: at, .. } => {
+                let stage_path = area.stage_path(&staged);
+                if *at != area.id {
+                    copy(&*self.ground.area(*at)?, name, &area, &staged)?;
+                }
+                let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(&area.stage, &*staged, flags, Mode::empty()).at("open", &stage_path)?;
+                temp::finish(&file, like.as_ref(), false, &stage_path)?
+            }
+        };
+        let step = self.steps.last_mut().ok_or(Error::Closed)?;
+        let xattrs = like.map(|like| like.xattrs).unwrap_or_default();
+        let attrs = Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs };
+        step.redo.what = What::Content { ino: meta.ino, size: meta.size, hash: file.hash, attrs };
+        step.database = file.database;
+        if let Bytes::Inline(bytes) = file.bytes {
+            step.content = Some(bytes);
+        }
+        Ok(())
+    }
+
+    fn publish(
+        &mut self,
+        dirs: &mut Dirs<'_>,
+        published: &Arc<Published>,
+        to: RelPath,
+        seen: Option<Meta>,
+    ) -> Result<()> {
+        let area = self.area(dirs, &to)?;
+        let source = &published.source;
+        let meta = rustix::fs::lstat(source).at("look at", source)?;
+        let staged = self.ground.fresh_name() + KEEP;
+        let cwd = rustix::fs::CWD;
+        match rustix::fs::renameat_with(cwd, source, &area.stage, &*staged, RenameFlags::NOREPLACE) {
+            Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(cwd, source, &area.stage, &*staged),
+            other => other,
+        }
+        .or_else(|error| match error {
+            Errno::XDEV => Err(Error::CrossDevice { path: source.clone() }),
+            error => Err(error).at("move", source),
+        })?;
+        let look = root::look(&area.stage, &*staged).at("look at", area.stage_path(&staged))?;
+        let btime = look.map_or((0, 0), |meta| meta.btime);
+        let what = What::Move { from: None, ino: meta.st_ino, btime, directory: published.directory };
+        self.push(to, what, area, staged, None, seen);
+        if let Some(step) = self.steps.last_mut() {
+            step.came_from = Some(Arc::clone(published));
+        }
+        Ok(())
+    }
+
+    /// Permission and space, looked at once for each directory that exists and each area.
+    fn check_writable(&self, dirs: &mut Dirs<'_>) -> Result<()> {
+        let mut checked = BTreeSet::new();
+        for step in &self.steps {
+            let origin = match &step.redo.what {
+                What::Move { from, .. } => from.as_ref(),
+                _ => None,
+            };
+            for path in [Some(&step.path), origin].into_iter().flatten() {
+                let parent = path.parent();
+                if checked.contains(&parent) {
+                    continue;
+                }
+                if let Ok(dir) = dirs.parent(path) {
+                    rustix::fs::accessat(&dir.fd, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
+                        .at("write in", parent.as_ref().map_or(self.ground.root.path().to_owned(), |at| self.ground.root.full(at)))?;
+                }
+                checked.insert(parent);
+            }
+        }
+        let mut areas: Vec<&Arc<Area>> = self.steps.iter().map(|step| &step.area).collect();
+        areas.sort_by_key(|area| area.id);
+        areas.dedup_by_key(|area| area.id);
+        areas.into_iter().try_for_each(|area| check_space(&area.path))
+    }
+
+    /// A database that is replaced, removed or moved must not be in use, and its sidecars must go with it: a new
+    /// database beside an old `-wal` silently reads as the old one.
+    fn hold_databases(&mut self, dirs: &mut Dirs<'_>, layout: &Layout) -> Result<()> {
+        let mut candidates = BTreeSet::new();
+        let mut alone = BTreeSet::new();
+        for step in &self.steps {
+            let displaces = step.seen.filter(|meta| meta.kind == Kind::File);
+            let moves = match &step.redo.what {
+                What::Move { from: Some(from), directory: false, .. } => Some(from),
+                _ => None,
+            };
+            for path in displaces.map(|_| &step.path).into_iter().chain(moves) {
+                // An empty file may be a database whose content is all in its log.
+                match displaces {
+                    Some(meta) if meta.size == 0 => drop(alone.insert(path.clone())),
+                    _ => drop(candidates.insert(path.clone())),
+                }
+            }
+            if step.database {
+                alone.insert(step.path.clone());
+            }
+            // Whoever touches a sidecar touches its database.
+            let name = step.path.as_bytes();
+            let base = SIDECARS.iter().find_map(|suffix| name.strip_suffix(suffix.as_bytes()));
+            if let Some(base) = base.and_then(|base| RelPath::from_stored(base).ok()) {
+                candidates.insert(base);
+            }
+        }
+        if !candidates.is_empty() {
+            let (held, databases) = self.ground.opener.hold_databases(candidates.into_iter().collect())?;
+            self.databases = Some(held);
+            alone.extend(databases);
+        }
+        for database in alone {
+            for suffix in SIDECARS {
+                let Some(sidecar) = database.with_suffix(suffix.as_bytes()) else { continue };
+                if !layout.lifted.contains(&sidecar) && layout.look(dirs, &sidecar)?.is_some() {
+                    return Err(Error::DatabaseInUse { path: self.ground.root.full(&database) });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What does not ride in the log is durable, with its name in the stage, before the COMMIT that relies on it.
+    fn sync_large(&self) -> Result<()> {
+        let large = |step: &&Step| match &step.redo.what {
+            What::Content { .. } => step.content.is_none(),
+            What::Move { from, .. } => from.is_none(),
+            _ => false,
+        };
+        for area in self.ground.areas() {
+            let steps: Vec<&Step> = self.steps.iter().filter(large).filter(|step| step.area.id == area.id).collect();
+            let whole = steps.iter().any(|step| matches!(step.redo.what, What::Move { directory: true, .. }));
+            if steps.is_empty() {
+                continue;
+            }
+            if whole || steps.len() > SYNC_ONE_BY_ONE {
+                rustix::fs::syncfs(&area.dir).map_err(|error| failed_sync(&area.path, error.into()))?;
+                continue;
+            }
+            let mut targets: Vec<SyncTarget> =
+                steps.iter().map(|step| SyncTarget::Own(area.stage_path(&step.redo.staged))).collect();
+            targets.push(SyncTarget::Own(area.path.join("stage")));
+            if let Some((target, error)) = self.ground.opener.sync(targets)?.into_iter().next() {
+                let path = if let SyncTarget::Own(path) = target { path } else { area.path.clone() };
+                return Err(failed_sync(&path, error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks again at every path, now that nobody else commits. What changed in the meantime is judged anew.
+    pub(crate) fn bind(&mut self, dirs: &mut Dirs<'_>) -> Result<()> {
+        for step in &mut self.steps {
+            let now = match &step.redo.what {
+                // In a structural transaction a path may stand for something that another step moves first.
+                _ if self.structural => continue,
+                _ => look(dirs, &step.path)?,
+            };
+            let version = |meta: &Meta| (meta.ino, meta.ctime, meta.size);
+            if now.as_ref().map(version) == step.seen.as_ref().map(version) {
+                continue;
+            }
+            let directory = now.is_some_and(|meta| meta.kind == Kind::Directory);
+            match &mut step.redo.what {
+                What::Content { ino, attrs, .. } if !directory => {
+                    if let Some(wanted) = like(dirs, &step.path, now.as_ref())? {
+                        let path = step.area.stage_path(&step.redo.staged);
+                        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                        let file = rustix::fs::openat(&step.area.stage, &*step.redo.staged, flags, Mode::empty());
+                        let meta = temp::finish(&file.at("open", &path)?, Some(&wanted), false, &path)?;
+                        *ino = meta.ino;
+                        *attrs = Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, ..wanted };
+                    }
+                }
+                What::Directory { .. } if now.is_some_and(|meta| not_directory(&meta)) => {
+                    return Err(Error::NotADirectory { path: self.ground.root.full(&step.path) });
+                }
+                What::Directory { .. } => {}
+                _ if directory => return Err(Error::IsADirectory { path: self.ground.root.full(&step.path) }),
+                _ => {}
+            }
+            step.seen = now;
+            step.redo.old = now.as_ref().map(Identity::from);
+        }
+        Ok(())
+    }
+
+    /// The change rows of the steps.
+    pub(crate) fn changes(&self) -> Vec<Change> {
+        self.steps.iter().map(Step::change).collect()
+    }
+
+    fn put_back(&self) {
+        for step in &self.steps {
+            let staged = &step.redo.staged;
+            let Some(published) = &step.came_from else {
+                if matches!(step.redo.what, What::Content { .. } | What::Symlink { .. })
+                    && let Err(error) = step.area.drop_staged(staged)
+                {
+                    tracing::warn!(%error, "a temporary file could not be removed; the next recovery sweeps it");
+                }
+                continue;
+            };
+            let (cwd, to) = (rustix::fs::CWD, &published.source);
+            if let Err(error) =
+                rustix::fs::renameat_with(&step.area.stage, &**staged, cwd, to, RenameFlags::NOREPLACE)
+            {
+                tracing::warn!(%error, kept = %step.area.stage_path(staged).display(), from = %to.display(),
+                    "a published source could not go back to where it was; it is kept");
+            }
+        }
+    }
+}
+
+impl Drop for Prepared<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.put_back();
+        }
+        if let Some(held) = self.databases.take() {
+            self.ground.opener.release(held);
+        }
+    }
+}
+
+impl Step {
+    /// A step as it stands in the journal, to be carried out once more.
+    pub(crate) fn again(path: RelPath, redo: Redo, area: Arc<Area>, content: Option<Arc<[u8]>>) -> Self {
+        Self { path, redo, area, content, seen: None, database: false, came_from: None }
+    }
+
+    fn change(&self) -> Change {
+        let old = self.redo.old.as_ref();
+        let (kind, origin, size, hash) = match &self.redo.what {
+            What::Content { size, hash, .. } => (None, None, Some(*size), Some(*hash)),
+            What::Symlink { target, .. } => {
+                (None, None, Some(target.len() as u64), Some(*blake3::hash(target).as_bytes()))
+            }
+            What::Directory { .. } => (Some(ChangeKind::Directory), None, None, None),
+            What::Absence => (Some(ChangeKind::Removed), None, None, None),
+            What::Move { from, .. } => (Some(ChangeKind::Renamed), from.clone(), None, None),
+        };
+        let kind = kind.unwrap_or(if old.is_some() { ChangeKind::Replaced } else { ChangeKind::Created });
+        Change {
+            path: self.path.clone(),
+            kind,
+            origin,
+            size,
+            hash,
+            old_size: old.filter(|old| !old.directory).map(|old| old.size),
+            preimage: old.map(|_| self.redo.preimage_name()),
+            area: self.area.id,
+        }
+    }
+}
+
+impl Redo {
+    /// The name in the stage under which the old version is kept. A move's own name may hold the moved inode.
+    pub(crate) fn preimage_name(&self) -> String {
+        match self.what {
+            What::Move { .. } => format!("{}.pre", self.staged),
+            _ => self.staged.clone(),
+        }
+    }
+}
+
+fn not_directory(meta: &Meta) -> bool {
+    meta.kind != Kind::Directory
+}
+
+/// Looks at a path; none when it, or its parent, is not there.
+pub(crate) fn look(dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Option<Meta>> {
+    match dirs.try_parent(path)? {
+        None => Ok(None),
+        Some(dir) => root::look(&dir.fd, path.name()).at("look at", dirs.root().full(path)),
+    }
+}
+
+/// What a new file takes over: all of the version it replaces, or the group of a set-group-id directory.
+fn like(dirs: &mut Dirs<'_>, path: &RelPath, seen: Option<&Meta>) -> Result<Option<Attrs>> {
+    let Some(dir) = dirs.try_parent(path)? else { return Ok(None) };
+    match seen {
+        Some(meta) if meta.kind == Kind::File => {
+            let xattrs = attrs::xattrs(&dir.fd, path.name(), &dirs.root().full(path))?;
+            Ok(Some(Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs }))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn copy(from: &Area, name: &str, to: &Area, staged: &str) -> Result<()> {
+    let path = from.stage_path(name);
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let source = rustix::fs::openat(&from.stage, name, flags, Mode::empty()).at("open", &path)?;
+    let target = temp::create(to, staged)?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match rustix::io::read(&source, &mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => temp::write_all(&target, &buffer[..read], &to.stage_path(staged))?,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error).at("read", path),
+        }
+    }
+}
+
+/// Refuses to begin what a full disk would leave half way.
+fn check_space(path: &Path) -> Result<()> {
+    if fs4::available_space(path).at("look at the free space of", path)? < SPACE_MARGIN {
+        return Err(std::io::Error::from_raw_os_error(libc::ENOSPC)).at("write in", path);
+    }
+    Ok(())
+}
+
+pub(crate) fn failed_sync(path: &Path, source: std::io::Error) -> Error {
+    Error::SyncFailed { path: path.to_owned(), source }
+}
+
+/// What a repeat of an idempotency key is compared by: every effect, with the hash of its content.
+pub(super) fn digest(effects: &[Effect]) -> [u8; 32] {
+    use std::os::unix::ffi::OsStrExt;
+    let mut hasher = blake3::Hasher::new();
+    let mut part = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    for effect in effects {
+        match effect {
+            Effect::Lift(path) => [b"lift", path.as_bytes()].map(&mut part),
+            Effect::Directory(path) => [b"dir", path.as_bytes()].map(&mut part),
+            Effect::File(path, file) => {
+                part(b"file");
+                [path.as_bytes(), &file.hash].map(&mut part)
+            }
+            Effect::Symlink(path, target) => {
+                part(b"link");
+                [path.as_bytes(), target.as_os_str().as_bytes()].map(&mut part)
+            }
+            Effect::Move { from, to } => {
+                part(b"move");
+                [from.as_bytes(), to.as_bytes()].map(&mut part)
+            }
+            // The source was moved away the first time, so only where it went can be compared.
+            Effect::Publish(_, to) => [b"publish", to.as_bytes()].map(&mut part),
+        };
+    }
+    *hasher.finalize().as_bytes()
+}

@@ -1,0 +1,270 @@
+//! Settling: makes the live tree itself durable, so that redo content can go. In batches, behind the commits.
+//!
+//! 1. note `settling`: from here on a sync may fail unseen, if this process dies;
+//! 2. move old versions from the stage to history; sync the live files, their directories, stage and history;
+//! 3. note `settled` and drop the redo rows, durably: a power cut must not bring them back over a later edit.
+//!
+//! A sync that failed is never tried again, by anybody: the kernel has marked the pages clean. Whoever finds a
+//! `settling` note rewrites each path that still has the new content, from redo, into a new inode first.
+//! The OS lock `settle.lock` says that somebody is at it; it is taken before the turnstile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::apply::{AGAIN, write_again};
+use super::ground::Ground;
+use super::prepare::{SYNC_ONE_BY_ONE, Step, failed_sync};
+use crate::error::{Error, IoContext, Result};
+use crate::fs::area::Area;
+use crate::fs::exchange;
+use crate::fs::opener::SyncTarget;
+use crate::fs::os_lock::OsLock;
+use crate::fs::root::Dirs;
+use crate::id::TxnId;
+use crate::journal::{self, Level, Redo, RedoRow, TxnState, What};
+use crate::path::RelPath;
+use crate::store::{Durability, Turn};
+use crate::time::Deadline;
+
+/// What a settle made durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Settled {
+    /// Transactions whose files are now durable in the tree itself.
+    pub transactions: u64,
+    /// Paths that were theirs.
+    pub paths: u64,
+}
+
+/// At most this many transactions are settled at once, to bound memory and the length of a turn.
+const BATCH: usize = 512;
+
+/// The right to settle: one process at a time.
+#[derive(Debug)]
+pub(crate) struct SettleLock(OsLock);
+
+impl SettleLock {
+    /// Waits for whoever settles now.
+    pub(crate) fn wait(ground: &Ground, deadline: Deadline) -> Result<Self> {
+        let mut lock = OsLock::open(&ground.state_path, "settle.lock")?;
+        if lock.lock_until(deadline)? {
+            return Ok(Self(lock));
+        }
+        Err(Error::Busy {
+            what: "settling".into(),
+            holder: "another process".into(),
+            waited: deadline.waited(),
+        })
+    }
+}
+
+impl Drop for SettleLock {
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
+
+/// A fixed set of transactions on its way to being settled.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    txns: Vec<TxnId>,
+    /// The newest effect on each path.
+    newest: BTreeMap<RelPath, (TxnId, i64, Redo)>,
+    /// Old versions, to be moved to history: area and name.
+    old: Vec<(Arc<Area>, String)>,
+    areas: BTreeMap<i64, Arc<Area>>,
+    rows: u64,
+    /// More than a file here and there: one sync of the filesystem.
+    whole: bool,
+    /// True when more transactions wait.
+    pub(crate) more: bool,
+}
+
+/// Settles what is applied, batch by batch. The turn is held only for the notes, not while syncing.
+pub(crate) fn settle(ground: &Ground, deadline: Deadline) -> Result<Settled> {
+    let lock = SettleLock::wait(ground, deadline)?;
+    let mut settled = Settled::default();
+    loop {
+        let mut batch = begin(ground, &mut ground.enter()?, &lock)?;
+        if batch.txns.is_empty() {
+            return Ok(settled);
+        }
+        sync(ground, &batch)?;
+        finish(&mut ground.enter()?, &batch)?;
+        settled.transactions += batch.txns.len() as u64;
+        settled.paths += batch.rows;
+        if !std::mem::take(&mut batch.more) {
+            return Ok(settled);
+        }
+    }
+}
+
+/// Settles everything within one turn: before and after a transaction that moves or removes directories.
+pub(crate) fn settle_in_turn(ground: &Ground, turn: &mut Turn<'_>, lock: &SettleLock) -> Result<()> {
+    loop {
+        let batch = begin(ground, turn, lock)?;
+        if batch.txns.is_empty() {
+            return Ok(());
+        }
+        sync(ground, &batch)?;
+        finish(turn, &batch)?;
+    }
+}
+
+fn begin(ground: &Ground, turn: &mut Turn<'_>, _: &SettleLock) -> Result<Batch> {
+    let now = ground.mark_now();
+    let mut unsettled = turn.look(journal::unsettled)?;
+    unsettled.retain(|txn| match txn.state {
+        TxnState::Settling => true,
+        TxnState::Applied => txn.mark.as_ref().is_some_and(|mark| mark.counts_in(&now)),
+        _ => false,
+    });
+    let mut batch = Batch { more: unsettled.len() > BATCH, ..Batch::default() };
+    unsettled.truncate(BATCH);
+    let suspect: Vec<TxnId> =
+        unsettled.iter().filter(|txn| txn.state == TxnState::Settling).map(|txn| txn.id).collect();
+    for txn in &unsettled {
+        batch.txns.push(txn.id);
+        batch.whole |= txn.structural;
+        for row in turn.look(|tx| journal::redo_rows(tx, txn.id))? {
+            batch.add(ground, row);
+        }
+    }
+    // Marked before the rewrite below: it is this settle's sync that is in doubt from now on.
+    turn.write(Durability::Normal, |tx| {
+        let fresh = unsettled.iter().filter(|txn| txn.state == TxnState::Applied);
+        fresh.into_iter().try_for_each(|txn| journal::transition(tx, txn.id, TxnState::Applied, TxnState::Settling))
+    })?;
+    if !suspect.is_empty() {
+        rewrite(ground, turn, &mut batch, &suspect)?;
+    }
+    Ok(batch)
+}
+
+impl Batch {
+    fn add(&mut self, ground: &Ground, row: RedoRow) {
+        self.rows += 1;
+        // A row that cannot be read was set aside by recovery; what it did in the tree is synced with the rest.
+        let (Ok(path), Ok(redo)) = (row.path, row.redo) else {
+            self.whole = true;
+            return;
+        };
+        let Ok(area) = ground.area(redo.area) else {
+            self.whole = true;
+            return;
+        };
+        self.areas.insert(area.id, Arc::clone(&area));
+        if redo.old.is_some() {
+            self.old.push((area, redo.preimage_name()));
+        }
+        // An older version of the same path is in the stage by now; only a sync of everything reaches it cheaply.
+        self.whole |= self.newest.insert(path, (row.txn, row.n, redo)).is_some();
+    }
+}
+
+/// Syncs the live files, their directories, the stage and history.
+fn sync(ground: &Ground, batch: &Batch) -> Result<()> {
+    for (area, name) in &batch.old {
+        match rustix::fs::renameat(&area.stage, &**name, &area.history, &**name) {
+            // Already there: an earlier settle came this far.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error).at("move to history", area.stage_path(name)),
+        }
+    }
+    if batch.whole || batch.newest.len() > SYNC_ONE_BY_ONE {
+        return batch.areas.values().try_for_each(|area| {
+            rustix::fs::syncfs(&area.dir).map_err(|error| failed_sync(&area.path, error.into()))
+        });
+    }
+    let mut files = Vec::new();
+    let mut directories = BTreeSet::new();
+    let mut own = BTreeSet::new();
+    for (path, (_, _, redo)) in &batch.newest {
+        if let What::Content { ino, .. } = redo.what {
+            files.push(SyncTarget::File(path.clone(), ino));
+        }
+        if matches!(redo.what, What::Directory { .. }) {
+            directories.insert(Some(path.clone()));
+        }
+        directories.insert(path.parent());
+        if let Some(area) = batch.areas.get(&redo.area) {
+            own.insert(area.path.join("stage"));
+            if redo.old.is_some() {
+                own.insert(area.path.join("history"));
+            }
+        }
+    }
+    files.extend(directories.into_iter().map(SyncTarget::Directory));
+    files.extend(own.into_iter().map(SyncTarget::Own));
+    match ground.opener.sync(files)?.into_iter().next() {
+        None => Ok(()),
+        Some((target, error)) => Err(failed_sync(
+            &match target {
+                SyncTarget::File(path, _) => ground.root.full(&path),
+                SyncTarget::Directory(path) => {
+                    path.map_or(ground.root.path().to_owned(), |path| ground.root.full(&path))
+                }
+                SyncTarget::Own(path) => path,
+            },
+            error,
+        )),
+    }
+}
+
+fn finish(turn: &mut Turn<'_>, batch: &Batch) -> Result<()> {
+    turn.write(Durability::Full, |tx| {
+        batch.txns.iter().try_for_each(|&txn| {
+            journal::transition(tx, txn, TxnState::Settling, TxnState::Settled)?;
+            journal::delete_redo(tx, txn)
+        })
+    })
+}
+
+/// After a settle that was cut short, or whose sync failed: each path that still has the new content gets it again,
+/// in a new inode. Large content was synced before its COMMIT and has nothing in the journal to be rewritten from.
+fn rewrite(ground: &Ground, turn: &mut Turn<'_>, batch: &mut Batch, suspect: &[TxnId]) -> Result<()> {
+    let mut dirs = Dirs::new(&ground.root);
+    let candidates: Vec<(RelPath, u64)> = batch
+        .newest
+        .iter()
+        .filter(|(_, (txn, _, _))| suspect.contains(txn))
+        .filter_map(|(path, (_, _, redo))| match redo.what {
+            What::Content { size, .. } => Some((path.clone(), size)),
+            _ => None,
+        })
+        .collect();
+    let found = ground.opener.examine(candidates.clone())?;
+    let mut renewed = Vec::new();
+    for ((path, _), found) in candidates.into_iter().zip(found) {
+        let Some((txn, n, redo)) = batch.newest.get_mut(&path) else { continue };
+        let What::Content { hash, .. } = &redo.what else { continue };
+        if found?.and_then(|found| found.hash) != Some(*hash) {
+            continue;
+        }
+        let Some(content) = turn.look(|tx| journal::redo_content(tx, *txn, *n))? else { continue };
+        let area = ground.area(redo.area)?;
+        let staged = format!("{}{AGAIN}", redo.staged);
+        let step = Step::again(path.clone(), redo.clone(), area, Some(content.into()));
+        let renewed_ino = write_again(&step, &staged)?;
+        if let What::Content { ino, .. } = &mut redo.what {
+            *ino = renewed_ino;
+        }
+        let dir = dirs.parent(&path)?;
+        exchange::place(&step.area, &step.area.stage, &staged, &dir.fd, path.name(), true)
+            .at("rewrite", ground.root.full(&path))?;
+        // What came back is the same bytes, in the inode that may not have reached the disk.
+        step.area.drop_staged(&staged)?;
+        renewed.push((*txn, *n, redo.clone(), path));
+    }
+    batch.whole = true;
+    turn.write(Durability::Normal, |tx| {
+        for (txn, n, redo, path) in &renewed {
+            journal::update_redo(tx, *txn, *n, redo)?;
+            let message = "rewritten, because an earlier sync of it was cut short or failed";
+            journal::insert_event(tx, Level::Warn, "rewritten", Some(*txn), Some(path), message)?;
+        }
+        Ok(())
+    })
+}

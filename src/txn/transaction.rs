@@ -1,0 +1,418 @@
+//! A transaction as its caller sees it: staged, then committed or dropped.
+
+use std::collections::HashSet;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::commit::{self, Request};
+use super::ground::Ground;
+use super::overlay::{Bytes, NewFile, Node, Overlay, Published, View};
+use super::receipt::Receipt;
+use crate::error::{Error, IoContext, Result};
+use crate::fs::area::STATE_AREA;
+use crate::fs::opener;
+use crate::fs::root::{self, Kind};
+use crate::fs::temp;
+use crate::lock::Lease;
+use crate::path::RelPath;
+use crate::store::{self, Rows};
+use crate::time::now_ms;
+
+/// The caller's SQL, run inside COMMIT.
+pub(super) type SqlFn = Box<dyn FnMut(&Rows<'_>) -> Result<()> + Send>;
+
+/// The largest number of paths one transaction may name.
+const MAX_PATHS: u64 = 1 << 20;
+
+/// Staged changes of files and rows that become true together, or not at all.
+///
+/// Nothing is visible before [`Transaction::commit`]; dropping the transaction throws everything away. It holds its
+/// lock from begin to end.
+#[must_use = "a transaction that is dropped is rolled back; call commit()"]
+pub struct Transaction {
+    ground: Arc<Ground>,
+    lease: Option<Lease>,
+    overlay: Overlay,
+    sql: Vec<SqlFn>,
+    label: String,
+    key: Option<String>,
+    /// The key was committed before: what is staged is compared, not judged by the live tree, which has it already.
+    replay: bool,
+    began_ms: i64,
+    inline: u64,
+    paths: u64,
+    spooled: HashSet<(i64, String)>,
+    /// The journal stays open, and its session alive, for as long as this transaction.
+    _alive: Arc<dyn std::any::Any + Send + Sync>,
+}
+
+impl std::fmt::Debug for Transaction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let lock = self.lease.as_ref().map(|lease| &lease.name);
+        f.debug_struct("Transaction").field("label", &self.label).field("lock", &lock).finish_non_exhaustive()
+    }
+}
+
+impl Transaction {
+    pub(crate) fn new(
+        ground: Arc<Ground>,
+        alive: Arc<dyn std::any::Any + Send + Sync>,
+        lease: Lease,
+        label: String,
+        key: Option<String>,
+        replay: bool,
+    ) -> Self {
+        Self {
+            _alive: alive,
+            ground,
+            lease: Some(lease),
+            overlay: Overlay::new(),
+            sql: Vec::new(),
+            label,
+            key,
+            replay,
+            began_ms: now_ms(),
+            inline: 0,
+            paths: 0,
+            spooled: HashSet::new(),
+        }
+    }
+
+    /// Stages a file with these bytes, in place of whatever file or symlink is at the path. Missing directories on
+    /// the way are made. An overwritten file keeps its mode, owner and xattrs; a new one gets 0666 less the umask.
+    ///
+    /// Errors at once for a path that cannot be one; at commit when a directory is there.
+    pub fn write(&mut self, path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()> {
+        let bytes = bytes.as_ref();
+        self.write_from(path, bytes).map(drop)
+    }
+
+    /// Stages a file with what a reader gives until its end, and answers how many bytes that was. What does not fit
+    /// the limits for small content is streamed to the stage, so memory stays bounded.
+    pub fn write_from(&mut self, path: impl AsRef<Path>, mut reader: impl Read) -> Result<u64> {
+        let path = self.begin_staging(path.as_ref())?;
+        if let View::Dir = self.overlay.view(&path)? {
+            return Err(Error::IsADirectory { path: self.ground.root.full(&path) });
+        }
+        let limit = self.ground.limits.inline_file.min(self.ground.limits.inline_txn.saturating_sub(self.inline));
+        let mut start = Vec::new();
+        (&mut reader).take(limit + 1).read_to_end(&mut start).at("read the content of", &path)?;
+        let database = opener::is_database(&start);
+        let (bytes, hash) = if start.len() as u64 <= limit {
+            let hash = *blake3::hash(&start).as_bytes();
+            self.inline += start.len() as u64;
+            (Bytes::Inline(start.into()), hash)
+        } else {
+            self.spool(&start, reader)?
+        };
+        let size = bytes.size();
+        self.replace(&path, Node::File(NewFile { bytes, hash, database }))?;
+        Ok(size)
+    }
+
+    /// Stages a symlink at `path` that says `target`. Where it leads is not looked at.
+    pub fn symlink(&mut self, target: impl AsRef<Path>, path: impl AsRef<Path>) -> Result<()> {
+        let path = self.begin_staging(path.as_ref())?;
+        if let View::Dir = self.overlay.view(&path)? {
+            return Err(Error::IsADirectory { path: self.ground.root.full(&path) });
+        }
+        self.replace(&path, Node::Symlink(target.as_ref().to_owned()))
+    }
+
+    /// A fresh directory on the root's own filesystem, in which to build what is to be published. It is the caller's
+    /// until [`Transaction::publish`] takes it; the next recovery after this process sweeps what is left.
+    pub fn staging(&mut self) -> Result<PathBuf> {
+        let area = self.ground.area_of(self.ground.root.top(), &RelPath::parse("x")?)?;
+        let name = self.ground.fresh_name();
+        rustix::fs::mkdirat(&area.stage, &*name, Mode::from_raw_mode(0o777)).at("make", area.stage_path(&name))?;
+        let path = area.stage_path(&name);
+        self.spooled.insert((area.id, name));
+        Ok(path)
+    }
+
+    /// Stages a file or a whole directory from outside the tree; at commit it is moved, not copied. What is not
+    /// committed stays, or goes back, where it was.
+    ///
+    /// `staged` is an ordinary path, on the same filesystem: [`Error::CrossDevice`] at commit otherwise. Its content is
+    /// synced before COMMIT; it must not be changed any more. A path inside the tree is renamed.
+    pub fn publish(&mut self, staged: impl AsRef<Path>, path: impl AsRef<Path>) -> Result<()> {
+        let to = self.begin_staging(path.as_ref())?;
+        let source = std::path::absolute(staged.as_ref()).at("find", staged.as_ref())?;
+        let directory = match rustix::fs::lstat(&source) {
+            Ok(stat) => stat.st_mode & libc::S_IFMT == libc::S_IFDIR,
+            Err(rustix::io::Errno::NOENT) if self.replay => false,
+            Err(error) => return Err(error).at("look at", source),
+        };
+        let inside = source.strip_prefix(self.ground.root.path()).ok().and_then(|path| self.ground.path(path).ok());
+        if let Some(from) = inside {
+            return self.rename(from.as_path(), path);
+        }
+        self.refuse_occupied(&to, directory)?;
+        let published = Arc::new(Published { source, directory });
+        let node = match directory {
+            true => Overlay::published_directory(published),
+            false => Node::Published(published),
+        };
+        self.replace(&to, node)
+    }
+
+    /// Stages the removal of a file or symlink. Its old version is kept in history. [`Error::NotFound`] when nothing is
+    /// there, [`Error::IsADirectory`] for a directory.
+    pub fn remove(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let path = self.begin_staging(path.as_ref())?;
+        match self.kind_at(&path)? {
+            Some(Kind::Directory) if !self.replay => Err(Error::IsADirectory { path: self.ground.root.full(&path) }),
+            _ => self.overlay.lift(&path).map(drop),
+        }
+    }
+
+    /// Stages the removal of a directory and all below it. It is moved to history whole, whatever its size.
+    pub fn remove_dir_all(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let path = self.begin_staging(path.as_ref())?;
+        match self.kind_at(&path)? {
+            Some(Kind::Directory) | None => self.overlay.lift(&path).map(drop),
+            Some(_) if self.replay => self.overlay.lift(&path).map(drop),
+            Some(_) => Err(Error::NotADirectory { path: self.ground.root.full(&path) }),
+        }
+    }
+
+    /// Stages a rename of a file, symlink or whole directory within the tree; the inode stays the same. A file at
+    /// `to` is replaced. [`Error::AlreadyExists`] when a directory is there.
+    pub fn rename(&mut self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+        let from = self.begin_staging(from.as_ref())?;
+        let to = self.begin_staging(to.as_ref())?;
+        let kind = self.kind_at(&from)?;
+        if from == to {
+            return Ok(());
+        }
+        if to.is_within(&from) {
+            let reason = "a directory cannot be moved into itself";
+            return Err(Error::BadPath { path: to.to_path_buf(), reason });
+        }
+        self.refuse_occupied(&to, kind == Some(Kind::Directory))?;
+        let live = match self.overlay.view(&from)? {
+            View::Live(live) => Some(live),
+            _ => None,
+        };
+        let staged = self.overlay.lift(&from)?;
+        let node = match (staged, live, kind) {
+            (Some(node), ..) => self.detached(node)?,
+            (None, Some(live), Some(Kind::Directory)) => Overlay::moved_directory(live),
+            (None, Some(live), _) => Node::Moved(live),
+            (None, None, _) => return Err(Error::NotFound { path: self.ground.root.full(&from) }),
+        };
+        self.overlay.put(&to, node)
+    }
+
+    /// Stages a directory and all that are missing above it. Fine when it is there already.
+    pub fn create_dir_all(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let path = self.begin_staging(path.as_ref())?;
+        match self.kind_of(&path)? {
+            Some(Kind::Directory) | None => self.overlay.put_directory(&path),
+            Some(_) if self.replay => self.overlay.put_directory(&path),
+            Some(_) => Err(Error::NotADirectory { path: self.ground.root.full(&path) }),
+        }
+    }
+
+    /// The bytes of a file as this transaction sees it: its own writes first, else the live tree.
+    pub fn read(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
+        store::refuse_reentry("a read of the tree")?;
+        let path = self.ground.path(path.as_ref())?;
+        let full = || self.ground.root.full(&path);
+        match self.overlay.view(&path)? {
+            View::Absent => Err(Error::NotFound { path: full() }),
+            View::Dir => Err(Error::IsADirectory { path: full() }),
+            View::Symlink => Err(Error::BadPath { path: path.to_path_buf(), reason: "it is not a regular file" }),
+            View::Live(live) => self.ground.opener.read(live),
+            View::Outside(source) => read_outside(&source),
+            View::File(file) => match &file.bytes {
+                Bytes::Inline(bytes) => Ok(bytes.to_vec()),
+                Bytes::Staged { name, area, .. } => read_outside(&self.ground.area(*area)?.stage_path(name)),
+            },
+        }
+    }
+
+    /// True when something is at the path, as this transaction sees it. A symlink counts as itself.
+    pub fn exists(&self, path: impl AsRef<Path>) -> Result<bool> {
+        let path = self.ground.path(path.as_ref())?;
+        Ok(self.kind_of(&path)?.is_some())
+    }
+
+    /// Has `work` run inside COMMIT, on the rows of the database. An error it returns rolls everything back.
+    ///
+    /// It runs after this call, so it owns what it uses (`move`). It may run again if the first try is undone for
+    /// somebody else's reason; only the last run counts.
+    pub fn sql<F>(&mut self, work: F) -> Result<()>
+    where
+        F: FnMut(&Rows<'_>) -> Result<()> + Send + 'static,
+    {
+        self.sql.push(Box::new(work));
+        Ok(())
+    }
+
+    /// Commits. On `Ok` everything is durable against power loss, visible in the tree, and happened exactly once;
+    /// trouble after that point is a warning on the receipt. On `Err` nothing happened, unless
+    /// [`Error::is_outcome_unknown`]: then repeating it with its idempotency key tells.
+    ///
+    /// One sync of the write-ahead log, whatever the number of small files; large files and moves cost more.
+    pub fn commit(mut self) -> Result<Receipt> {
+        store::refuse_reentry("a commit")?;
+        let Some(lease) = &self.lease else { return Err(Error::Closed) };
+        let outcome = commit::commit(
+            &self.ground,
+            Request {
+                lease,
+                label: &self.label,
+                key: self.key.as_deref(),
+                began_ms: self.began_ms,
+                overlay: &self.overlay,
+                sql: &mut self.sql,
+            },
+        );
+        let decided = match &outcome {
+            Ok(receipt) => !receipt.repeated,
+            Err(error) => error.is_outcome_unknown(),
+        };
+        if decided {
+            // These names are the journal's now; some stand for old versions already.
+            for name in self.overlay.staged_names() {
+                self.spooled.remove(&name);
+            }
+        }
+        let receipt = outcome?;
+        // The release was noted with the commit; dropping the lease frees the lock itself.
+        drop(self.lease.take());
+        Ok(receipt)
+    }
+
+    /// Rolls back: throws away what was staged and releases the lock. Dropping does the same.
+    pub fn rollback(self) {
+        drop(self);
+    }
+
+    fn begin_staging(&mut self, path: &Path) -> Result<RelPath> {
+        store::refuse_reentry("a change of the tree")?;
+        self.ground.store.refuse_poisoned()?;
+        self.paths += 1;
+        if self.paths > MAX_PATHS {
+            return Err(Error::TooLarge { what: "the number of paths of one transaction", limit: MAX_PATHS });
+        }
+        self.ground.path(path)
+    }
+
+    /// Puts a node, and gives back what its predecessor took of the limit for small content.
+    fn replace(&mut self, path: &RelPath, node: Node) -> Result<()> {
+        if let View::File(NewFile { bytes: Bytes::Inline(old), .. }) = self.overlay.view(path)? {
+            self.inline = self.inline.saturating_sub(old.len() as u64);
+        }
+        self.overlay.put(path, node)
+    }
+
+    fn spool(&mut self, start: &[u8], mut rest: impl Read) -> Result<(Bytes, [u8; 32])> {
+        let (area, name) = (self.ground.area(STATE_AREA)?, self.ground.fresh_name());
+        let path = area.stage_path(&name);
+        let file = temp::create(&area, &name)?;
+        self.spooled.insert((area.id, name.clone()));
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(start);
+        temp::write_all(&file, start, &path)?;
+        let mut size = start.len() as u64;
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match rest.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => {
+                    hasher.update(&buffer[..read]);
+                    temp::write_all(&file, &buffer[..read], &path)?;
+                    size += read as u64;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).at("read the content of", path),
+            }
+        }
+        Ok((Bytes::Staged { name, area: area.id, size }, *hasher.finalize().as_bytes()))
+    }
+
+    /// A staged node on its way to another path. A directory that only this transaction makes has nothing live to
+    /// bring along.
+    fn detached(&self, mut node: Node) -> Result<Node> {
+        if let Some(origin) = node.live_origin()
+            && self.ground.root.look(origin)?.is_none()
+        {
+            node.make_fresh();
+        }
+        Ok(node)
+    }
+
+    /// What is at a path that must have something.
+    fn kind_at(&self, path: &RelPath) -> Result<Option<Kind>> {
+        match self.kind_of(path)? {
+            None if !self.replay => Err(Error::NotFound { path: self.ground.root.full(path) }),
+            kind => Ok(kind),
+        }
+    }
+
+    /// What is at a path, as this transaction sees it.
+    fn kind_of(&self, path: &RelPath) -> Result<Option<Kind>> {
+        Ok(match self.overlay.view(path)? {
+            View::Absent => None,
+            // One on the way to something staged need not exist yet; it will.
+            View::Dir => Some(Kind::Directory),
+            View::File(_) => Some(Kind::File),
+            View::Symlink => Some(Kind::Symlink),
+            View::Live(live) => self.ground.root.look(&live)?.map(|meta| meta.kind),
+            View::Outside(source) => match rustix::fs::lstat(&source) {
+                Ok(stat) if stat.st_mode & libc::S_IFMT == libc::S_IFDIR => Some(Kind::Directory),
+                Ok(_) => Some(Kind::File),
+                Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => None,
+                Err(error) => return Err(error).at("look at", source),
+            },
+        })
+    }
+
+    /// Something may be moved to a path where a file is; not onto a directory, nor a directory onto a file.
+    fn refuse_occupied(&self, to: &RelPath, directory: bool) -> Result<()> {
+        match self.kind_of(to)? {
+            _ if self.replay => Ok(()),
+            None => Ok(()),
+            Some(Kind::Directory) => Err(Error::AlreadyExists { path: self.ground.root.full(to) }),
+            Some(_) if directory => Err(Error::NotADirectory { path: self.ground.root.full(to) }),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            // A rollback that cannot be noted is one all the same: the OS lock goes with the lease.
+            let released = self.ground.enter().and_then(|mut turn| lease.release(&mut turn));
+            if let Err(error) = released {
+                tracing::debug!(%error, "the release of a lock could not be noted");
+            }
+        }
+        for (area, name) in &self.spooled {
+            let dropped = self.ground.area(*area).and_then(|area| area.drop_staged(name));
+            if let Err(error) = dropped {
+                tracing::warn!(%error, "a staged file could not be removed; the next recovery sweeps it");
+            }
+        }
+    }
+}
+
+/// Reads a file that is not the tree's: a published source or a staged one.
+fn read_outside(path: &Path) -> Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).at("open", path)?;
+    match root::look_at(&file).at("look at", path)?.kind {
+        Kind::Directory => return Err(Error::IsADirectory { path: path.to_owned() }),
+        Kind::File => {}
+        _ => return Err(Error::BadPath { path: path.to_owned(), reason: "it is not a regular file" }),
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::from(file).read_to_end(&mut bytes).at("read", path)?;
+    Ok(bytes)
+}

@@ -1,0 +1,89 @@
+//! What the fuzz targets have to survive is run here as well, on the stable compiler: every file of their corpora, cut
+//! short at every length and with every byte changed.
+//!
+//! A finding of `.ci/fuzz` becomes a file of the corpus, so that it is never found twice. `cargo test -- --ignored
+//! write_the_record_corpus` writes the seeds of `record` again, after the shape of a record has changed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use journal_kb::Journal;
+use rusqlite::Connection;
+
+#[path = "../../fuzz/bodies/path.rs"]
+mod path;
+#[path = "../../fuzz/bodies/record.rs"]
+mod record;
+
+fn corpus(target: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
+}
+
+fn replay(target: &str, body: fn(&[u8])) {
+    let mut files = 0;
+    for entry in fs::read_dir(corpus(target)).unwrap() {
+        let file = entry.unwrap().path();
+        let seed = fs::read(&file).unwrap();
+        let run = |bytes: &[u8]| {
+            let outcome = std::panic::catch_unwind(|| body(bytes));
+            assert!(outcome.is_ok(), "{target} fails on {bytes:?}, made from {}", file.display());
+        };
+        run(&seed);
+        for at in 0..seed.len() {
+            run(&seed[..at]);
+            for flip in [0x01, 0x80, 0xff] {
+                let mut changed = seed.clone();
+                changed[at] ^= flip;
+                run(&changed);
+            }
+        }
+        files += 1;
+    }
+    assert!(files > 0, "the corpus of {target} is empty");
+}
+
+#[test]
+fn any_bytes_as_a_path() {
+    replay("path", path::run);
+}
+
+#[test]
+fn any_bytes_as_a_record() {
+    replay("record", record::run);
+}
+
+#[test]
+#[ignore = "writes fuzz/corpus/record"]
+fn write_the_record_corpus() {
+    let home = tempfile::tempdir().unwrap();
+    let journal = Journal::open(home.path()).unwrap();
+    journal
+        .transact(|txn| {
+            txn.write("a", "old")?;
+            txn.write("d/b", "old")
+        })
+        .unwrap();
+    journal
+        .transact(|txn| {
+            txn.write("a", "new")?;
+            txn.write_from("large", &mut &vec![0; 70_000][..])?;
+            txn.symlink("a", "link")?;
+            txn.create_dir_all("made/directory")?;
+            txn.remove("d/b")?;
+            txn.rename("d", "e")
+        })
+        .unwrap();
+    let db = Connection::open(home.path().join(".journal/journal.db")).unwrap();
+    let mut payloads = BTreeSet::new();
+    for stored in ["SELECT record FROM journal_redo", "SELECT details FROM journal_event"] {
+        let mut statement = db.prepare(stored).unwrap();
+        let rows = statement.query_map((), |row| row.get::<_, Vec<u8>>(0)).unwrap();
+        // Without version and checksum, which the body puts round them.
+        payloads.extend(rows.map(|row| row.unwrap()).map(|row| row[1..row.len() - 8].to_vec()));
+    }
+    for payload in payloads {
+        let name = &blake3::hash(&payload).to_hex()[..16];
+        fs::write(corpus("record").join(name), payload).unwrap();
+    }
+}

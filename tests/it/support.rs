@@ -1,0 +1,70 @@
+//! What tests share: a temporary tree, and its full manifest.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use journal_kb::Journal;
+
+/// A temporary tree, removed on drop.
+pub struct Tree(tempfile::TempDir);
+
+impl Tree {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub fn root(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.0.path().join(path)
+    }
+
+    pub fn journal(&self) -> Journal {
+        Journal::open(self.root()).unwrap()
+    }
+
+    /// Puts a file there by hand.
+    pub fn put(&self, path: &str, content: &str) {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+}
+
+/// What a path is: all that the promise of recovery names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub mode: u32,
+    pub bytes: Vec<u8>,
+    pub mtime: Option<(i64, i64)>,
+}
+
+/// Everything below a root but the engine's own, with modification times of what is not a directory.
+pub fn manifest(tree: &Tree) -> BTreeMap<PathBuf, Entry> {
+    manifest_of(tree.root())
+}
+
+/// See [`manifest`].
+pub fn manifest_of(root: &Path) -> BTreeMap<PathBuf, Entry> {
+    let walk = walkdir::WalkDir::new(root).into_iter();
+    let own = |name: &std::ffi::OsStr| name == ".journal" || name == ".journal-stage";
+    walk.filter_entry(|entry| !own(entry.file_name()))
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let meta = entry.path().symlink_metadata().unwrap();
+            let bytes = if meta.is_symlink() {
+                fs::read_link(entry.path()).unwrap().into_os_string().into_encoded_bytes()
+            } else if meta.is_file() {
+                fs::read(entry.path()).unwrap()
+            } else {
+                Vec::new()
+            };
+            let mtime = (!meta.is_dir()).then(|| (meta.mtime(), meta.mtime_nsec()));
+            (entry.path().strip_prefix(root).unwrap().to_owned(), Entry { mode: meta.mode(), bytes, mtime })
+        })
+        .collect()
+}
