@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use super::database::ReadOnly;
-use super::model::{LockInfo, SessionInfo, Status, TransactionDetail, TransactionFilter, TransactionSummary};
+use super::model::{
+    EventInfo, LockInfo, SessionInfo, Status, TransactionDetail, TransactionFilter, TransactionSummary,
+};
 use super::{locks, status, transactions};
 use crate::error::{Error, IoContext, Result};
 use crate::id::TxnId;
@@ -66,8 +68,17 @@ impl Inspector {
         }
         let state_dir = root.join(options.state_dir.as_deref().unwrap_or(Path::new(STATE_DIR)));
         let database = options.database.map_or_else(|| state_dir.join("journal.db"), |path| root.join(path));
-        if !state_dir.is_dir() || !database.exists() {
-            return Err(Error::NoJournal { root });
+        let missing = |error: &Error| matches!(error, Error::NotFound { .. });
+        match std::fs::metadata(&state_dir).at("look at the state directory", &state_dir) {
+            Ok(meta) if !meta.is_dir() => return Err(Error::NotADirectory { path: state_dir }),
+            Ok(_) => {}
+            Err(error) if missing(&error) => return Err(Error::NoJournal { root }),
+            Err(error) => return Err(error),
+        }
+        match std::fs::metadata(&database).at("look at the database", &database) {
+            Ok(_) => {}
+            Err(error) if missing(&error) => return Err(Error::NoJournal { root }),
+            Err(error) => return Err(error),
         }
         let inspector = Self { root, state_dir, database: ReadOnly::new(database, options.alone) };
         match inspector.database.snapshot(schema)? {
@@ -97,6 +108,19 @@ impl Inspector {
     /// One transaction in full; none when there is none of that number.
     pub fn transaction(&self, id: TxnId) -> Result<Option<TransactionDetail>> {
         self.database.snapshot(|connection| transactions::detail(connection, id))
+    }
+
+    /// What happened after the event of that number, oldest first; 0 for all.
+    pub fn events(&self, after: i64) -> Result<Vec<EventInfo>> {
+        self.database.snapshot(|connection| transactions::events(connection, after))
+    }
+
+    /// The number of the newest event; 0 when there is none.
+    pub fn last_event(&self) -> Result<i64> {
+        const NEWEST: &str = "SELECT coalesce(max(id), 0) AS newest FROM main.journal_event";
+        self.database.snapshot(|connection| {
+            connection.query_row(NEWEST, (), |row| Ok(super::value::number_or_zero(row, "newest")))
+        })
     }
 
     /// All locks that were ever taken, by name.

@@ -50,9 +50,9 @@ pub struct Status {
     pub transactions: StateCounts,
     /// What is committed and not yet durable in the live tree.
     pub unsettled: Unsettled,
-    /// Transactions of which a path could not be applied yet, with these paths.
+    /// Transactions of which a path could not be applied yet, with their paths: the first 50.
     pub pending: Vec<Waiting>,
-    /// Transactions that wait for a person, with their paths.
+    /// Transactions that wait for a person, with their paths: the first 50.
     pub quarantined: Vec<Waiting>,
     /// The newest transaction.
     pub last_commit: Option<TransactionSummary>,

@@ -56,6 +56,14 @@ pub(super) fn detail(connection: &Connection, id: TxnId) -> rusqlite::Result<Opt
     Ok(Some(TransactionDetail { summary, program, paths, redo, events }))
 }
 
+/// The events after one, oldest first.
+pub(super) fn events(connection: &Connection, after: i64) -> rusqlite::Result<Vec<EventInfo>> {
+    connection
+        .prepare("SELECT id, at_ms, level, kind, txn, path, details FROM main.journal_event WHERE id > ?1 ORDER BY id")?
+        .query_map([after], event)?
+        .collect()
+}
+
 /// A row with the columns of [`COLUMNS`].
 pub(super) fn summary(row: &Row<'_>) -> rusqlite::Result<TransactionSummary> {
     Ok(TransactionSummary {

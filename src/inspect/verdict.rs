@@ -12,12 +12,15 @@ pub(super) struct Evidence<'a> {
     pub(super) sync_failed: bool,
 }
 
+/// So many transactions are named, each with a line of its own.
+const FEW: usize = 5;
+
 /// Judges. What is unsettled while some session lives is that session's everyday work; when none does, a crash left it.
 pub(super) fn verdict(evidence: &Evidence<'_>) -> (Health, Vec<Advice>) {
     let mut health = Health::Ok;
     let mut advice = Vec::new();
     let counts = evidence.transactions;
-    for waiting in evidence.quarantined {
+    for waiting in evidence.quarantined.iter().take(FEW) {
         health = health.max(Health::Quarantined);
         advice.push(Advice {
             command: format!("journalctl-kb show {}", waiting.id),

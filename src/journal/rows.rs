@@ -174,6 +174,15 @@ pub(crate) fn unsettled(tx: &Tx<'_>) -> Result<Vec<Unsettled>> {
     Ok(rows)
 }
 
+/// True when a transaction was committed and nobody has tried to carry it into the tree since.
+pub(crate) fn has_unapplied(tx: &Tx<'_>) -> Result<bool> {
+    tx.query_row(
+        "SELECT EXISTS (SELECT 1 FROM main.journal_txn WHERE state <> 'settled' AND state = 'committed')",
+        (),
+        |row| row.get(0),
+    )
+}
+
 /// True when a transaction waits to be carried into the tree, or could not be on some path, or is in quarantine.
 pub(crate) fn has_troubles(tx: &Tx<'_>) -> Result<bool> {
     tx.query_row(

@@ -45,6 +45,11 @@ struct Newest {
 
 /// Applies what is committed and not in the tree.
 pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Result<Drained> {
+    // Every commit asks this; marks are compared only when a journal is opened, because no mount changes under one
+    // that is open.
+    if which == Which::Unapplied && !turn.look(journal::has_unapplied)? {
+        return Ok(Drained::default());
+    }
     let unsettled = turn.look(journal::unsettled)?;
     let due = due(ground, &unsettled, which);
     let mut drained = Drained::default();
@@ -288,10 +293,8 @@ fn carry_out(
     if effect.redo.what == What::Absence {
         let dir = dirs.parent(path)?;
         let name = format!("{staged}{AGAIN}");
-        let mine = decision == Decision::Apply && root::look(&area.stage, staged).at("look at", full())?.is_none();
-        let name = if mine { staged } else { &name };
-        exchange::take(&dir.fd, path.name(), &area.stage, name).at("remove", full())?;
-        return if mine { Ok(None) } else { set_aside(&area, effect.txn, &area.stage, name).map(Some) };
+        exchange::take(&dir.fd, path.name(), &area.stage, &name).at("remove", full())?;
+        return keep_old(&area, effect, &name);
     }
     if let What::Directory { mode } = effect.redo.what {
         let dir = dirs.parent(path)?;
@@ -342,12 +345,8 @@ fn keep_old(area: &crate::fs::area::Area, effect: &Newest, name: &str) -> Result
         }
         return Ok(None);
     }
-    let recorded = match effect.redo.what {
-        What::Content { ino, .. } | What::Symlink { ino, .. } => Some(ino),
-        _ => None,
-    };
-    if meta.kind == Kind::File && (meta.size == 0 || recorded == Some(meta.ino)) {
-        // Our own version, whose bytes a power cut took.
+    if meta.kind == Kind::File && meta.size == 0 {
+        // Our own version, whose bytes a power cut took. With any byte in it, it may be somebody's edit in place.
         area.drop_staged(name)?;
         return Ok(None);
     }

@@ -142,6 +142,9 @@ impl<'g> Prepared<'g> {
             }
             Effect::Directory(path) => match layout.look(dirs, &path)? {
                 Some(meta) if meta.kind == Kind::Directory && !layout.lifted.contains(&path) => Ok(()),
+                Some(meta) if meta.kind == Kind::Symlink && !layout.lifted.contains(&path) => {
+                    Err(Error::SymlinkOnTheWay { path: full(&path) })
+                }
                 Some(meta) if meta.kind != Kind::Directory && !layout.lifted.contains(&path) => {
                     Err(Error::NotADirectory { path: full(&path) })
                 }
@@ -248,6 +251,7 @@ impl<'g> Prepared<'g> {
                 temp::finish(&file, like.as_ref(), false, &stage_path)?
             }
         };
+        let meta = self.inherit_group(dirs, meta, seen.as_ref())?;
         let step = self.steps.last_mut().ok_or(Error::Closed)?;
         let xattrs = like.map(|like| like.xattrs).unwrap_or_default();
         let attrs = Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs };
@@ -257,6 +261,20 @@ impl<'g> Prepared<'g> {
             step.content = Some(bytes);
         }
         Ok(())
+    }
+
+    /// A new file in a set-group-id directory belongs to that group; made in the stage, it has to be told.
+    fn inherit_group(&self, dirs: &mut Dirs<'_>, meta: Meta, seen: Option<&Meta>) -> Result<Meta> {
+        let Some(step) = self.steps.last() else { return Ok(meta) };
+        let Ok(dir) = dirs.parent(&step.path) else { return Ok(meta) };
+        let gid = dir.meta.gid;
+        if seen.is_some() || dir.meta.mode & libc::S_ISGID == 0 || gid == meta.gid {
+            return Ok(meta);
+        }
+        let group = rustix::fs::Gid::from_raw(gid);
+        rustix::fs::chownat(&step.area.stage, &*step.redo.staged, None, Some(group), AtFlags::SYMLINK_NOFOLLOW)
+            .at("change the group of", step.area.stage_path(&step.redo.staged))?;
+        Ok(Meta { gid, ..meta })
     }
 
     fn publish(

@@ -333,6 +333,42 @@ fn what_a_crash_left_is_shown_planned_and_recovered() {
     for count in ["applied", "settled", "moved_aside", "pending", "quarantined", "swept"] {
         assert_eq!(again[count], 0, "{again}");
     }
+    assert_eq!(again["events"], Value::Array(vec![]), "{again}");
+}
+
+#[test]
+fn recovery_names_what_it_moved_aside() {
+    let dir = three();
+    let journal = Journal::options().settle_after(Duration::from_secs(600)).open(dir.path()).expect("open");
+    journal.transact(|txn| txn.write("index.md", "three\n")).expect("commit");
+    let crashed = crash_copy(dir.path());
+    drop(journal);
+    // Somebody's work on a path of which nobody can tell any more whether it came before or after.
+    fs::write(crashed.path().join("index.md"), "by hand\n").expect("write");
+    at(crashed.path(), &["recover"]).code(0).says(&["index.md", "txn 4", "quarantine"]);
+    assert_eq!(fs::read(crashed.path().join("index.md")).expect("the file"), b"three\n");
+    let status = at(crashed.path(), &["status"]).code(0).says(&["Recent warnings", "quarantine", "index.md"]);
+    assert!(status.out.contains("1 entry") || status.out.contains("2 entries"), "{status:?}");
+}
+
+#[test]
+fn the_parts_may_lie_elsewhere() {
+    let dir = TempDir::new().expect("a directory");
+    let (root, state) = (dir.path().join("root"), dir.path().join("state"));
+    fs::create_dir(&root).expect("mkdir");
+    let parts = ["--state-dir", "state", "--root", "root"];
+    let with = |verb: &[&str]| run_in(dir.path(), &[verb, &parts].concat());
+    with(&["init"]).code(0).says(&["made a journal"]);
+    assert!(state.join("journal.db").is_file() && !root.join(".journal").exists());
+    let journal = Journal::options().state_dir(&state).open(&root).expect("open");
+    journal.transact(|txn| txn.write("a.md", "a")).expect("commit");
+    journal.close().expect("close");
+    with(&["status"]).code(0).says(&["all is well"]);
+    assert_eq!(with(&["log", "--json"]).code(0).json().len(), 1);
+    with(&["settle"]).code(0);
+    with(&["recover"]).code(0);
+    with(&["recover", "--dry-run"]).code(2);
+    at(&root, &["status"]).code(1).says(&["has no journal"]);
 }
 
 #[test]
@@ -367,4 +403,6 @@ fn status_tells_what_needs_a_person() {
     assert_eq!(status["quarantined"][0]["id"], 2, "{status}");
     assert_eq!(status["sync_failed"], true, "{status}");
     assert_eq!(status["transactions"]["total"], 3, "{status}");
+    let recovered = at(dir.path(), &["recover"]).says(&["1 transaction in quarantine"]);
+    assert_eq!(recovered.code, Some(76), "{recovered:?}");
 }

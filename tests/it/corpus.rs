@@ -29,7 +29,7 @@ type Found = (PathBuf, PathBuf, u64);
 ///
 /// The same machine gives the same documents in the same places, with their real names and directories. Two are
 /// larger than 64 KiB where there are any, so that content too large for the journal's rows is among them.
-pub fn documents(n: usize, dest: &Path) -> usize {
+pub(crate) fn documents(n: usize, dest: &Path) -> usize {
     let mut found: Vec<(usize, Found)> = Vec::new();
     for source in sources() {
         let here = find(&source).into_iter().enumerate();
@@ -99,7 +99,7 @@ fn sources() -> Vec<Source> {
     {
         let html = toolchain.join("share/doc/rust/html");
         for book in ["book", "cargo", "reference"] {
-            sources.push(Source { name: book, root: html.join(book), stride: 12 });
+            sources.push(Source { name: book, root: html.join(book), stride: 24 });
         }
     }
     sources

@@ -207,7 +207,7 @@ impl Sweep {
             wrong.push("commit had returned Ok".to_owned());
         }
         // What left the tree is kept, and is the version that was there.
-        let kept = |bytes| state.tree.contents().chain(state.history.contents()).any(|kept| kept == bytes);
+        let kept = |bytes: &[u8]| state.tree.contents().chain(state.history.contents()).any(|kept| kept == bytes);
         let lost = self.before.tree.contents().filter(|bytes| !kept(bytes));
         wrong.extend(
             lost.map(|bytes| format!("not kept: {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(24)]))),

@@ -34,7 +34,6 @@ struct Running {
 }
 
 /// What it came to.
-#[derive(Debug)]
 struct Ended {
     command: String,
     status: ExitStatus,
@@ -69,7 +68,8 @@ impl Running {
         let Some(status) = self.wait(Instant::now() + WATCHDOG) else {
             let _ = self.child.kill();
             let _ = self.child.wait();
-            panic!("hangs: {:?}", self.report(ExitStatus::default()));
+            let Ended { command, stdout, stderr, .. } = self.report(ExitStatus::default());
+            panic!("ingest {command} hangs:\n{stdout}{stderr}");
         };
         self.report(status)
     }
@@ -99,8 +99,9 @@ impl Ended {
     /// Asserts how it ended; its output.
     #[track_caller]
     fn exit(self, code: i32) -> String {
-        assert_eq!(self.status.code(), Some(code), "{self:#?}");
-        self.stdout + &self.stderr
+        let Ended { command, status, stdout, stderr } = self;
+        assert_eq!(status.code(), Some(code), "ingest {command}: {status}\n{stdout}{stderr}");
+        stdout + &stderr
     }
 }
 
@@ -402,6 +403,8 @@ fn killed_anywhere_it_ends_like_a_run_nobody_disturbed() {
         let before = std::mem::replace(&mut done, said.split(' ').next().unwrap().parse::<usize>().unwrap());
         assert!(before <= done, "{before} documents became {done}");
     }
+    let aside = kb.join(".journal/quarantine");
+    assert_eq!(WalkDir::new(aside).min_depth(1).into_iter().count(), 0, "set aside, though nobody worked by hand");
     println!("killed {killed} times at work and {openings} times opening, {round} times to the end, then at {done}");
     add(&docs, &kb).exit(0);
     check(&kb).exit(0);

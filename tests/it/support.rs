@@ -68,3 +68,18 @@ pub fn manifest_of(root: &Path) -> BTreeMap<PathBuf, Entry> {
         })
         .collect()
 }
+
+const CHILD: &str = "JOURNAL_KB_TEST_CHILD";
+
+/// This test binary, to run one test as a process of its own that finds its root with [`child_root`].
+pub fn child(test: &str, root: &Path) -> std::process::Command {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, root);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    command
+}
+
+/// The root a child was given; none in the ordinary run of tests, where its body has nothing to do.
+pub fn child_root() -> Option<PathBuf> {
+    std::env::var_os(CHILD).map(PathBuf::from)
+}

@@ -70,6 +70,9 @@ impl Failure {
     fn message(&self) -> String {
         match self {
             Self::Journal(error @ Error::NotFound { .. }) => format!("{error}: name a directory that is there"),
+            Self::Journal(error @ Error::Sql { .. }) if error.is_busy() => {
+                format!("{error}; another program is writing to it, try again")
+            }
             Self::Journal(error) => error.to_string(),
             Self::Output(error) => format!("cannot write the output: {error}; see what it is redirected to"),
             Self::NoJournalAbove(from) => format!(

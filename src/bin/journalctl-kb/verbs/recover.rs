@@ -2,36 +2,60 @@
 
 use std::os::unix::ffi::OsStrExt;
 
+use journal_kb::Error;
 use serde_json::json;
 
 use crate::exit::{Failure, Outcome};
-use crate::output::{Out, Table, cell, many, number, path};
+use crate::output::{Out, Table, Tint, cell, many, number, path, tinted};
 use crate::place::Place;
 
 pub(crate) const HELP: &str = "\
 Every program that opens the journal does this by itself; this is for when none will, for instance before rsync \
-or a backup. What recovery is not sure of is moved aside and kept, never thrown away. \
---dry-run changes nothing in the tree; it opens a session for the look, and waits for its turn to write.
+or a backup. What recovery is not sure of is moved aside and kept, never thrown away. --dry-run changes nothing \
+in the tree; it opens a session for the look, and waits for its turn to write. Exits 1 when some path is pending, \
+76 when something is in quarantine.
 
 Examples:
   journalctl-kb recover --dry-run       the steps, with the tree left as it is; exits 1 when there are any
   journalctl-kb recover
 
-JSON: applied, settled, moved_aside, pending, quarantined, swept; with --dry-run one object a step: txn, path \
-(and path_hex when it is not UTF-8), action, reason";
+JSON: applied, settled, moved_aside, swept (what was done), pending, quarantined (how many transactions are so \
+now), events (the warnings of this recovery); with \
+--dry-run one object a step: txn, path (and path_hex when it is not UTF-8), action, reason";
+
+/// How many events are shown to people.
+const FEW: usize = 20;
 
 pub(crate) fn run(out: &mut Out, place: &Place) -> Result<Outcome, Failure> {
+    // Opening recovers too, so what is told begins before it.
+    let known = match place.inspector().and_then(|inspector| Ok(inspector.last_event()?)) {
+        Ok(newest) => Some(newest),
+        Err(error @ Failure::Journal(Error::NoJournal { .. })) => return Err(error),
+        // What cannot be looked at may still be recovered.
+        Err(_) => None,
+    };
     let journal = place.journal(false)?;
     let done = journal.recover()?;
     journal.close()?;
+    let mut events = Vec::new();
+    // What this recovery met, and after it what there is: an older quarantine counts as well.
+    let (mut pending, mut quarantined) = (done.pending, done.quarantined);
+    if let Some(known) = known {
+        let inspector = place.inspector()?;
+        events = inspector.events(known)?;
+        events.retain(|event| event.level != "info");
+        let counts = inspector.status()?.transactions;
+        (pending, quarantined) = (counts.pending, counts.quarantined);
+    }
     if out.json() {
         out.object(&json!({
             "applied": done.applied,
             "settled": done.settled,
             "moved_aside": done.moved_aside,
-            "pending": done.pending,
-            "quarantined": done.quarantined,
+            "pending": pending,
+            "quarantined": quarantined,
             "swept": done.swept,
+            "events": events,
         }))?;
     } else {
         let told = [
@@ -39,19 +63,39 @@ pub(crate) fn run(out: &mut Out, place: &Place) -> Result<Outcome, Failure> {
             (done.settled, "transaction", "settled"),
             (done.moved_aside, "path", "moved aside to quarantine, because somebody else had changed it"),
             (done.swept, "leftover", "of unfinished work swept"),
-            (done.pending, "transaction", "still pending: `journalctl-kb status` says why"),
-            (done.quarantined, "transaction", "in quarantine: `journalctl-kb status` says which"),
+            (pending, "transaction", "still pending: `journalctl-kb status` says why"),
+            (quarantined, "transaction", "in quarantine: `journalctl-kb status` says which"),
         ];
         for (count, what, how) in told {
             if count > 0 {
                 out.line(format_args!("{} {how}", many(count, what)))?;
             }
         }
-        if told.iter().all(|(count, ..)| *count == 0) {
+        if told.iter().all(|(count, ..)| *count == 0) && events.is_empty() {
             out.line("nothing to recover")?;
         }
+        let mut table = Table::indented();
+        for event in events.iter().take(FEW) {
+            let about = event.txn.map_or_else(String::new, |txn| format!("txn {txn}"));
+            let place = event.path.as_deref().map_or_else(String::new, path);
+            table.row([
+                tinted(&event.level, Tint::of_level(&event.level)),
+                cell(about),
+                cell(place),
+                cell(&event.message),
+            ]);
+        }
+        if !table.is_empty() {
+            out.table(table)?;
+        }
+        if events.len() > FEW {
+            out.line(format_args!(
+                "  … and {} more; `journalctl-kb show TXN` has them all",
+                many((events.len() - FEW) as u64, "event")
+            ))?;
+        }
     }
-    Ok(match (done.quarantined, done.pending) {
+    Ok(match (quarantined, pending) {
         (0, 0) => Outcome::Fine,
         (0, _) => Outcome::Found,
         _ => Outcome::Quarantined,
@@ -59,6 +103,9 @@ pub(crate) fn run(out: &mut Out, place: &Place) -> Result<Outcome, Failure> {
 }
 
 pub(crate) fn dry_run(out: &mut Out, place: &Place) -> Result<Outcome, Failure> {
+    if !place.is_usual() {
+        return Err(Failure::Usage("`recover --dry-run` knows journals in their usual place only"));
+    }
     let steps = journal_kb::recovery_plan(&place.root)?;
     let mut table = Table::new(&["TXN", "ACTION", "PATH", "WHY"]);
     for step in &steps {

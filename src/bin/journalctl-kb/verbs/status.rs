@@ -50,8 +50,8 @@ fn tell(out: &mut Out, status: &Status) -> Result<(), Failure> {
         table.row([cell(name), cell(value)]);
     }
     out.table(table)?;
-    held_up(out, "Pending", Tint::Warning, &status.pending)?;
-    held_up(out, "In quarantine", Tint::Bad, &status.quarantined)?;
+    held_up(out, "Pending", Tint::Warning, &status.pending, status.transactions.pending)?;
+    held_up(out, "In quarantine", Tint::Bad, &status.quarantined, status.transactions.quarantined)?;
     if !status.events.is_empty() {
         out.line(format_args!("\n{}", bold("Recent warnings")))?;
         let mut table = Table::indented();
@@ -166,21 +166,29 @@ fn taken(lock: &LockInfo) -> Option<String> {
     Some(format!("{} {how} {}{died}; taken {when}{purpose}", lock.name, locks::holder(lock)))
 }
 
-fn held_up(out: &mut Out, title: &str, tint: Tint, waiting: &[Waiting]) -> Result<(), Failure> {
+/// How many transactions that are held up are shown to people, and how many paths of each.
+const FEW: usize = 5;
+
+fn held_up(out: &mut Out, title: &str, tint: Tint, waiting: &[Waiting], total: u64) -> Result<(), Failure> {
     if waiting.is_empty() {
         return Ok(());
     }
     out.line(format_args!("\n{}", bold(title)))?;
-    for transaction in waiting {
+    for transaction in waiting.iter().take(FEW) {
         let label = if transaction.label.is_empty() { String::new() } else { format!(" {:?}", transaction.label) };
         let reason = transaction.reason.as_deref().map(|reason| format!(": {}", plain(reason))).unwrap_or_default();
         out.line(format_args!("  {}{label}{reason}", tint.paint(format_args!("transaction {}", transaction.id))))?;
-        for info in &transaction.paths {
+        for info in transaction.paths.iter().take(FEW) {
             out.line(format_args!("    {}", path(&info.path)))?;
         }
-        if transaction.more_paths > 0 {
-            out.line(format_args!("    … and {} more", transaction.more_paths))?;
+        let more = transaction.paths.len().saturating_sub(FEW) as u64 + transaction.more_paths;
+        if more > 0 {
+            out.line(format_args!("    … and {}", many(more, "more path")))?;
         }
+    }
+    let more = total.saturating_sub(FEW as u64);
+    if more > 0 {
+        out.line(format_args!("  … and {}", many(more, "more transaction")))?;
     }
     Ok(())
 }
