@@ -192,12 +192,18 @@ impl Journal {
     }
 
     /// Makes the live tree itself durable: on return, everything committed so far is on disk in the files themselves,
-    /// for readers without this library (a backup, a snapshot of the filesystem).
+    /// for readers without this library (a backup, a snapshot of the filesystem), and the write-ahead log is empty
+    /// unless a reader needs it.
     pub fn settle(&self) -> Result<Settled> {
         store::refuse_reentry("a settle")?;
         let _ = self.ground().backlog.take();
         let settled = txn::settle(self.ground(), Deadline::after(self.ground().limits.turn_wait))?;
         history::retain(self.ground(), &self.inner.retention)?;
+        match self.ground().enter()?.truncate_log() {
+            // A reader still needs it; the background thread tries again.
+            Err(error) if error.is_busy() => {}
+            other => other?,
+        }
         Ok(settled)
     }
 
