@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Access, Mode, OFlags};
 
 use crate::codec;
 use crate::error::{Error, IoContext, Result};
@@ -16,14 +16,15 @@ use crate::fs::opener::{Opener, SIDECARS};
 use crate::fs::root::{self, RootDir};
 use crate::history::{self, Retention};
 use crate::id::TxnId;
+use crate::inspect::Inspector;
 use crate::journal;
 use crate::lock::{Locks, Session};
 use crate::options::{Begin, Options};
 use crate::path::{RelPath, STATE_DIR};
 use crate::recovery;
-use crate::store::{self, Checkpointer, Database, ReadPool, Rows, Store};
+use crate::store::{self, Checkpointer, Database, ReadPool, Rows, Store, Turn};
 use crate::time::{Deadline, boot_id};
-use crate::txn::{self, Drained, Ground, Limits, Parts, Receipt, Settled, Transaction, Which};
+use crate::txn::{self, Drained, Ground, Limits, Parts, Receipt, Scene, Settled, Transaction, Which};
 
 /// The lock of a transaction that names none.
 const MAIN_LOCK: &str = "main";
@@ -49,6 +50,8 @@ struct Inner {
     lock_wait: Duration,
     retention: Retention,
     settler: Mutex<Option<JoinHandle<()>>>,
+    /// What opening recovered, until somebody asks.
+    recovered: Mutex<Recovered>,
 }
 
 /// What a closure given to [`Journal::transact`] answered, and the receipt of its commit.
@@ -118,11 +121,11 @@ impl Journal {
             pool,
             lock_wait: options.lock_wait,
             retention: options.retention,
+            recovered: Mutex::default(),
         };
         let journal = Self { inner: Arc::new(inner) };
         let mut turn = journal.ground().enter()?;
-        recovery::drain(journal.ground(), &mut turn, Which::PendingToo)?;
-        recovery::sweep(journal.ground(), &mut turn)?;
+        journal.recover_in(&mut turn)?;
         if !turn.look(journal::unsettled)?.is_empty() {
             // Left by a process that is gone: the background thread settles it.
             journal.ground().backlog.add(0, 0);
@@ -199,24 +202,34 @@ impl Journal {
         let _ = self.ground().backlog.take();
         let settled = txn::settle(self.ground(), Deadline::after(self.ground().limits.turn_wait))?;
         history::retain(self.ground(), &self.inner.retention)?;
-        match self.ground().enter()?.truncate_log() {
-            // A reader still needs it; the background thread tries again.
-            Err(error) if error.is_busy() => {}
-            other => other?,
+        if let Err(error) = self.ground().enter()?.truncate_log() {
+            // A reader needs it, or there is no room for it: the log is as durable as the database would be.
+            tracing::debug!(%error, "the write-ahead log could not be emptied");
         }
         Ok(settled)
     }
 
-    /// Recovers what crashes left, tries again what could not be applied, and settles. Opening does the first two.
+    /// Recovers what crashes left, tries again what could not be applied, and settles. Opening does the first two, and
+    /// what it did is counted here the first time.
     pub fn recover(&self) -> Result<Recovered> {
         store::refuse_reentry("a recovery")?;
-        let mut turn = self.ground().enter()?;
-        let Drained { applied, pending, quarantined, aside } =
-            recovery::drain(self.ground(), &mut turn, Which::PendingToo)?;
-        let swept = recovery::sweep(self.ground(), &mut turn)?;
-        drop(turn);
+        self.recover_in(&mut self.ground().enter()?)?;
         let settled = self.settle()?.transactions;
-        Ok(Recovered { applied, settled, moved_aside: aside, pending, quarantined, swept })
+        let recovered = std::mem::take(&mut *self.inner.recovered.lock().unwrap_or_else(|poison| poison.into_inner()));
+        Ok(Recovered { settled, ..recovered })
+    }
+
+    fn recover_in(&self, turn: &mut Turn<'_>) -> Result<()> {
+        let Drained { applied, pending, quarantined, aside } = recovery::drain(self.ground(), turn, Which::PendingToo)?;
+        let swept = recovery::sweep(self.ground(), turn)?;
+        let mut recovered = self.inner.recovered.lock().unwrap_or_else(|poison| poison.into_inner());
+        recovered.applied += applied;
+        recovered.moved_aside += aside;
+        recovered.quarantined += quarantined;
+        recovered.swept += swept;
+        // What is pending now; an earlier count is of the same transactions.
+        recovered.pending = pending;
+        Ok(())
     }
 
     /// Settles, ends the session and the threads. While clones or transactions live, the last of them does that.
@@ -250,15 +263,28 @@ impl Drop for Inner {
     }
 }
 
-/// Says what [`Journal::recover`] would do for the journal at `root`, and changes nothing in the tree.
-///
-/// The journal must exist. A session is opened for the look, and nothing else is written.
-pub fn recovery_plan(root: impl AsRef<Path>) -> Result<Vec<PlannedStep>> {
-    let ground = lay_ground(root.as_ref(), &Options::default().create(false))?;
-    let mut turn = ground.enter()?;
-    let plan = recovery::plan(&ground, &mut turn)?;
-    ground.session.end(&mut turn, &ground.sessions)?;
-    Ok(plan
+/// Says what [`Journal::recover`] would do. Like everything an [`Inspector`] does it takes no lock and writes nothing.
+pub fn recovery_plan(inspector: &Inspector) -> Result<Vec<PlannedStep>> {
+    let root = RootDir::open(inspector.root())?;
+    let state_path = inspector.state_dir().to_owned();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let state_dir = rustix::fs::open(&state_path, flags, Mode::empty()).at("open the state directory", &state_path)?;
+    let state = root::look_at(&state_dir).at("look at", &state_path)?;
+    let state_area = Arc::new(Area::open(STATE_AREA, state_dir, state_path.clone())?);
+    let opener = Opener::start(root.path(), &root.top().meta)?;
+    let reserved = reserved(root.path(), &state_path, inspector.database_path());
+    let boot = boot_id();
+    let steps = inspector.rows(|tx| {
+        let mut areas = vec![Arc::clone(&state_area)];
+        for (id, top) in journal::areas(tx)? {
+            let top = if top.is_empty() { None } else { Some(RelPath::from_stored(&top)?) };
+            // One that is not mounted now has nothing to look at.
+            areas.extend(Area::open_in_tree(id, &root, top.as_ref()).ok().map(Arc::new));
+        }
+        let scene = Scene { opener: &opener, areas, reserved: &reserved, boot: &boot, state_ino: state.ino };
+        recovery::plan(&scene, tx)
+    })?;
+    Ok(steps
         .into_iter()
         .map(|step| PlannedStep {
             txn: step.txn,
@@ -304,7 +330,13 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
         brought: options.database.is_some(),
         foreign_keys: options.foreign_keys,
     };
-    let reserved = reserved(&path, &state_path, &database);
+    if !options.create && !database.brought && rustix::fs::access(&database.path, Access::EXISTS).is_err() {
+        return Err(Error::NoJournal { root: path });
+    }
+    if !options.create && !database.brought && rustix::fs::access(&database.path, Access::EXISTS).is_err() {
+        return Err(Error::NoJournal { root: path });
+    }
+    let reserved = reserved(&path, &state_path, &database.path);
     let clone = |dir: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(dir, 3).at("open", &state_path);
     let store = Store::open(database, clone(&state_dir)?, &state_path, options.turn_wait)?;
     let boot = boot_id();
@@ -368,10 +400,10 @@ fn open_state_dir(root: &RootDir, path: &Path, create: bool) -> Result<OwnedFd> 
 }
 
 /// The paths of the tree that are not the tree's: the state directory, and the database with its sidecars.
-fn reserved(root: &Path, state: &Path, database: &Database) -> Vec<RelPath> {
+fn reserved(root: &Path, state: &Path, database: &Path) -> Vec<RelPath> {
     let within = |path: &Path| path.strip_prefix(root).ok().and_then(|path| RelPath::parse(path).ok());
     let mut reserved: Vec<RelPath> = within(state).into_iter().collect();
-    if let Some(database) = within(&database.path) {
+    if let Some(database) = within(database) {
         reserved.extend(SIDECARS.iter().filter_map(|suffix| database.with_suffix(suffix.as_bytes())));
         reserved.push(database);
     }

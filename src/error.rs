@@ -117,7 +117,9 @@ pub enum Error {
         known: i64,
     },
     /// SQLite is older than the versions whose write-ahead log is safe.
-    #[error("SQLite {found} can corrupt a database with several writers; link 3.51.3 or later (feature `bundled` does)")]
+    #[error(
+        "SQLite {found} can corrupt a database with several writers; link 3.51.3 or later (feature `bundled` does)"
+    )]
     SqliteTooOld {
         /// The version that is linked.
         found: String,
@@ -155,13 +157,17 @@ pub enum Error {
         source: rusqlite::Error,
     },
     /// The caller's SQL asked for something that is the engine's.
-    #[error("this SQL is not allowed here: {what}; a transaction's SQL may use every table but journal_*, and no BEGIN, COMMIT, SAVEPOINT, ATTACH or PRAGMA")]
+    #[error(
+        "this SQL is not allowed here: {what}; a transaction's SQL may use every table but journal_*, and no BEGIN, COMMIT, SAVEPOINT, ATTACH or PRAGMA"
+    )]
     Denied {
         /// What it asked for.
         what: String,
     },
     /// The caller's SQL ended the SQLite transaction it ran in.
-    #[error("the transaction's SQL ended it (OR ROLLBACK, or RAISE(ROLLBACK) in a trigger): use OR ABORT and return the error instead")]
+    #[error(
+        "the transaction's SQL ended it (OR ROLLBACK, or RAISE(ROLLBACK) in a trigger): use OR ABORT and return the error instead"
+    )]
     EndedBySql,
     /// A step of the application's own schema failed.
     #[error("migration {step} failed and was rolled back: {source}")]
@@ -180,7 +186,9 @@ pub enum Error {
         known: usize,
     },
     /// A read took longer than the limit, and would have kept the write-ahead log from shrinking.
-    #[error("a read was ended after {limit:?}, because it keeps the write-ahead log from shrinking: read in smaller pieces or raise `read_limit`")]
+    #[error(
+        "a read was ended after {limit:?}, because it keeps the write-ahead log from shrinking: read in smaller pieces or raise `read_limit`"
+    )]
     ReadTooLong {
         /// The limit.
         limit: Duration,
@@ -192,7 +200,9 @@ pub enum Error {
         waited: Duration,
     },
     /// Somebody else held what was asked for until the deadline.
-    #[error("{what} is held by {holder} and was not released within {waited:?}: try again, wait longer, or see `journalctl-kb locks`")]
+    #[error(
+        "{what} is held by {holder} and was not released within {waited:?}: try again, wait longer, or see `journalctl-kb locks`"
+    )]
     Busy {
         /// The lock.
         what: String,
@@ -240,13 +250,17 @@ pub enum Error {
         txn: TxnId,
     },
     /// An I/O error inside COMMIT: the change may or may not have happened.
-    #[error("an I/O error inside COMMIT leaves the outcome unknown: {source}; open the journal again, and repeat the transaction with its idempotency key to learn which")]
+    #[error(
+        "an I/O error inside COMMIT leaves the outcome unknown: {source}; open the journal again, and repeat the transaction with its idempotency key to learn which"
+    )]
     OutcomeUnknown {
         /// What SQLite said.
         source: rusqlite::Error,
     },
     /// A sync failed earlier; this handle no longer writes.
-    #[error("this journal handle is poisoned ({why}): close it and open the journal again, which rewrites what may not have reached the disk")]
+    #[error(
+        "this journal handle is poisoned ({why}): close it and open the journal again, which rewrites what may not have reached the disk"
+    )]
     Poisoned {
         /// What happened.
         why: String,
@@ -459,10 +473,7 @@ mod tests {
             (sqlite(ffi::SQLITE_BUSY_SNAPSHOT), Retry::Yes),
             (sqlite(ffi::SQLITE_LOCKED), Retry::Yes),
             (Error::PoolTimeout { waited: Duration::ZERO }, Retry::Yes),
-            (
-                Error::Busy { what: "lock".into(), holder: "pid 1".into(), waited: Duration::ZERO },
-                Retry::Yes,
-            ),
+            (Error::Busy { what: "lock".into(), holder: "pid 1".into(), waited: Duration::ZERO }, Retry::Yes),
             (Error::LockLost { name: "main".into(), fence: Fence(1) }, Retry::Yes),
             (sqlite(ffi::SQLITE_FULL), Retry::AfterAction),
             (sqlite(ffi::SQLITE_IOERR_WRITE), Retry::AfterAction),

@@ -74,6 +74,11 @@ impl RelPath {
         }
     }
 
+    /// What is shown where a stored path cannot be read.
+    pub(crate) fn unknown() -> Self {
+        Self(b"?"[..].into())
+    }
+
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }

@@ -74,13 +74,7 @@ fn insert(stage: BorrowedFd<'_>, staged: &str, dir: BorrowedFd<'_>, name: &OsStr
     }
 }
 
-fn swap(
-    area: &Area,
-    stage: BorrowedFd<'_>,
-    staged: &str,
-    dir: BorrowedFd<'_>,
-    name: &OsStr,
-) -> Result<(), Errno> {
+fn swap(area: &Area, stage: BorrowedFd<'_>, staged: &str, dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
     if area.can_exchange() {
         match rustix::fs::renameat_with(stage, staged, dir, name, RenameFlags::EXCHANGE) {
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => area.cannot_exchange(),

@@ -203,7 +203,9 @@ impl Tree {
         let hash = match meta.kind {
             Kind::File if meta.size == size => match self.open_file(path)? {
                 None => return Ok(None),
-                Some((file, meta)) => return Ok(Some(Found { meta, hash: Some(hash_file(&file).at("read", full())?) })),
+                Some((file, meta)) => {
+                    return Ok(Some(Found { meta, hash: Some(hash_file(&file).at("read", full())?) }));
+                }
             },
             Kind::Symlink => {
                 let dir = path.parent().map(|parent| self.root.open_dir(&parent)).transpose()?;
@@ -289,7 +291,9 @@ impl Tree {
             // Removed or replaced since: somebody else's version, not what is being settled. What remains of ours is
             // a directory entry, and the directory is synced on its own.
             Err(Error::NotFound { .. } | Error::NotADirectory { .. } | Error::SymlinkOnTheWay { .. }) => return Ok(()),
-            Err(error) => return Err(error.errno().map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error)),
+            Err(error) => {
+                return Err(error.errno().map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error));
+            }
         };
         if let SyncTarget::File(_, ino) = target
             && root::look_at(&file)?.ino != *ino

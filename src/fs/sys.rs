@@ -12,9 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 pub(super) fn own_descriptor_table() -> io::Result<()> {
     // SAFETY: the call takes no pointers. The descriptors it closes are this thread's view only: the table is
     // unshared in the same call, and the thread has no object that owns a descriptor yet.
-    let done = unsafe {
-        libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_UNSHARE)
-    };
+    let done = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_UNSHARE) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -48,7 +48,6 @@ pub(crate) fn retain(ground: &Ground, keep: &Retention) -> Result<()> {
         for (area, name) in ground.enter()?.look(|tx| journal::preimages(tx, txn))? {
             if let Ok(area) = ground.area(area) {
                 area.drop_history(&name)?;
-                area.drop_staged(&name)?;
             }
         }
         ground.enter()?.write(Durability::Normal, |tx| journal::forget_history(tx, txn))?;

@@ -12,7 +12,7 @@ use super::{locks, status, transactions};
 use crate::error::{Error, IoContext, Result};
 use crate::id::TxnId;
 use crate::path::STATE_DIR;
-use crate::store::SCHEMA_VERSION;
+use crate::store::{CallerMode, SCHEMA_VERSION, Tx};
 
 /// Where a journal's parts lie when they are not in the usual place.
 #[derive(Clone, Debug, Default)]
@@ -93,6 +93,20 @@ impl Inspector {
     /// The directory whose tree is protected.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    pub(crate) fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    pub(crate) fn database_path(&self) -> &Path {
+        self.database.path()
+    }
+
+    /// Runs the engine's own queries on one snapshot. `work` may run several times, and only the last counts.
+    pub(crate) fn rows<T>(&self, mut work: impl FnMut(&Tx<'_>) -> Result<T>) -> Result<T> {
+        let mode = CallerMode::default();
+        self.database.snapshot(|connection| Ok(work(&Tx::reading(connection, &mode))))?
     }
 
     /// The journal as a whole, and what to do next.

@@ -9,6 +9,7 @@ use super::liveness::KernelLocks;
 use super::model::{Holder, LockInfo, SessionInfo};
 use super::value::{bytes, count, hex, number, number_or_zero, text_or_empty};
 use crate::error::Result;
+use crate::lock::file_name;
 
 const SESSIONS: &str = "SELECT id, pid, program, opened_ms FROM main.journal_session WHERE state = 'open'
     ORDER BY opened_ms, id";
@@ -79,21 +80,10 @@ pub(super) fn judge_sessions(sessions: &mut [SessionInfo], state_dir: &Path, ker
 pub(super) fn judge_locks(locks: &mut [LockInfo], state_dir: &Path, kernel: &KernelLocks) {
     for lock in locks {
         let suspects: Vec<i64> = lock.holder.iter().map(|holder| holder.pid).collect();
-        let holders = kernel.holders(&state_dir.join("locks").join(file_name(&lock.name)), &suspects);
+        // A name that no lock can have has no file, and no holder.
+        let file = file_name(&lock.name).unwrap_or_default();
+        let holders = kernel.holders(&state_dir.join("locks").join(file), &suspects);
         lock.held = holders.as_ref().map(|pids| !pids.is_empty());
         lock.pids = holders.unwrap_or_default();
     }
-}
-
-/// The file of a lock, as `lock` names it. Whatever the database says, this is one name in one directory.
-fn file_name(lock: &str) -> String {
-    let mut file = String::with_capacity(lock.len() + 5);
-    for (at, byte) in lock.bytes().enumerate() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => file.push(char::from(byte)),
-            b'.' if at > 0 => file.push('.'),
-            _ => file.push_str(&format!("%{byte:02x}")),
-        }
-    }
-    file + ".lock"
 }

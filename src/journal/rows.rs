@@ -229,11 +229,9 @@ pub(crate) fn redo_paths(tx: &Tx<'_>, txn: TxnId) -> Result<Vec<RelPath>> {
 
 /// The new bytes of an effect.
 pub(crate) fn redo_content(tx: &Tx<'_>, txn: TxnId, n: i64) -> Result<Option<Vec<u8>>> {
-    tx.query_opt(
-        "SELECT content FROM main.journal_redo WHERE txn = ?1 AND n = ?2",
-        (txn.get(), n),
-        |row| row.get::<_, Option<Vec<u8>>>(0),
-    )
+    tx.query_opt("SELECT content FROM main.journal_redo WHERE txn = ?1 AND n = ?2", (txn.get(), n), |row| {
+        row.get::<_, Option<Vec<u8>>>(0)
+    })
     .map(Option::flatten)
 }
 
@@ -268,11 +266,8 @@ pub(crate) fn transition(tx: &Tx<'_>, txn: TxnId, from: TxnState, to: TxnState) 
 /// Notes that a transaction is in the tree, and where that is true.
 pub(crate) fn note_applied(tx: &Tx<'_>, txn: TxnId, from: TxnState, mark: &Mark) -> Result<()> {
     transition(tx, txn, from, TxnState::Applied)?;
-    tx.execute(
-        "UPDATE main.journal_txn SET applied_mark = ?2 WHERE id = ?1",
-        (txn.get(), codec::encode(mark)?),
-    )
-    .map(drop)
+    tx.execute("UPDATE main.journal_txn SET applied_mark = ?2 WHERE id = ?1", (txn.get(), codec::encode(mark)?))
+        .map(drop)
 }
 
 /// Counts a recovery that begins, or, with zero, one that made progress.

@@ -66,7 +66,9 @@ impl Locks {
         let file = file_name(name)?;
         let busy = || {
             // Who holds it is worth knowing, but not worth failing over.
-            let holder = store.enter(std::time::Duration::from_millis(200)).and_then(|turn| turn.look(|tx| rows::holder(tx, name)));
+            let holder = store
+                .enter(std::time::Duration::from_millis(200))
+                .and_then(|turn| turn.look(|tx| rows::holder(tx, name)));
             Error::Busy {
                 what: format!("lock {name:?}"),
                 holder: holder.unwrap_or_else(|_| "another process".into()),
@@ -168,7 +170,7 @@ impl Drop for Ticket {
 }
 
 /// The file of a lock: letters, digits, `.`, `-` and `_` as they are, every other byte as `%xx`.
-fn file_name(name: &str) -> Result<String> {
+pub(crate) fn file_name(name: &str) -> Result<String> {
     let bad = |reason| Err(Error::BadPath { path: name.into(), reason });
     match name.len() {
         0 => return bad("a lock needs a name"),

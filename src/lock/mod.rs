@@ -9,6 +9,6 @@ mod lease;
 mod rows;
 mod session;
 
-pub(crate) use lease::{Lease, Locks};
+pub(crate) use lease::{Lease, Locks, file_name};
 pub(crate) use rows::{check_fence, open_sessions};
 pub(crate) use session::{Session, sweep_dead};

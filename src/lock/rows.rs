@@ -7,14 +7,22 @@ use crate::time::{boot_id, now_ms, process_start};
 
 /// How many fencing tokens are made durable at once, so that an acquisition needs no sync of its own.
 const FENCE_BLOCK: i64 = 1 << 20;
+/// How many ended sessions are remembered.
+const SESSIONS_KEPT: i64 = 1000;
 
-/// Records a session, and begins a new block of fences when the last one was counted in another boot or mount.
-/// True when that happened: the transaction then has to be durable.
+/// Records a session, and begins a new block of fences when the last one was counted in another boot or mount: the
+/// transaction then has to be durable.
 pub(super) fn open_session(tx: &Tx<'_>, id: SessionId, program: &str, mark: &[u8]) -> Result<()> {
     tx.execute(
         "INSERT INTO main.journal_session (id, pid, started, boot, program, opened_ms, state) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'open')",
         (id.as_bytes(), std::process::id(), process_start(), boot_id(), program, now_ms()),
+    )?;
+    // Enough of the past for `show`. Ids begin with the time, so they are in order.
+    tx.execute(
+        "DELETE FROM main.journal_session WHERE state <> 'open' \
+         AND id < (SELECT id FROM main.journal_session ORDER BY id DESC LIMIT 1 OFFSET ?1)",
+        [SESSIONS_KEPT],
     )?;
     // Tokens above a counter that a power cut took back may be in use already; none above the ceiling is.
     tx.execute(
@@ -62,11 +70,10 @@ pub(super) fn acquire(tx: &Tx<'_>, name: &str, session: SessionId, purpose: &str
         "UPDATE main.journal_meta SET fence_ceiling = fence_ceiling + ?1 WHERE id = 1 AND fence >= fence_ceiling",
         [FENCE_BLOCK],
     )?;
-    let fence = tx.query_row(
-        "UPDATE main.journal_meta SET fence = fence + 1 WHERE id = 1 RETURNING fence",
-        (),
-        |row| row.get(0),
-    )?;
+    let fence =
+        tx.query_row("UPDATE main.journal_meta SET fence = fence + 1 WHERE id = 1 RETURNING fence", (), |row| {
+            row.get(0)
+        })?;
     tx.execute(
         "INSERT INTO main.journal_lock (name, fence, session, pid, purpose, acquired_ms, heartbeat_ms) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) \
@@ -90,11 +97,10 @@ pub(super) fn release(tx: &Tx<'_>, name: &str, fence: Fence) -> Result<()> {
 
 /// Refuses when the lock's newest acquisition is no longer the one with this fence.
 pub(crate) fn check_fence(tx: &Tx<'_>, name: &str, fence: Fence) -> Result<()> {
-    let newest = tx.query_opt(
-        "SELECT fence FROM main.journal_lock WHERE name = ?1 AND session IS NOT NULL",
-        [name],
-        |row| row.get::<_, i64>(0),
-    )?;
+    let newest =
+        tx.query_opt("SELECT fence FROM main.journal_lock WHERE name = ?1 AND session IS NOT NULL", [name], |row| {
+            row.get::<_, i64>(0)
+        })?;
     if newest == Some(fence.get()) {
         return Ok(());
     }

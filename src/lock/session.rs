@@ -1,5 +1,6 @@
 //! A session: one process that has the journal open.
 
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,7 +8,8 @@ use std::time::Duration;
 use rustix::fs::AtFlags;
 
 use super::rows;
-use crate::error::Result;
+use crate::error::{Error, IoContext, Result};
+use crate::fs::area;
 use crate::fs::os_lock::{self, OsLock};
 use crate::id::SessionId;
 use crate::store::{Durability, Store, Turn};
@@ -23,10 +25,12 @@ impl Session {
     /// Begins a session. `mark` identifies this boot and mount. Durable only when a new block of fences begins.
     pub(crate) fn begin(store: &Store, state_path: &Path, mark: &[u8], wait: Duration) -> Result<Self> {
         let id = SessionId::new();
-        // Locked before the row exists: whoever reads the row finds it alive.
-        let mut alive = OsLock::open(&state_path.join("sessions"), &file_name(id))?;
-        alive.lock_until(crate::time::Deadline::after(wait))?;
+        // Within one turn, as the sweep is: nobody takes the file for a dead session's before it is locked.
         let mut turn = store.enter(wait)?;
+        let alive = OsLock::open(&state_path.join("sessions"), &file_name(id))?;
+        if !alive.try_lock()? {
+            return Err(Error::Busy { what: "a new session".into(), holder: "nobody known".into(), waited: wait });
+        }
         let durability = match turn.look(|tx| rows::fences_are_current(tx, mark))? {
             true => Durability::Normal,
             false => Durability::Full,
@@ -35,7 +39,7 @@ impl Session {
         Ok(Self { id, _alive: alive })
     }
 
-    /// Ends the session, in words. Its lock file is left to be swept: unlinked while locked, nobody is confused.
+    /// Ends the session: its row says so, and the lock file goes while it is still locked.
     pub(crate) fn end(&self, turn: &mut Turn<'_>, sessions: &OwnedFd) -> Result<()> {
         turn.write(Durability::Normal, |tx| rows::end_session(tx, self.id, "closed"))?;
         let _ = rustix::fs::unlinkat(sessions, file_name(self.id), AtFlags::empty());
@@ -43,26 +47,29 @@ impl Session {
     }
 }
 
-/// True when nobody holds the session's lock: its process is gone, or it was closed.
-pub(crate) fn is_dead(sessions: &OwnedFd, path: &Path, id: SessionId) -> Result<bool> {
-    os_lock::is_free(sessions, &file_name(id), path)
-}
-
-/// Marks dead sessions as such and removes their lock files. Ids are never reused, so no file comes to mean another.
-pub(crate) fn sweep_dead(turn: &mut Turn<'_>, sessions: &OwnedFd, path: &Path) -> Result<Vec<SessionId>> {
+/// Marks dead sessions as such and removes lock files that nobody holds. Ids are never reused, so no file comes to mean
+/// another session; only within a turn, so none is removed before its session has locked it.
+pub(crate) fn sweep_dead(turn: &mut Turn<'_>, sessions: &OwnedFd, path: &Path) -> Result<()> {
+    let mut open: HashSet<SessionId> = turn.look(rows::open_sessions)?.into_iter().collect();
     let mut dead = Vec::new();
-    for id in turn.look(rows::open_sessions)? {
-        if is_dead(sessions, path, id)? {
+    for name in area::names(sessions, path)? {
+        let Some(name) = name.to_str() else { continue };
+        let Some(id) = name.strip_suffix(".lock").and_then(SessionId::parse) else { continue };
+        if !os_lock::is_free(sessions, name, path)? {
+            open.remove(&id);
+            continue;
+        }
+        if open.remove(&id) {
             dead.push(id);
         }
+        rustix::fs::unlinkat(sessions, name, AtFlags::empty()).at("remove", path.join(name))?;
     }
-    if !dead.is_empty() {
-        turn.write(Durability::Normal, |tx| dead.iter().try_for_each(|&id| rows::end_session(tx, id, "dead")))?;
-        for &id in &dead {
-            let _ = rustix::fs::unlinkat(sessions, file_name(id), AtFlags::empty());
-        }
+    // Rows whose file is gone altogether.
+    dead.extend(open);
+    if dead.is_empty() {
+        return Ok(());
     }
-    Ok(dead)
+    turn.write(Durability::Normal, |tx| dead.iter().try_for_each(|&id| rows::end_session(tx, id, "dead")))
 }
 
 fn file_name(id: SessionId) -> String {

@@ -10,17 +10,18 @@
 //! settled, and it is carried out again step by step, each step looking how far it had come.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use super::decide::{Decision, Evidence, Live, decide};
 use crate::error::{Error, IoContext, Result};
 use crate::fs::exchange::{self, ASIDE};
 use crate::fs::opener::Found;
-use crate::fs::root::{self, Dirs, Kind};
+use crate::fs::root::{self, Dir, Dirs, Kind};
 use crate::id::TxnId;
 use crate::journal::{self, Identity, Level, Redo, TxnState, Unsettled, What};
 use crate::path::RelPath;
-use crate::store::{Durability, Turn};
-use crate::txn::{self, AGAIN, Drained, Ground, Outcome, Step, Which, set_aside};
+use crate::store::{Durability, Turn, Tx};
+use crate::txn::{self, AGAIN, Drained, Ground, Outcome, Scene, Step, Which, set_aside};
 
 /// Recoveries begun for a transaction before it goes to quarantine.
 const MAX_ATTEMPTS: i64 = 5;
@@ -51,7 +52,8 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
         return Ok(Drained::default());
     }
     let unsettled = turn.look(journal::unsettled)?;
-    let due = due(ground, &unsettled, which);
+    let scene = ground.scene();
+    let due = due(&scene, &unsettled, which);
     let mut drained = Drained::default();
     if due.is_empty() {
         return Ok(drained);
@@ -59,10 +61,10 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
     let found = due.len();
     let due = begin_attempt(turn, due)?;
     drained.quarantined = (found - due.len()) as u64;
+    let (newest, unreadable) = turn.look(|tx| newest(&scene, tx, &unsettled))?;
     let mut troubles: HashMap<TxnId, Outcome> = HashMap::new();
-    let newest = newest(ground, turn, &unsettled)?;
     let mut dirs = Dirs::new(&ground.root);
-    for (path, effect, decision) in decisions(ground, &newest, &due)? {
+    for (path, effect, decision) in decisions(&scene, &newest, &due)? {
         let trouble = troubles.entry(effect.txn).or_default();
         match carry_out(ground, turn, &mut dirs, path, effect, decision) {
             Ok(Some(kept)) => trouble.aside.push((path.clone(), kept)),
@@ -70,14 +72,19 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
             Err(error) => trouble.failed.push((path.clone(), error)),
         }
     }
-    for txn in due.iter().filter(|txn| txn.structural) {
-        let steps = steps(ground, turn, txn.id)?;
-        let outcome = txn::apply(ground, &mut dirs, txn.id, &steps, true);
-        troubles.insert(txn.id, outcome);
-    }
     for txn in &due {
-        let outcome = troubles.remove(&txn.id).unwrap_or_default();
+        let rows: Vec<&Unreadable> = unreadable.iter().filter(|row| row.txn == txn.id).collect();
+        let mut outcome = troubles.remove(&txn.id).unwrap_or_default();
+        if txn.structural && rows.is_empty() {
+            let steps = steps(ground, turn, txn.id)?;
+            outcome = txn::apply(ground, &mut dirs, txn.id, &steps, true);
+        }
         drained.aside += outcome.aside.len() as u64;
+        if !rows.is_empty() {
+            drained.quarantined += 1;
+            set_txn_aside(turn, txn, &rows, &outcome)?;
+            continue;
+        }
         match outcome.failed.is_empty() {
             true => drained.applied += 1,
             false => drained.pending += 1,
@@ -87,12 +94,27 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
     Ok(drained)
 }
 
+/// A transaction with a row that cannot be read: the others were carried out, and everything is kept for a person.
+fn set_txn_aside(turn: &mut Turn<'_>, txn: &Unsettled, rows: &[&Unreadable], outcome: &Outcome) -> Result<()> {
+    turn.write(Durability::Full, |tx| {
+        for row in rows {
+            let message = format!("row {} of the redo log cannot be carried out, and is kept: {}", row.n, row.error);
+            journal::insert_event(tx, Level::Error, "unreadable", Some(txn.id), row.path.as_ref(), &message)?;
+        }
+        for (path, message) in outcome.messages() {
+            journal::insert_event(tx, Level::Warn, "recovery", Some(txn.id), Some(&path), &message)?;
+        }
+        journal::set_attempts(tx, txn.id, 0)?;
+        journal::transition(tx, txn.id, txn.state, TxnState::Quarantined)
+    })
+}
+
 /// What [`drain`] would do, without doing it.
-pub(crate) fn plan(ground: &Ground, turn: &mut Turn<'_>) -> Result<Vec<Plan>> {
-    let unsettled = turn.look(journal::unsettled)?;
-    let due = due(ground, &unsettled, Which::PendingToo);
-    let newest = newest(ground, turn, &unsettled)?;
-    let mut plan: Vec<Plan> = decisions(ground, &newest, &due)?
+pub(crate) fn plan(scene: &Scene<'_>, tx: &Tx<'_>) -> Result<Vec<Plan>> {
+    let unsettled = journal::unsettled(tx)?;
+    let due = due(scene, &unsettled, Which::PendingToo);
+    let (newest, unreadable) = newest(scene, tx, &unsettled)?;
+    let mut plan: Vec<Plan> = decisions(scene, &newest, &due)?
         .into_iter()
         .map(|(path, effect, decision)| Plan {
             txn: effect.txn,
@@ -101,8 +123,14 @@ pub(crate) fn plan(ground: &Ground, turn: &mut Turn<'_>) -> Result<Vec<Plan>> {
             reason: "committed, not known to be in the tree".into(),
         })
         .collect();
+    plan.extend(unreadable.into_iter().map(|row| Plan {
+        txn: row.txn,
+        path: row.path.unwrap_or_else(RelPath::unknown),
+        action: "quarantine".into(),
+        reason: format!("row {} cannot be read: {}", row.n, row.error),
+    }));
     for txn in due.iter().filter(|txn| txn.structural) {
-        plan.extend(turn.look(|tx| journal::redo_paths(tx, txn.id))?.into_iter().map(|path| Plan {
+        plan.extend(journal::redo_paths(tx, txn.id)?.into_iter().map(|path| Plan {
             txn: txn.id,
             path,
             action: "apply as far as it had not come".into(),
@@ -115,7 +143,7 @@ pub(crate) fn plan(ground: &Ground, turn: &mut Turn<'_>) -> Result<Vec<Plan>> {
             TxnState::Quarantined => ("leave", "in quarantine: a person has to look"),
             _ => ("settle", "applied"),
         };
-        plan.extend(turn.look(|tx| journal::redo_paths(tx, txn.id))?.into_iter().map(|path| Plan {
+        plan.extend(journal::redo_paths(tx, txn.id)?.into_iter().map(|path| Plan {
             txn: txn.id,
             path,
             action: action.into(),
@@ -126,8 +154,8 @@ pub(crate) fn plan(ground: &Ground, turn: &mut Turn<'_>) -> Result<Vec<Plan>> {
     Ok(plan)
 }
 
-fn due(ground: &Ground, unsettled: &[Unsettled], which: Which) -> Vec<Unsettled> {
-    let now = ground.mark_now();
+fn due(scene: &Scene<'_>, unsettled: &[Unsettled], which: Which) -> Vec<Unsettled> {
+    let now = scene.mark();
     let is_due = |txn: &&Unsettled| match txn.state {
         TxnState::Committed => true,
         TxnState::Pending => which == Which::PendingToo,
@@ -161,23 +189,37 @@ fn begin_attempt(turn: &mut Turn<'_>, due: Vec<Unsettled>) -> Result<Vec<Unsettl
     })
 }
 
-/// The newest effect on each path, of everything that is neither settled nor set aside. Structural transactions are
-/// carried out whole, so they do not take part.
-fn newest(ground: &Ground, turn: &mut Turn<'_>, unsettled: &[Unsettled]) -> Result<BTreeMap<RelPath, Newest>> {
+/// A row of the redo log that cannot be read, or names what is not the tree's.
+struct Unreadable {
+    txn: TxnId,
+    n: i64,
+    path: Option<RelPath>,
+    error: String,
+}
+
+/// The newest effect on each path, of everything that is neither settled nor set aside, and the rows that say nothing.
+/// Structural transactions are carried out whole, so they do not take part.
+fn newest(
+    scene: &Scene<'_>,
+    tx: &Tx<'_>,
+    unsettled: &[Unsettled],
+) -> Result<(BTreeMap<RelPath, Newest>, Vec<Unreadable>)> {
     let mut newest: BTreeMap<RelPath, Newest> = BTreeMap::new();
     let mut unreadable = Vec::new();
-    for txn in unsettled.iter().filter(|txn| txn.state != TxnState::Quarantined && !txn.structural) {
-        for row in turn.look(|tx| journal::redo_rows(tx, txn.id))? {
-            let (path, redo) = match (row.path, row.redo) {
+    for txn in unsettled.iter().filter(|txn| txn.state != TxnState::Quarantined) {
+        for row in journal::redo_rows(tx, txn.id)? {
+            let checked = row.path.and_then(|path| scene.check(&path).map(|()| path));
+            let readable = |redo: Redo| scene.area(redo.area).map(|_| redo);
+            let (path, redo) = match (checked, row.redo.and_then(readable)) {
                 (Ok(path), Ok(redo)) => (path, redo),
                 (path, redo) => {
                     let error = path.as_ref().err().or(redo.as_ref().err()).map(ToString::to_string);
-                    unreadable.push((row.txn, row.n, path.ok(), error.unwrap_or_default()));
+                    let (txn, n, error) = (row.txn, row.n, error.unwrap_or_default());
+                    unreadable.push(Unreadable { txn, n, path: path.ok(), error });
                     continue;
                 }
             };
-            if let Err(error) = ground.path(path.as_path()) {
-                unreadable.push((row.txn, row.n, Some(path), error.to_string()));
+            if txn.structural {
                 continue;
             }
             let mut older = newest.remove(&path).map(|older| older.older).unwrap_or_default();
@@ -185,29 +227,18 @@ fn newest(ground: &Ground, turn: &mut Turn<'_>, unsettled: &[Unsettled]) -> Resu
             newest.insert(path, Newest { txn: row.txn, n: row.n, redo, inline: row.content, older });
         }
     }
-    if !unreadable.is_empty() {
-        // One bad row does not stop the rest: it is kept, and said once.
-        turn.write(Durability::Normal, |tx| {
-            unreadable.iter().try_for_each(|(txn, n, path, error)| {
-                let message = format!("row {n} of the redo log is passed over and kept: {error}");
-                journal::insert_event(tx, Level::Error, "unreadable", Some(*txn), path.as_ref(), &message)
-            })
-        })?;
-    }
-    Ok(newest)
+    Ok((newest, unreadable))
 }
 
 type Decided<'n> = (&'n RelPath, &'n Newest, Decision);
 
 fn decisions<'n>(
-    ground: &Ground,
+    scene: &Scene<'_>,
     newest: &'n BTreeMap<RelPath, Newest>,
     due: &[Unsettled],
 ) -> Result<Vec<Decided<'n>>> {
-    let due: Vec<(&RelPath, &Newest)> = newest
-        .iter()
-        .filter(|(_, effect)| due.iter().any(|txn| txn.id == effect.txn && !txn.structural))
-        .collect();
+    let due: Vec<(&RelPath, &Newest)> =
+        newest.iter().filter(|(_, effect)| due.iter().any(|txn| txn.id == effect.txn && !txn.structural)).collect();
     let sizes = due.iter().map(|(path, effect)| {
         let size = match effect.redo.what {
             What::Content { size, .. } => size,
@@ -215,20 +246,20 @@ fn decisions<'n>(
         };
         ((*path).clone(), size)
     });
-    let found = ground.opener.examine(sizes.collect())?;
+    let found = scene.opener.examine(sizes.collect())?;
     due.into_iter()
         .zip(found)
         .map(|((path, effect), found)| {
             // What cannot be looked at is left to the step itself, which will say why.
             let found = found.unwrap_or_default();
-            let live = classify(ground, effect, found.as_ref())?;
-            let available = is_available(ground, effect)?;
+            let live = classify(scene, effect, found.as_ref())?;
+            let available = is_available(scene, effect)?;
             Ok((path, effect, decide(Evidence { applied: false, live, available })))
         })
         .collect()
 }
 
-fn classify(ground: &Ground, effect: &Newest, found: Option<&Found>) -> Result<Live> {
+fn classify(scene: &Scene<'_>, effect: &Newest, found: Option<&Found>) -> Result<Live> {
     let Some(found) = found else {
         return Ok(if effect.redo.what == What::Absence { Live::New } else { Live::Empty });
     };
@@ -252,7 +283,7 @@ fn classify(ground: &Ground, effect: &Newest, found: Option<&Found>) -> Result<L
         return Ok(Live::PreImage);
     }
     // The fallback without an exchange links the old version aside before it renames, which moves its ctime on.
-    let area = ground.area(effect.redo.area)?;
+    let area = scene.area(effect.redo.area)?;
     let aside = root::look(&area.stage, format!("{}{ASIDE}", effect.redo.staged));
     let linked = aside.at("look at", &area.path)?.is_some_and(|aside| aside.ino == meta.ino);
     if linked && effect.older.iter().any(|old| old.is(meta, true)) {
@@ -263,12 +294,12 @@ fn classify(ground: &Ground, effect: &Newest, found: Option<&Found>) -> Result<L
 }
 
 /// True when the new version can be had.
-fn is_available(ground: &Ground, effect: &Newest) -> Result<bool> {
+fn is_available(scene: &Scene<'_>, effect: &Newest) -> Result<bool> {
     let What::Content { ino, .. } = effect.redo.what else { return Ok(true) };
     if effect.inline {
         return Ok(true);
     }
-    let area = ground.area(effect.redo.area)?;
+    let area = scene.area(effect.redo.area)?;
     let staged = root::look(&area.stage, &effect.redo.staged).at("look at", area.stage_path(&effect.redo.staged))?;
     Ok(staged.is_some_and(|staged| staged.ino == ino))
 }
@@ -297,7 +328,7 @@ fn carry_out(
         return keep_old(&area, effect, &name);
     }
     if let What::Directory { mode } = effect.redo.what {
-        let dir = dirs.parent(path)?;
+        let dir = parent_again(dirs, path)?;
         let mut kept = None;
         if root::look(&dir.fd, path.name()).at("look at", full())?.is_some() {
             let name = format!("{staged}{AGAIN}");
@@ -323,13 +354,29 @@ fn carry_out(
         }
         turn.write(Durability::Normal, |tx| journal::update_redo(tx, effect.txn, effect.n, &redo))?;
     }
-    let dir = dirs.parent(path)?;
+    let dir = parent_again(dirs, path)?;
     let placed = exchange::place(&area, &area.stage, &name, &dir.fd, path.name(), true);
     match placed.at("put in place", full())? {
         exchange::Placed::New => Ok(None),
         exchange::Placed::Exchanged if large => keep_large(&area, effect, &name),
         exchange::Placed::Exchanged => keep_old(&area, effect, &name),
     }
+}
+
+/// The directory a path lies in, made again where somebody removed it: what is committed has to be somewhere.
+fn parent_again(dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<Dir>> {
+    if let Some(dir) = dirs.try_parent(path)? {
+        return Ok(dir);
+    }
+    let mut missing: Vec<RelPath> = std::iter::successors(path.parent(), RelPath::parent).collect();
+    while let Some(at) = missing.pop() {
+        let above = dirs.parent(&at)?;
+        match rustix::fs::mkdirat(&above.fd, at.name(), rustix::fs::Mode::from_raw_mode(0o777)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error).at("make the directory", dirs.root().full(&at)),
+        }
+    }
+    dirs.parent(path)
 }
 
 /// What came out of the tree under `name`: the old version for history, nothing worth keeping, or somebody's work.

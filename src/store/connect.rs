@@ -29,14 +29,18 @@ pub(crate) struct Database {
 /// Opens the writing connection, made fresh where allowed.
 pub(crate) fn writer(database: &Database) -> Result<Connection> {
     check_version()?;
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    // The application's database is there, or the path is wrong: nothing is made by a mistake.
+    flags.set(OpenFlags::SQLITE_OPEN_CREATE, !database.brought);
     let path = &database.path;
+    if database.brought && rustix::fs::access(path, rustix::fs::Access::EXISTS).is_err() {
+        return Err(Error::NotFound { path: path.clone() });
+    }
     let conn = Connection::open_with_flags(path, flags).map_err(|error| understand(path, error))?;
     conn.busy_timeout(BUSY_TIMEOUT).during("setting the busy timeout")?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
-    let mode: String = conn
-        .query_row("PRAGMA journal_mode", (), |row| row.get(0))
-        .map_err(|error| understand(path, error))?;
+    let mode: String =
+        conn.query_row("PRAGMA journal_mode", (), |row| row.get(0)).map_err(|error| understand(path, error))?;
     if mode != "wal" {
         if database.brought {
             return Err(Error::NotWal { path: path.clone(), mode });
@@ -55,21 +59,6 @@ pub(crate) fn writer(database: &Database) -> Result<Connection> {
     pragma(&conn, "journal_size_limit", 4 << 20)?;
     pragma(&conn, "temp_store", 2)?;
     common(&conn)?;
-    Ok(conn)
-}
-
-/// Opens a query-only connection.
-pub(crate) fn reader(path: &Path, immutable: bool) -> Result<Connection> {
-    check_version()?;
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
-    let open = || {
-        let conn = Connection::open_with_flags(uri(path, immutable), flags)?;
-        conn.busy_timeout(BUSY_TIMEOUT)?;
-        conn.query_row("SELECT count(*) FROM sqlite_schema", (), |_| Ok(()))?;
-        Ok(conn)
-    };
-    let conn = open().map_err(|error| understand(path, error))?;
-    prepare_reader(&conn)?;
     Ok(conn)
 }
 
@@ -103,11 +92,7 @@ fn pragma<T: ToSql + FromSql + PartialEq + std::fmt::Debug + Copy>(
 ) -> Result<()> {
     conn.pragma_update(None, name, want).during("setting a pragma")?;
     let got: T = conn.pragma_query_value(None, name, |row| row.get(0)).during("reading a pragma back")?;
-    if got == want {
-        Ok(())
-    } else {
-        Err(Error::Pragma { name, want: format!("{want:?}"), got: format!("{got:?}") })
-    }
+    if got == want { Ok(()) } else { Err(Error::Pragma { name, want: format!("{want:?}"), got: format!("{got:?}") }) }
 }
 
 fn check_version() -> Result<()> {
@@ -115,23 +100,6 @@ fn check_version() -> Result<()> {
         return Err(Error::SqliteTooOld { found: rusqlite::version().to_owned() });
     }
     Ok(())
-}
-
-/// `file:` with the path's bytes escaped, so that `?`, `#` and `%` in a path mean themselves.
-fn uri(path: &Path, immutable: bool) -> String {
-    use std::fmt::Write;
-    use std::os::unix::ffi::OsStrExt;
-    let mut uri = String::from("file:");
-    for &byte in path.as_os_str().as_bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => uri.push(char::from(byte)),
-            _ => drop(write!(uri, "%{byte:02x}")),
-        }
-    }
-    if immutable {
-        uri.push_str("?immutable=1");
-    }
-    uri
 }
 
 /// SQLite's refusal of a file, as what it means for the caller.

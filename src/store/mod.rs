@@ -11,10 +11,11 @@ mod migrate;
 mod pool;
 mod turn;
 
+pub(crate) use caller::CallerMode;
 pub use caller::Rows;
 pub(crate) use caller::refuse_reentry;
 pub(crate) use checkpoint::Checkpointer;
-pub(crate) use connect::{Database};
+pub(crate) use connect::Database;
 pub(crate) use migrate::SCHEMA_VERSION;
 pub(crate) use pool::ReadPool;
 pub(crate) use turn::{Durability, Store, Turn, Tx};

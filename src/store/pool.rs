@@ -92,10 +92,7 @@ impl ReadPool {
         // Read-only by the file's own flags too: no statement of the application can write through this pool.
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let seen = Arc::new(Seen::default());
-        let manager = Manager {
-            inner: SqliteConnectionManager::file(path).with_flags(flags),
-            seen: Arc::clone(&seen),
-        };
+        let manager = Manager { inner: SqliteConnectionManager::file(path).with_flags(flags), seen: Arc::clone(&seen) };
         let threads = ScheduledThreadPool::builder()
             .num_threads(1)
             .thread_name_pattern("journal-pool")
@@ -136,10 +133,24 @@ impl ReadPool {
             _ => error,
         })
     }
+}
 
-    /// How many connections were given back inside BEGIN and thrown away.
-    #[cfg(test)]
-    pub(crate) fn discarded(&self) -> u64 {
-        self.seen.discarded.load(Ordering::Relaxed)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_given_back_inside_begin_is_discarded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.db");
+        let database = connect::Database { path: path.clone(), brought: false, foreign_keys: true };
+        let _writer = connect::writer(&database).unwrap();
+        let pool = ReadPool::new(path, 1, Duration::from_secs(5), Duration::from_secs(5));
+        let reader = pool.pool.get().unwrap();
+        reader.conn.execute_batch("BEGIN").unwrap();
+        drop(reader);
+        assert_eq!(pool.seen.discarded.load(Ordering::Relaxed), 1);
+        pool.read(|rows| rows.query_row("SELECT 1", (), |row| row.get::<_, i64>(0))).unwrap();
+        assert_eq!(pool.seen.discarded.load(Ordering::Relaxed), 1);
     }
 }

@@ -229,7 +229,12 @@ pub(crate) struct Tx<'c> {
     mode: &'c CallerMode,
 }
 
-impl Tx<'_> {
+impl<'c> Tx<'c> {
+    /// Statements of the engine over a connection that only reads.
+    pub(crate) fn reading(conn: &'c Connection, mode: &'c CallerMode) -> Self {
+        Self { conn, mode }
+    }
+
     pub(crate) fn prepare(&self, sql: &'static str) -> Result<CachedStatement<'_>> {
         self.conn.prepare_cached(sql).during(sql)
     }

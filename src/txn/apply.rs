@@ -31,7 +31,6 @@ pub(crate) struct Outcome {
     pub(crate) aside: Vec<(RelPath, String)>,
 }
 
-
 /// Carries out all steps of a transaction.
 pub(crate) fn apply(ground: &Ground, dirs: &mut Dirs<'_>, txn: TxnId, steps: &[Step], again: bool) -> Outcome {
     let mut outcome = Outcome::default();
@@ -114,8 +113,7 @@ impl Apply<'_, '_> {
                 if meta.is_none_or(|meta| meta.kind == Kind::Directory) {
                     return Ok(());
                 }
-                exchange::take(&dir.fd, step.path.name(), &step.area.stage, &step.redo.staged)
-                    .at("remove", &full)?;
+                exchange::take(&dir.fd, step.path.name(), &step.area.stage, &step.redo.staged).at("remove", &full)?;
                 make().at("make the directory", full)?;
                 self.judge(step, &step.redo.staged)
             }

@@ -20,7 +20,10 @@ pub(crate) enum Effect {
     Directory(RelPath),
     File(RelPath, NewFile),
     Symlink(RelPath, PathBuf),
-    Move { from: RelPath, to: RelPath },
+    Move {
+        from: RelPath,
+        to: RelPath,
+    },
     Publish(Arc<Published>, RelPath),
 }
 

@@ -124,6 +124,40 @@ impl Backlog {
     }
 }
 
+/// What recovery looks at before it decides: nothing here writes.
+#[derive(Debug)]
+pub(crate) struct Scene<'g> {
+    pub(crate) opener: &'g Opener,
+    pub(crate) areas: Vec<Arc<Area>>,
+    pub(crate) reserved: &'g [RelPath],
+    pub(crate) boot: &'g [u8],
+    pub(crate) state_ino: u64,
+}
+
+impl Scene<'_> {
+    /// The area with this number.
+    pub(crate) fn area(&self, id: i64) -> Result<Arc<Area>> {
+        let found = self.areas.iter().find(|area| area.id == id).cloned();
+        found.ok_or_else(|| Error::corrupt("a stored record", format_args!("area {id} is not known or not mounted")))
+    }
+
+    /// Refuses a path that is not the tree's.
+    pub(crate) fn check(&self, path: &RelPath) -> Result<()> {
+        match self.reserved.iter().any(|reserved| path.is_within(reserved)) {
+            true => Err(Error::BadPath { path: path.to_path_buf(), reason: "it is the journal's own" }),
+            false => Ok(()),
+        }
+    }
+
+    /// What is true now, to compare marks with.
+    pub(crate) fn mark(&self) -> Mark {
+        let mut mounts: Vec<u64> = self.areas.iter().map(|area| area.place.mount).collect();
+        mounts.sort_unstable();
+        mounts.dedup();
+        Mark { boot: self.boot.to_vec(), state_dir: self.state_ino, mounts }
+    }
+}
+
 /// The parts a ground is laid from.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -184,9 +218,17 @@ impl Ground {
     /// Checks a caller's path.
     pub(crate) fn path(&self, path: &Path) -> Result<RelPath> {
         let checked = RelPath::parse(path)?;
-        match self.reserved.iter().any(|reserved| checked.is_within(reserved)) {
-            true => Err(Error::BadPath { path: path.to_owned(), reason: "it is the journal's own" }),
-            false => Ok(checked),
+        self.scene().check(&checked).map(|()| checked)
+    }
+
+    /// What recovery looks at.
+    pub(crate) fn scene(&self) -> Scene<'_> {
+        Scene {
+            opener: &self.opener,
+            areas: self.areas(),
+            reserved: &self.reserved,
+            boot: &self.boot,
+            state_ino: self.state_ino,
         }
     }
 
@@ -253,6 +295,6 @@ impl Ground {
 
     /// What is true now, to compare marks with.
     pub(crate) fn mark_now(&self) -> Mark {
-        self.mark(self.areas().iter().map(|area| area.id))
+        self.scene().mark()
     }
 }

@@ -16,7 +16,7 @@ mod settle;
 mod transaction;
 
 pub(crate) use apply::{AGAIN, Outcome, apply, is_preimage, set_aside, write_again};
-pub(crate) use ground::{Drained, Ground, Limits, Parts, Which};
+pub(crate) use ground::{Drained, Ground, Limits, Parts, Scene, Which};
 pub(crate) use prepare::{KEEP, Step};
 pub use receipt::{Receipt, Warning};
 pub use settle::Settled;

@@ -321,8 +321,10 @@ impl<'g> Prepared<'g> {
                     continue;
                 }
                 if let Ok(dir) = dirs.parent(path) {
-                    rustix::fs::accessat(&dir.fd, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
-                        .at("write in", parent.as_ref().map_or(self.ground.root.path().to_owned(), |at| self.ground.root.full(at)))?;
+                    rustix::fs::accessat(&dir.fd, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).at(
+                        "write in",
+                        parent.as_ref().map_or(self.ground.root.path().to_owned(), |at| self.ground.root.full(at)),
+                    )?;
                 }
                 checked.insert(parent);
             }
@@ -459,8 +461,7 @@ impl<'g> Prepared<'g> {
                 continue;
             };
             let (cwd, to) = (rustix::fs::CWD, &published.source);
-            if let Err(error) =
-                rustix::fs::renameat_with(&step.area.stage, &**staged, cwd, to, RenameFlags::NOREPLACE)
+            if let Err(error) = rustix::fs::renameat_with(&step.area.stage, &**staged, cwd, to, RenameFlags::NOREPLACE)
             {
                 tracing::warn!(%error, kept = %step.area.stage_path(staged).display(), from = %to.display(),
                     "a published source could not go back to where it was; it is kept");

@@ -52,11 +52,7 @@ impl SettleLock {
         if lock.lock_until(deadline)? {
             return Ok(Self(lock));
         }
-        Err(Error::Busy {
-            what: "settling".into(),
-            holder: "another process".into(),
-            waited: deadline.waited(),
-        })
+        Err(Error::Busy { what: "settling".into(), holder: "another process".into(), waited: deadline.waited() })
     }
 }
 
@@ -125,12 +121,21 @@ fn begin(ground: &Ground, turn: &mut Turn<'_>, _: &SettleLock) -> Result<Batch> 
     unsettled.truncate(BATCH);
     let suspect: Vec<TxnId> =
         unsettled.iter().filter(|txn| txn.state == TxnState::Settling).map(|txn| txn.id).collect();
+    let mut unreadable = Vec::new();
     for txn in &unsettled {
-        batch.txns.push(txn.id);
-        batch.whole |= txn.structural;
-        for row in turn.look(|tx| journal::redo_rows(tx, txn.id))? {
-            batch.add(ground, row);
+        let rows = turn.look(|tx| journal::redo_rows(tx, txn.id))?;
+        match rows.into_iter().map(|row| Readable::of(ground, row)).collect::<Result<Vec<_>>>() {
+            Ok(rows) => {
+                batch.txns.push(txn.id);
+                batch.whole |= txn.structural;
+                rows.into_iter().for_each(|row| batch.add(row));
+            }
+            Err(error) => unreadable.push((txn.id, txn.state, error.to_string())),
         }
+    }
+    if !unreadable.is_empty() {
+        set_aside(turn, &unreadable)?;
+        unsettled.retain(|txn| batch.txns.contains(&txn.id));
     }
     // Marked before the rewrite below: it is this settle's sync that is in doubt from now on.
     turn.write(Durability::Normal, |tx| {
@@ -144,24 +149,45 @@ fn begin(ground: &Ground, turn: &mut Turn<'_>, _: &SettleLock) -> Result<Batch> 
 }
 
 impl Batch {
-    fn add(&mut self, ground: &Ground, row: RedoRow) {
+    fn add(&mut self, row: Readable) {
+        let Readable { txn, n, path, redo, area } = row;
         self.rows += 1;
-        // A row that cannot be read was set aside by recovery; what it did in the tree is synced with the rest.
-        let (Ok(path), Ok(redo)) = (row.path, row.redo) else {
-            self.whole = true;
-            return;
-        };
-        let Ok(area) = ground.area(redo.area) else {
-            self.whole = true;
-            return;
-        };
         self.areas.insert(area.id, Arc::clone(&area));
         if redo.old.is_some() {
             self.old.push((area, redo.preimage_name()));
         }
         // An older version of the same path is in the stage by now; only a sync of everything reaches it cheaply.
-        self.whole |= self.newest.insert(path, (row.txn, row.n, redo)).is_some();
+        self.whole |= self.newest.insert(path, (txn, n, redo)).is_some();
     }
+}
+
+/// A redo row that says something.
+struct Readable {
+    txn: TxnId,
+    n: i64,
+    path: RelPath,
+    redo: Redo,
+    area: Arc<Area>,
+}
+
+impl Readable {
+    fn of(ground: &Ground, row: RedoRow) -> Result<Self> {
+        let redo = row.redo?;
+        let area = ground.area(redo.area)?;
+        Ok(Self { txn: row.txn, n: row.n, path: row.path?, redo, area })
+    }
+}
+
+/// A transaction whose redo log cannot be read is not settled: what it says is kept for a person.
+fn set_aside(turn: &mut Turn<'_>, unreadable: &[(TxnId, TxnState, String)]) -> Result<()> {
+    turn.write(Durability::Full, |tx| {
+        unreadable.iter().try_for_each(|(txn, state, error)| {
+            let message =
+                format!("a row of the redo log cannot be read, so it is not settled; everything is kept: {error}");
+            journal::insert_event(tx, Level::Error, "unreadable", Some(*txn), None, &message)?;
+            journal::transition(tx, *txn, *state, TxnState::Quarantined)
+        })
+    })
 }
 
 /// Syncs the live files, their directories, the stage and history.
@@ -174,9 +200,10 @@ fn sync(ground: &Ground, batch: &Batch) -> Result<()> {
         }
     }
     if batch.whole || batch.newest.len() > SYNC_ONE_BY_ONE {
-        return batch.areas.values().try_for_each(|area| {
-            rustix::fs::syncfs(&area.dir).map_err(|error| failed_sync(&area.path, error.into()))
-        });
+        return batch
+            .areas
+            .values()
+            .try_for_each(|area| rustix::fs::syncfs(&area.dir).map_err(|error| failed_sync(&area.path, error.into())));
     }
     let mut files = Vec::new();
     let mut directories = BTreeSet::new();

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 mod looking;
 
 /// The verbs that only look.
-const READING: [&[&str]; 4] = [&["status"], &["log"], &["show", "1"], &["locks"]];
+const READING: [&[&str]; 5] = [&["status"], &["log"], &["show", "1"], &["locks"], &["recover", "--dry-run"]];
 
 /// A command line, without the terminal's habits of whoever runs the tests.
 fn cli(args: &[&str]) -> Command {

@@ -1,10 +1,16 @@
 //! One binary for all integration tests: every further one would link SQLite again. A file per promise.
 #![allow(clippy::disallowed_methods, reason = "tests change trees by hand, read clocks and start processes")]
 
+mod cli;
+mod corpus;
+mod crash_points;
+mod fuzz_corpus;
+mod ingest;
 mod opening;
 mod recovery;
 mod skip;
 mod sql;
 mod support;
+mod tidy;
 mod transaction;
 mod trouble;

@@ -220,14 +220,43 @@ fn a_row_that_cannot_be_read_stops_nothing_else() {
     let outside = "UPDATE journal_redo SET path = ?2 WHERE path = ?1";
     assert_eq!(db(&tree).execute(outside, (&b"made/new"[..], &b"../outside"[..])).unwrap(), 1);
     let journal = tree.journal();
+    let recovered = journal.recover().unwrap();
+    assert_eq!((recovered.applied, recovered.quarantined), (0, 1));
     assert_eq!(read(&tree, "replaced"), "before");
     assert_eq!(fs::read_link(tree.path("made/link")).unwrap().to_str(), Some("new"));
     assert!(!tree.root().parent().unwrap().join("outside").exists());
-    let events: i64 = db(&tree)
-        .query_row("SELECT count(*) FROM journal_event WHERE kind = 'unreadable'", (), |row| row.get(0))
-        .unwrap();
-    assert_eq!(events, 2);
+    // Nothing of what cannot be read is lost: the transaction waits for a person, its rows with it.
+    assert_eq!(states(&tree), ["quarantined"]);
+    let count = |sql: &str| db(&tree).query_row(sql, (), |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(count("SELECT count(*) FROM journal_event WHERE kind = 'unreadable'"), 2);
+    assert_eq!(count("SELECT count(*) FROM journal_redo"), 6);
     journal.transact(|txn| txn.write("elsewhere", b"x")).unwrap();
+}
+
+#[test]
+fn a_transaction_whose_log_cannot_be_read_is_not_settled_away() {
+    let tree = Tree::new();
+    committed(&tree);
+    let spoil = "UPDATE journal_redo SET record = x'0102' WHERE path = ?1";
+    assert_eq!(db(&tree).execute(spoil, [&b"replaced"[..]]).unwrap(), 1);
+    tree.journal().settle().unwrap();
+    assert_eq!(states(&tree), ["quarantined"]);
+    assert_after(&tree);
+}
+
+#[test]
+fn a_directory_that_was_removed_by_hand_is_made_again_for_what_is_committed() {
+    let tree = Tree::new();
+    tree.put("deep/er/there", "x");
+    committed(&tree);
+    let journal = unsettled(tree.root());
+    journal.transact(|txn| txn.write("deep/er/page", b"page")).unwrap();
+    std::mem::forget(journal);
+    forget_applied(&tree);
+    fs::remove_dir_all(tree.path("deep")).unwrap();
+    let recovered = tree.journal().recover().unwrap();
+    assert_eq!((recovered.pending, recovered.quarantined), (0, 0));
+    assert_eq!(read(&tree, "deep/er/page"), "page");
 }
 
 #[test]

@@ -8,27 +8,27 @@ use std::path::{Path, PathBuf};
 use journal_kb::Journal;
 
 /// A temporary tree, removed on drop.
-pub struct Tree(tempfile::TempDir);
+pub(crate) struct Tree(tempfile::TempDir);
 
 impl Tree {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         self.0.path()
     }
 
-    pub fn path(&self, path: &str) -> PathBuf {
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.0.path().join(path)
     }
 
-    pub fn journal(&self) -> Journal {
+    pub(crate) fn journal(&self) -> Journal {
         Journal::open(self.root()).unwrap()
     }
 
     /// Puts a file there by hand.
-    pub fn put(&self, path: &str, content: &str) {
+    pub(crate) fn put(&self, path: &str, content: &str) {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
@@ -37,19 +37,19 @@ impl Tree {
 
 /// What a path is: all that the promise of recovery names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    pub mode: u32,
-    pub bytes: Vec<u8>,
-    pub mtime: Option<(i64, i64)>,
+pub(crate) struct Entry {
+    pub(crate) mode: u32,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) mtime: Option<(i64, i64)>,
 }
 
 /// Everything below a root but the engine's own, with modification times of what is not a directory.
-pub fn manifest(tree: &Tree) -> BTreeMap<PathBuf, Entry> {
+pub(crate) fn manifest(tree: &Tree) -> BTreeMap<PathBuf, Entry> {
     manifest_of(tree.root())
 }
 
 /// See [`manifest`].
-pub fn manifest_of(root: &Path) -> BTreeMap<PathBuf, Entry> {
+pub(crate) fn manifest_of(root: &Path) -> BTreeMap<PathBuf, Entry> {
     let walk = walkdir::WalkDir::new(root).into_iter();
     let own = |name: &std::ffi::OsStr| name == ".journal" || name == ".journal-stage";
     walk.filter_entry(|entry| !own(entry.file_name()))
@@ -72,7 +72,7 @@ pub fn manifest_of(root: &Path) -> BTreeMap<PathBuf, Entry> {
 const CHILD: &str = "JOURNAL_KB_TEST_CHILD";
 
 /// This test binary, to run one test as a process of its own that finds its root with [`child_root`].
-pub fn child(test: &str, root: &Path) -> std::process::Command {
+pub(crate) fn child(test: &str, root: &Path) -> std::process::Command {
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, root);
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
@@ -80,6 +80,6 @@ pub fn child(test: &str, root: &Path) -> std::process::Command {
 }
 
 /// The root a child was given; none in the ordinary run of tests, where its body has nothing to do.
-pub fn child_root() -> Option<PathBuf> {
+pub(crate) fn child_root() -> Option<PathBuf> {
     std::env::var_os(CHILD).map(PathBuf::from)
 }

@@ -87,13 +87,8 @@ fn an_overwritten_file_keeps_what_it_is_besides_its_bytes() {
     let tree = Tree::new();
     tree.put("script", "#!/bin/sh\n");
     fs::set_permissions(tree.path("script"), fs::Permissions::from_mode(0o751)).unwrap();
-    let xattr = rustix::fs::setxattr(
-        tree.path("script"),
-        "user.kept",
-        b"value",
-        rustix::fs::XattrFlags::empty(),
-    )
-    .is_ok();
+    let xattr =
+        rustix::fs::setxattr(tree.path("script"), "user.kept", b"value", rustix::fs::XattrFlags::empty()).is_ok();
     tree.journal().transact(|txn| txn.write("script", b"#!/bin/false\n")).unwrap();
     assert_eq!(fs::metadata(tree.path("script")).unwrap().mode() & 0o7777, 0o751);
     if xattr {

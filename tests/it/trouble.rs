@@ -60,8 +60,7 @@ fn a_full_disk_aborts_and_loses_nothing() {
     assert!(failed.is_full(), "{failed}");
     assert!(stored > 2);
     let check = |journal: &Journal, from: i64| {
-        let rows: i64 =
-            journal.read(|rows| rows.query_row("SELECT count(*) FROM n", (), |row| row.get(0))).unwrap();
+        let rows: i64 = journal.read(|rows| rows.query_row("SELECT count(*) FROM n", (), |row| row.get(0))).unwrap();
         assert_eq!(rows, stored);
         for n in from..stored {
             for part in 0..8 {
@@ -103,7 +102,9 @@ fn a_read_only_root_says_so() {
     let refused = Journal::open(root);
     remount("remount,rw");
     match refused {
-        Err(error) => assert!(error.is_io() && !error.is_retryable() && error.to_string().contains("read-only"), "{error}"),
+        Err(error) => {
+            assert!(error.is_io() && !error.is_retryable() && error.to_string().contains("read-only"), "{error}")
+        }
         Ok(_) => panic!("opened on a read-only filesystem"),
     }
     Journal::open(root).unwrap().transact(|txn| txn.write("f", b"again")).unwrap();
@@ -172,7 +173,10 @@ fn a_path_that_cannot_be_changed_is_pending_and_blocks_only_itself() {
     let immutable = |on: bool| {
         let file = fs::File::open(tree.path("stuck")).unwrap();
         let flags = rustix::fs::ioctl_getflags(&file)?;
-        rustix::fs::ioctl_setflags(&file, if on { flags | rustix::fs::IFlags::IMMUTABLE } else { flags & !rustix::fs::IFlags::IMMUTABLE })
+        rustix::fs::ioctl_setflags(
+            &file,
+            if on { flags | rustix::fs::IFlags::IMMUTABLE } else { flags & !rustix::fs::IFlags::IMMUTABLE },
+        )
     };
     if immutable(true).is_err() {
         return skip("files cannot be made immutable here");
@@ -189,7 +193,9 @@ fn a_path_that_cannot_be_changed_is_pending_and_blocks_only_itself() {
     assert!(receipt.warnings()[0].to_string().contains("stuck"), "{}", receipt.warnings()[0]);
     assert_eq!(fs::read(tree.path("free")).unwrap(), b"after");
     match overlapping {
-        Err(error @ Error::PathPending { .. }) => assert!(error.to_string().contains("journalctl-kb recover"), "{error}"),
+        Err(error @ Error::PathPending { .. }) => {
+            assert!(error.to_string().contains("journalctl-kb recover"), "{error}")
+        }
         other => panic!("{other:?}"),
     }
     beside.unwrap();

@@ -45,11 +45,6 @@ impl Place {
         Ok(Self { root, state_dir: absolute(state_dir)?, database: absolute(database)? })
     }
 
-    /// True when every part is where it is by default.
-    pub(crate) fn is_usual(&self) -> bool {
-        self.state_dir.is_none() && self.database.is_none()
-    }
-
     /// To look, and to touch nothing.
     pub(crate) fn inspector(&self) -> Result<Inspector, Failure> {
         let mut options = InspectOptions::default().alone(true);

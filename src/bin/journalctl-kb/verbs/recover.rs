@@ -103,10 +103,7 @@ pub(crate) fn run(out: &mut Out, place: &Place) -> Result<Outcome, Failure> {
 }
 
 pub(crate) fn dry_run(out: &mut Out, place: &Place) -> Result<Outcome, Failure> {
-    if !place.is_usual() {
-        return Err(Failure::Usage("`recover --dry-run` knows journals in their usual place only"));
-    }
-    let steps = journal_kb::recovery_plan(&place.root)?;
+    let steps = journal_kb::recovery_plan(&place.inspector()?)?;
     let mut table = Table::new(&["TXN", "ACTION", "PATH", "WHY"]);
     for step in &steps {
         if out.json() {
