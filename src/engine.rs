@@ -100,6 +100,15 @@ thread_local! {
     static ENCLOSING: RefCell<Vec<(usize, String)>> = const { RefCell::new(Vec::new()) };
 }
 
+impl Options {
+    /// Opens the journal of the tree at `root`, made first if it is not there, and recovers what a crash left.
+    ///
+    /// On return the journal's own files are durable. Nothing in the tree is changed but by recovery.
+    pub fn open(self, root: impl AsRef<Path>) -> Result<Journal> {
+        Journal::open_with(root.as_ref(), self)
+    }
+}
+
 impl Journal {
     /// Opens the journal of the tree at `root` with the default settings; see [`Options::open`].
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {

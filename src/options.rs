@@ -1,13 +1,11 @@
 //! How a journal is opened, and how a transaction begins.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::engine::Journal;
-use crate::error::Result;
 use crate::history::Retention;
 
-/// Settings of a journal, for this opening of it. [`Journal::options`] gives the defaults.
+/// Settings of a journal, for this opening of it. [`Journal::options`](crate::Journal::options) gives the defaults.
 #[derive(Clone, Debug)]
 #[must_use = "options do nothing until open() is called"]
 pub struct Options {
@@ -134,13 +132,6 @@ impl Options {
     pub fn history(mut self, keep: Retention) -> Self {
         self.retention = keep;
         self
-    }
-
-    /// Opens the journal of the tree at `root`, made first if it is not there, and recovers what a crash left.
-    ///
-    /// On return the journal's own files are durable. Nothing in the tree is changed but by recovery.
-    pub fn open(self, root: impl AsRef<Path>) -> Result<Journal> {
-        Journal::open_with(root.as_ref(), self)
     }
 }
 

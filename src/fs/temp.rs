@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::area::Area;
 use super::attrs::{self, Attrs};
 use super::root::{self, Meta};
-use crate::error::{IoContext, Result};
+use crate::error::{Error, IoContext, Result};
 
 /// Creates a file that was not there, with 0666 less the umask: what a new file of the tree gets.
 pub(crate) fn create(area: &Area, name: &str) -> Result<OwnedFd> {
@@ -55,5 +55,5 @@ pub(crate) fn symlink(area: &Area, name: &str, target: &Path) -> Result<Meta> {
     let path = area.stage_path(name);
     rustix::fs::symlinkat(target, &area.stage, name).at("create the symlink", &path)?;
     let meta = root::look(&area.stage, name).at("look at", &path)?;
-    meta.ok_or_else(|| crate::Error::NotFound { path })
+    meta.ok_or_else(|| Error::NotFound { path })
 }

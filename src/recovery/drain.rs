@@ -21,7 +21,7 @@ use crate::id::TxnId;
 use crate::journal::{self, Identity, Level, Redo, TxnState, Unsettled, What};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
-use crate::txn::{self, AGAIN, Drained, Ground, Outcome, Scene, Step, Which, set_aside};
+use crate::txn::{self, AGAIN, Drained, Ground, Outcome, Scene, Step, Which};
 
 /// Recoveries begun for a transaction before it goes to quarantine.
 const MAX_ATTEMPTS: i64 = 5;
@@ -315,51 +315,49 @@ fn carry_out(
 ) -> Result<Option<String>> {
     let area = ground.area(effect.redo.area)?;
     let full = || ground.root.full(path);
+    let live = txn::look(dirs, path)?;
+    let left = txn::reconcile(&area, effect.txn, &effect.redo, &effect.older, live.as_ref())?;
     match decision {
-        Decision::Keep | Decision::KeepTheirs => return Ok(None),
+        Decision::Keep | Decision::KeepTheirs => return Ok(left),
         Decision::Lost => return Err(Error::NotFound { path: area.stage_path(&effect.redo.staged) }),
         Decision::Apply | Decision::ApplyAside => {}
     }
-    let staged = &effect.redo.staged;
-    if effect.redo.what == What::Absence {
-        let dir = dirs.parent(path)?;
-        let name = format!("{staged}{AGAIN}");
-        exchange::take(&dir.fd, path.name(), &area.stage, &name).at("remove", full())?;
-        return keep_old(&area, effect, &name);
-    }
-    if let What::Directory { mode } = effect.redo.what {
+    // A name that belongs to this row: whatever cuts this short, the next recovery knows what it may find there.
+    let again = format!("{}{AGAIN}", effect.redo.staged);
+    let keep = |name: &str| txn::keep(&area, effect.txn, &effect.redo, &effect.older, name);
+    if matches!(effect.redo.what, What::Absence | What::Directory { .. }) {
         let dir = parent_again(dirs, path)?;
-        let mut kept = None;
-        if root::look(&dir.fd, path.name()).at("look at", full())?.is_some() {
-            let name = format!("{staged}{AGAIN}");
-            exchange::take(&dir.fd, path.name(), &area.stage, &name).at("remove", full())?;
-            kept = keep_old(&area, effect, &name)?;
+        let mut kept = left;
+        if live.is_some() {
+            exchange::take(&dir.fd, path.name(), &area.stage, &again).at("remove", full())?;
+            kept = keep(&again)?.or(kept);
         }
-        let mode = rustix::fs::Mode::from_raw_mode(mode.unwrap_or(0o777));
-        rustix::fs::mkdirat(&dir.fd, path.name(), mode).at("make the directory", full())?;
+        if let What::Directory { mode } = effect.redo.what {
+            let mode = rustix::fs::Mode::from_raw_mode(mode.unwrap_or(0o777));
+            rustix::fs::mkdirat(&dir.fd, path.name(), mode).at("make the directory", full())?;
+        }
         return Ok(kept);
     }
-    let content = turn.look(|tx| journal::redo_content(tx, effect.txn, effect.n))?;
-    let step = Step::again(path.clone(), effect.redo.clone(), area.clone(), content.map(Into::into));
-    // Small content and symlinks are written once more, under a name of their own that belongs to this row; large
-    // content is in the stage under the recorded inode, synced before its COMMIT.
+    // Small content and symlinks are written once more. Large content is in the stage under the recorded inode,
+    // synced before its COMMIT.
     let large = matches!(effect.redo.what, What::Content { .. }) && !effect.inline;
-    let name = if large { staged.clone() } else { format!("{staged}{AGAIN}") };
+    let name = if large { &effect.redo.staged } else { &again };
     if !large {
-        let ino = txn::write_again(&step, &name)?;
+        let content = turn.look(|tx| journal::redo_content(tx, effect.txn, effect.n))?;
+        let step = Step::again(path.clone(), effect.redo.clone(), Arc::clone(&area), content.map(Into::into));
         let mut redo = effect.redo.clone();
-        match &mut redo.what {
-            What::Content { ino: recorded, .. } | What::Symlink { ino: recorded, .. } => *recorded = ino,
-            _ => {}
-        }
-        turn.write(Durability::Normal, |tx| journal::update_redo(tx, effect.txn, effect.n, &redo))?;
+        txn::write_again(&step, &again, |renewed| {
+            if let What::Content { ino, .. } | What::Symlink { ino, .. } = &mut redo.what {
+                *ino = renewed;
+            }
+            turn.write(Durability::Normal, |tx| journal::update_redo(tx, effect.txn, effect.n, &redo))
+        })?;
     }
     let dir = parent_again(dirs, path)?;
-    let placed = exchange::place(&area, &area.stage, &name, &dir.fd, path.name(), true);
+    let placed = exchange::place(&area, &area.stage, name, &dir.fd, path.name(), true);
     match placed.at("put in place", full())? {
-        exchange::Placed::New => Ok(None),
-        exchange::Placed::Exchanged if large => keep_large(&area, effect, &name),
-        exchange::Placed::Exchanged => keep_old(&area, effect, &name),
+        exchange::Placed::New => Ok(left),
+        exchange::Placed::Exchanged => Ok(keep(name)?.or(left)),
     }
 }
 
@@ -377,36 +375,6 @@ fn parent_again(dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<Dir>> {
         }
     }
     dirs.parent(path)
-}
-
-/// What came out of the tree under `name`: the old version for history, nothing worth keeping, or somebody's work.
-fn keep_old(area: &crate::fs::area::Area, effect: &Newest, name: &str) -> Result<Option<String>> {
-    let path = area.stage_path(name);
-    let Some(meta) = root::look(&area.stage, name).at("look at", &path)? else { return Ok(None) };
-    let staged = &effect.redo.staged;
-    if effect.older.iter().any(|old| old.is(&meta, true)) {
-        // The temporary file of the first try, if it survived, was never published.
-        if !txn::is_preimage(area, staged, effect.redo.old.as_ref())? {
-            area.drop_staged(staged)?;
-            rustix::fs::renameat(&area.stage, name, &area.stage, &**staged).at("rename", &path)?;
-        }
-        return Ok(None);
-    }
-    if meta.kind == Kind::File && meta.size == 0 {
-        // Our own version, whose bytes a power cut took. With any byte in it, it may be somebody's edit in place.
-        area.drop_staged(name)?;
-        return Ok(None);
-    }
-    set_aside(area, effect.txn, &area.stage, name).map(Some)
-}
-
-fn keep_large(area: &crate::fs::area::Area, effect: &Newest, name: &str) -> Result<Option<String>> {
-    let path = area.stage_path(name);
-    let Some(meta) = root::look(&area.stage, name).at("look at", &path)? else { return Ok(None) };
-    if effect.older.iter().any(|old| old.is(&meta, true)) {
-        return Ok(None);
-    }
-    set_aside(area, effect.txn, &area.stage, name).map(Some)
 }
 
 /// The steps of a structural transaction, from its rows.

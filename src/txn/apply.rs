@@ -6,20 +6,20 @@
 //! An old version that is not the one the row expected was somebody's work since: it goes to quarantine, with a
 //! warning. Done again after a crash, each step first looks how far it had come.
 
-use std::os::fd::OwnedFd;
-
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
+use super::displaced::{self, AGAIN};
 use super::ground::Ground;
-use super::prepare::{Step, look};
+use super::layout::look;
+use super::prepare::Step;
 use crate::error::{Error, IoContext, Result};
 use crate::fs::area::Area;
 use crate::fs::exchange::{self, Placed};
 use crate::fs::root::{self, Dirs, Kind};
 use crate::fs::temp;
 use crate::id::TxnId;
-use crate::journal::{Identity, What};
+use crate::journal::What;
 use crate::path::RelPath;
 
 /// What came of carrying out the steps of one transaction.
@@ -136,8 +136,11 @@ impl Apply<'_, '_> {
 
     /// Writes a new version once more from the journal, where the temporary file did not survive.
     fn rewrite(&mut self, step: &Step) -> Result<()> {
+        let live = self.look_again(&step.path)?;
+        let older = step.redo.old.as_slice();
+        displaced::reconcile(&step.area, self.txn, &step.redo, older, live.as_ref())?;
         let staged = format!("{}{AGAIN}", step.redo.staged);
-        write_again(step, &staged)?;
+        write_again(step, &staged, |_| Ok(()))?;
         if self.place(step, &staged)? { self.judge(step, &staged) } else { Ok(()) }
     }
 
@@ -148,10 +151,7 @@ impl Apply<'_, '_> {
         if !self.place(step, &step.redo.staged)? {
             return Ok(());
         }
-        let name = step.redo.preimage_name();
-        rustix::fs::renameat(&step.area.stage, &*step.redo.staged, &step.area.stage, &*name)
-            .at("rename", step.area.stage_path(&step.redo.staged))?;
-        self.judge(step, &name)
+        self.judge(step, &step.redo.staged)
     }
 
     fn place(&mut self, step: &Step, staged: &str) -> Result<bool> {
@@ -164,13 +164,8 @@ impl Apply<'_, '_> {
 
     /// What came out of the tree is kept for history if it is what was expected, else for a person.
     fn judge(&mut self, step: &Step, name: &str) -> Result<()> {
-        let path = step.area.stage_path(name);
-        let Some(meta) = root::look(&step.area.stage, name).at("look at", &path)? else { return Ok(()) };
-        if step.redo.old.as_ref().is_some_and(|old| old.is(&meta, true)) {
-            return Ok(());
-        }
-        let kept = set_aside(&step.area, self.txn, &step.area.stage, name)?;
-        self.aside.push((step.path.clone(), kept));
+        let kept = displaced::keep(&step.area, self.txn, &step.redo, step.redo.old.as_slice(), name)?;
+        self.aside.extend(kept.map(|kept| (step.path.clone(), kept)));
         Ok(())
     }
 
@@ -187,37 +182,22 @@ impl Apply<'_, '_> {
     }
 }
 
-/// What a version written once more from the journal is called, behind its name.
-pub(crate) const AGAIN: &str = ".again";
-
-/// Writes the new version of a step from the journal under `staged`, which may be left over from an earlier try.
-/// Answers its inode.
-pub(crate) fn write_again(step: &Step, staged: &str) -> Result<u64> {
-    let meta = match (&step.redo.what, &step.content) {
+/// Writes the new version of a step from the journal under `staged`, which is free. `record` is told the inode before
+/// there is a byte in it, so that a later recovery knows it for what it is. Answers the inode.
+pub(crate) fn write_again(step: &Step, staged: &str, record: impl FnOnce(u64) -> Result<()>) -> Result<u64> {
+    let path = step.area.stage_path(staged);
+    match (&step.redo.what, &step.content) {
         (What::Content { attrs, .. }, Some(bytes)) => {
-            step.area.drop_staged(staged)?;
-            temp::write(&step.area, staged, bytes, Some(attrs), true)?
+            let file = temp::create(&step.area, staged)?;
+            record(root::look_at(&file).at("look at", &path)?.ino)?;
+            temp::write_all(&file, bytes, &path)?;
+            temp::finish(&file, Some(attrs), true, &path).map(|meta| meta.ino)
         }
         (What::Symlink { target, .. }, _) => {
             let target: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(target);
-            step.area.drop_staged(staged)?;
-            temp::symlink(&step.area, staged, target.as_ref())?
+            let ino = temp::symlink(&step.area, staged, target.as_ref())?.ino;
+            record(ino).map(|()| ino)
         }
-        _ => return Err(Error::NotFound { path: step.area.stage_path(&step.redo.staged) }),
-    };
-    Ok(meta.ino)
-}
-
-/// Moves a name from a directory of the area into the transaction's quarantine. Answers where it is, for people.
-pub(crate) fn set_aside(area: &Area, txn: TxnId, dir: &OwnedFd, name: &str) -> Result<String> {
-    let quarantine = area.quarantine_of(txn.get())?;
-    let base = area.path.join("quarantine").join(txn.to_string());
-    exchange::take(dir, name.as_ref(), &quarantine, name).at("set aside", base.join(name))?;
-    Ok(base.join(name).display().to_string())
-}
-
-/// True when a version in the stage is the one that a row says was there before.
-pub(crate) fn is_preimage(area: &Area, name: &str, old: Option<&Identity>) -> Result<bool> {
-    let meta = root::look(&area.stage, name).at("look at", area.stage_path(name))?;
-    Ok(meta.zip(old).is_some_and(|(meta, old)| old.is(&meta, true)))
+        _ => Err(Error::NotFound { path: step.area.stage_path(&step.redo.staged) }),
+    }
 }

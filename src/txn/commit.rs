@@ -41,7 +41,7 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
     let mut dirs = Dirs::new(&ground.root);
     if let Some(key) = request.key {
         // Before anything is prepared: the second time, sources are gone that were moved the first time.
-        let digest = super::prepare::digest(&effects);
+        let digest = super::effect::digest(&effects);
         if let Some(receipt) = repeated(&mut ground.enter()?, key, &digest, request.lease)? {
             return Ok(receipt);
         }

@@ -7,16 +7,21 @@
 
 mod apply;
 mod commit;
+mod databases;
+mod displaced;
 mod effect;
 mod ground;
+mod layout;
 mod overlay;
 mod prepare;
 mod receipt;
 mod settle;
 mod transaction;
 
-pub(crate) use apply::{AGAIN, Outcome, apply, is_preimage, set_aside, write_again};
+pub(crate) use apply::{Outcome, apply, write_again};
+pub(crate) use displaced::{AGAIN, keep, reconcile, set_aside};
 pub(crate) use ground::{Drained, Ground, Limits, Parts, Scene, Which};
+pub(crate) use layout::look;
 pub(crate) use prepare::{KEEP, Step};
 pub use receipt::{Receipt, Warning};
 pub use settle::Settled;

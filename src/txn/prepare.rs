@@ -1,20 +1,22 @@
 //! Everything that can fail, before COMMIT: temporary files are written, parents opened, permissions and free space
 //! looked at, so that a full disk or a missing permission aborts instead of surprising later.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::effect::Effect;
+use super::databases;
+use super::effect::{Effect, digest};
 use super::ground::Ground;
+use super::layout::{Layout, look};
 use super::overlay::{Bytes, NewFile, Published};
 use crate::error::{Error, IoContext, Result};
 use crate::fs::area::Area;
 use crate::fs::attrs::{self, Attrs};
-use crate::fs::opener::{Held, SIDECARS, SyncTarget};
+use crate::fs::opener::{Held, SyncTarget};
 use crate::fs::root::{self, Dirs, Kind, Meta};
 use crate::fs::temp;
 use crate::journal::{Change, ChangeKind, Identity, Redo, What};
@@ -26,48 +28,6 @@ const SPACE_MARGIN: u64 = 1 << 20;
 pub(crate) const SYNC_ONE_BY_ONE: usize = 8;
 /// What a published source is called in the stage, behind its number: never deleted as a stray.
 pub(crate) const KEEP: &str = ".keep";
-
-/// Which paths a transaction's effects take away and fill, to see the tree as it was through the tree as it will be.
-struct Layout {
-    lifted: HashSet<RelPath>,
-    placed: HashSet<RelPath>,
-    moves: HashMap<RelPath, RelPath>,
-}
-
-impl Layout {
-    fn of(effects: &[Effect]) -> Self {
-        let mut layout = Self { lifted: HashSet::new(), placed: HashSet::new(), moves: HashMap::new() };
-        for effect in effects {
-            if let Effect::Lift(path) = effect {
-                layout.lifted.insert(path.clone());
-            }
-            if let Effect::Move { from, to } = effect {
-                layout.lifted.insert(from.clone());
-                layout.moves.insert(to.clone(), from.clone());
-            }
-            layout.placed.extend(effect.placed_at().cloned());
-        }
-        layout
-    }
-
-    /// Looks at what a path of the tree to be will hold just before it is filled: what lies there now, or what comes
-    /// along with a moved directory, or nothing because its directory goes.
-    fn look(&self, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Option<Meta>> {
-        let mut above = path.parent();
-        while let Some(at) = above {
-            if let Some(from) = self.moves.get(&at) {
-                let rest = path.names().skip(at.names().count());
-                let origin = rest.fold(from.clone(), |at, name| RelPath::join(Some(&at), name));
-                return if self.lifted.contains(&origin) { Ok(None) } else { look(dirs, &origin) };
-            }
-            if self.lifted.contains(&at) {
-                return Ok(None);
-            }
-            above = at.parent();
-        }
-        look(dirs, path)
-    }
-}
 
 /// One effect, ready to be carried out.
 #[derive(Debug)]
@@ -81,7 +41,7 @@ pub(crate) struct Step {
     /// What was there when this was prepared; looked at again under the turnstile.
     pub(crate) seen: Option<Meta>,
     /// The new bytes begin as a SQLite database does.
-    database: bool,
+    pub(super) database: bool,
     /// Published: where it came from, to go back there if nothing comes of it.
     came_from: Option<Arc<Published>>,
 }
@@ -118,7 +78,7 @@ impl<'g> Prepared<'g> {
             _ => false,
         });
         prepared.check_writable(dirs)?;
-        prepared.hold_databases(dirs, &layout)?;
+        prepared.databases = databases::hold(ground, dirs, &prepared.steps, &layout)?;
         prepared.sync_large()?;
         Ok(prepared)
     }
@@ -335,50 +295,6 @@ impl<'g> Prepared<'g> {
         areas.into_iter().try_for_each(|area| check_space(&area.path))
     }
 
-    /// A database that is replaced, removed or moved must not be in use, and its sidecars must go with it: a new
-    /// database beside an old `-wal` silently reads as the old one.
-    fn hold_databases(&mut self, dirs: &mut Dirs<'_>, layout: &Layout) -> Result<()> {
-        let mut candidates = BTreeSet::new();
-        let mut alone = BTreeSet::new();
-        for step in &self.steps {
-            let displaces = step.seen.filter(|meta| meta.kind == Kind::File);
-            let moves = match &step.redo.what {
-                What::Move { from: Some(from), directory: false, .. } => Some(from),
-                _ => None,
-            };
-            for path in displaces.map(|_| &step.path).into_iter().chain(moves) {
-                // An empty file may be a database whose content is all in its log.
-                match displaces {
-                    Some(meta) if meta.size == 0 => drop(alone.insert(path.clone())),
-                    _ => drop(candidates.insert(path.clone())),
-                }
-            }
-            if step.database {
-                alone.insert(step.path.clone());
-            }
-            // Whoever touches a sidecar touches its database.
-            let name = step.path.as_bytes();
-            let base = SIDECARS.iter().find_map(|suffix| name.strip_suffix(suffix.as_bytes()));
-            if let Some(base) = base.and_then(|base| RelPath::from_stored(base).ok()) {
-                candidates.insert(base);
-            }
-        }
-        if !candidates.is_empty() {
-            let (held, databases) = self.ground.opener.hold_databases(candidates.into_iter().collect())?;
-            self.databases = Some(held);
-            alone.extend(databases);
-        }
-        for database in alone {
-            for suffix in SIDECARS {
-                let Some(sidecar) = database.with_suffix(suffix.as_bytes()) else { continue };
-                if !layout.lifted.contains(&sidecar) && layout.look(dirs, &sidecar)?.is_some() {
-                    return Err(Error::DatabaseInUse { path: self.ground.root.full(&database) });
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// What does not ride in the log is durable, with its name in the stage, before the COMMIT that relies on it.
     fn sync_large(&self) -> Result<()> {
         let large = |step: &&Step| match &step.redo.what {
@@ -526,14 +442,6 @@ fn not_directory(meta: &Meta) -> bool {
     meta.kind != Kind::Directory
 }
 
-/// Looks at a path; none when it, or its parent, is not there.
-pub(crate) fn look(dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Option<Meta>> {
-    match dirs.try_parent(path)? {
-        None => Ok(None),
-        Some(dir) => root::look(&dir.fd, path.name()).at("look at", dirs.root().full(path)),
-    }
-}
-
 /// What a new file takes over: all of the version it replaces, or the group of a set-group-id directory.
 fn like(dirs: &mut Dirs<'_>, path: &RelPath, seen: Option<&Meta>) -> Result<Option<Attrs>> {
     let Some(dir) = dirs.try_parent(path)? else { return Ok(None) };
@@ -572,35 +480,4 @@ fn check_space(path: &Path) -> Result<()> {
 
 pub(crate) fn failed_sync(path: &Path, source: std::io::Error) -> Error {
     Error::SyncFailed { path: path.to_owned(), source }
-}
-
-/// What a repeat of an idempotency key is compared by: every effect, with the hash of its content.
-pub(super) fn digest(effects: &[Effect]) -> [u8; 32] {
-    use std::os::unix::ffi::OsStrExt;
-    let mut hasher = blake3::Hasher::new();
-    let mut part = |bytes: &[u8]| {
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    };
-    for effect in effects {
-        match effect {
-            Effect::Lift(path) => [b"lift", path.as_bytes()].map(&mut part),
-            Effect::Directory(path) => [b"dir", path.as_bytes()].map(&mut part),
-            Effect::File(path, file) => {
-                part(b"file");
-                [path.as_bytes(), &file.hash].map(&mut part)
-            }
-            Effect::Symlink(path, target) => {
-                part(b"link");
-                [path.as_bytes(), target.as_os_str().as_bytes()].map(&mut part)
-            }
-            Effect::Move { from, to } => {
-                part(b"move");
-                [from.as_bytes(), to.as_bytes()].map(&mut part)
-            }
-            // The source was moved away the first time, so only where it went can be compared.
-            Effect::Publish(_, to) => [b"publish", to.as_bytes()].map(&mut part),
-        };
-    }
-    *hasher.finalize().as_bytes()
 }

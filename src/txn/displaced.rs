@@ -1,0 +1,82 @@
+//! What came out of the live tree: never unlinked while it may be anybody's work.
+//!
+//! It is kept for history if it is the old version that a row expected, dropped if there is no byte in it, and set
+//! aside for a person otherwise.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::AtFlags;
+
+use crate::error::{IoContext, Result};
+use crate::fs::area::Area;
+use crate::fs::exchange::{self, ASIDE};
+use crate::fs::root::{self, Kind, Meta};
+use crate::id::TxnId;
+use crate::journal::{Identity, Redo, What};
+
+/// What a version written once more from the journal is called, behind its name. What it displaces comes back under
+/// the same name, for the length of two calls.
+pub(crate) const AGAIN: &str = ".again";
+
+/// Moves a name from a directory of the area into the transaction's quarantine. Answers where it is, for people.
+pub(crate) fn set_aside(area: &Area, txn: TxnId, dir: &OwnedFd, name: &str) -> Result<String> {
+    let quarantine = area.quarantine_of(txn.get())?;
+    let base = area.path.join("quarantine").join(txn.to_string());
+    exchange::take(dir, name.as_ref(), &quarantine, name).at("set aside", base.join(name))?;
+    Ok(base.join(name).display().to_string())
+}
+
+/// Judges what was displaced and lies in the stage under `name`. `older` are the versions that may be expected: what
+/// unsettled commits found at the path. Answers where it was set aside, if it was.
+pub(crate) fn keep(area: &Area, txn: TxnId, redo: &Redo, older: &[Identity], name: &str) -> Result<Option<String>> {
+    let path = area.stage_path(name);
+    let Some(meta) = root::look(&area.stage, name).at("look at", &path)? else { return Ok(None) };
+    if older.iter().any(|old| old.is(&meta, true)) {
+        let kept = redo.preimage_name();
+        if kept != name {
+            // The temporary file of the first try, if it survived, was never published.
+            area.drop_staged(&kept)?;
+            rustix::fs::renameat(&area.stage, name, &area.stage, &*kept).at("rename", &path)?;
+        }
+        return Ok(None);
+    }
+    if meta.kind == Kind::File && meta.size == 0 {
+        // Our own version, whose bytes a power cut took. With any byte in it, it may be somebody's edit in place.
+        area.drop_staged(name)?;
+        return Ok(None);
+    }
+    set_aside(area, txn, &area.stage, name).map(Some)
+}
+
+/// Puts right what a recovery that was cut short left in the stage for one effect, before the next one begins.
+/// `live` is what the tree has. Answers where something was set aside, if it was.
+pub(crate) fn reconcile(
+    area: &Area,
+    txn: TxnId,
+    redo: &Redo,
+    older: &[Identity],
+    live: Option<&Meta>,
+) -> Result<Option<String>> {
+    let mut kept = None;
+    for suffix in [AGAIN, ASIDE] {
+        let name = format!("{}{suffix}", redo.staged);
+        let Some(meta) = root::look(&area.stage, &*name).at("look at", area.stage_path(&name))? else { continue };
+        let ours = match &redo.what {
+            // Recorded before it was filled; found here, it was never published.
+            What::Content { ino, .. } => meta.ino == *ino,
+            What::Symlink { target, .. } => {
+                let found = rustix::fs::readlinkat(&area.stage, &*name, Vec::new());
+                found.is_ok_and(|found| found.as_bytes() == &target[..])
+            }
+            _ => false,
+        };
+        // Without an exchange the old version is linked aside first; then both names are one inode.
+        let linked = live.is_some_and(|live| live.ino == meta.ino && live.kind == meta.kind);
+        if ours || linked {
+            rustix::fs::unlinkat(&area.stage, &*name, AtFlags::empty()).at("remove", area.stage_path(&name))?;
+        } else {
+            kept = keep(area, txn, redo, older, &name)?.or(kept);
+        }
+    }
+    Ok(kept)
+}

@@ -1,0 +1,58 @@
+//! The tree as it was, seen through the tree as it will be.
+
+use std::collections::{HashMap, HashSet};
+
+use super::effect::Effect;
+use crate::error::{IoContext, Result};
+use crate::fs::root::{self, Dirs, Meta};
+use crate::path::RelPath;
+
+/// Which paths a transaction's effects take away and fill, to see the tree as it was through the tree as it will be.
+pub(super) struct Layout {
+    pub(super) lifted: HashSet<RelPath>,
+    pub(super) placed: HashSet<RelPath>,
+    moves: HashMap<RelPath, RelPath>,
+}
+
+impl Layout {
+    pub(super) fn of(effects: &[Effect]) -> Self {
+        let mut layout = Self { lifted: HashSet::new(), placed: HashSet::new(), moves: HashMap::new() };
+        for effect in effects {
+            if let Effect::Lift(path) = effect {
+                layout.lifted.insert(path.clone());
+            }
+            if let Effect::Move { from, to } = effect {
+                layout.lifted.insert(from.clone());
+                layout.moves.insert(to.clone(), from.clone());
+            }
+            layout.placed.extend(effect.placed_at().cloned());
+        }
+        layout
+    }
+
+    /// Looks at what a path of the tree to be will hold just before it is filled: what lies there now, or what comes
+    /// along with a moved directory, or nothing because its directory goes.
+    pub(super) fn look(&self, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Option<Meta>> {
+        let mut above = path.parent();
+        while let Some(at) = above {
+            if let Some(from) = self.moves.get(&at) {
+                let rest = path.names().skip(at.names().count());
+                let origin = rest.fold(from.clone(), |at, name| RelPath::join(Some(&at), name));
+                return if self.lifted.contains(&origin) { Ok(None) } else { look(dirs, &origin) };
+            }
+            if self.lifted.contains(&at) {
+                return Ok(None);
+            }
+            above = at.parent();
+        }
+        look(dirs, path)
+    }
+}
+
+/// Looks at a path; none when it, or its parent, is not there.
+pub(crate) fn look(dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Option<Meta>> {
+    match dirs.try_parent(path)? {
+        None => Ok(None),
+        Some(dir) => root::look(&dir.fd, path.name()).at("look at", dirs.root().full(path)),
+    }
+}
