@@ -1,19 +1,17 @@
 //! The open journal: wires the floors together, and owns the background thread.
 
 use std::cell::RefCell;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::fs::{Access, Mode, OFlags};
-
 use crate::codec;
 use crate::error::{Error, IoContext, Result};
-use crate::fs::area::{self, Area, STATE_AREA};
+use crate::fs::area::{Area, STATE_AREA};
 use crate::fs::opener::{Opener, SIDECARS};
 use crate::fs::root::{self, RootDir};
+use crate::fs::state::{self, StateDir};
 use crate::history::{self, Retention};
 use crate::id::TxnId;
 use crate::inspect::Inspector;
@@ -276,10 +274,9 @@ impl Drop for Inner {
 pub fn recovery_plan(inspector: &Inspector) -> Result<Vec<PlannedStep>> {
     let root = RootDir::open(inspector.root())?;
     let state_path = inspector.state_dir().to_owned();
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let state_dir = rustix::fs::open(&state_path, flags, Mode::empty()).at("open the state directory", &state_path)?;
+    let state_dir = StateDir::open(root.path(), &state_path, false)?;
     let state = root::look_at(&state_dir).at("look at", &state_path)?;
-    let state_area = Arc::new(Area::open(STATE_AREA, state_dir, state_path.clone())?);
+    let state_area = Arc::new(Area::open(STATE_AREA, state_dir.duplicate()?, state_path.clone())?);
     let opener = Opener::start(root.path(), &root.top().meta)?;
     let reserved = reserved(root.path(), &state_path, inspector.database_path());
     let boot = boot_id();
@@ -330,7 +327,7 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
     let root = RootDir::open(&path)?;
     root::refuse_network(&root.top().fd, &path)?;
     let state_path = path.join(options.state_dir.as_deref().unwrap_or(Path::new(STATE_DIR)));
-    let state_dir = open_state_dir(&root, &state_path, options.create)?;
+    let state_dir = StateDir::open(&path, &state_path, options.create)?;
     root::refuse_network(&state_dir, &state_path)?;
     let state = root::look_at(&state_dir).at("look at", &state_path)?;
 
@@ -339,22 +336,18 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
         brought: options.database.is_some(),
         foreign_keys: options.foreign_keys,
     };
-    if !options.create && !database.brought && rustix::fs::access(&database.path, Access::EXISTS).is_err() {
-        return Err(Error::NoJournal { root: path });
-    }
-    if !options.create && !database.brought && rustix::fs::access(&database.path, Access::EXISTS).is_err() {
+    if !options.create && !database.brought && !state::exists(&database.path) {
         return Err(Error::NoJournal { root: path });
     }
     let reserved = reserved(&path, &state_path, &database.path);
-    let clone = |dir: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(dir, 3).at("open", &state_path);
-    let store = Store::open(database, clone(&state_dir)?, &state_path, options.turn_wait)?;
+    let sessions = state_dir.subdirectory("sessions")?;
+    let state_area = Area::open(STATE_AREA, state_dir.duplicate()?, state_path.clone())?;
+    let store = Store::open(database, state_dir, options.turn_wait)?;
     let boot = boot_id();
     let fence_mark = codec::encode(&(&boot, state.place.mount))?;
     let session = Session::begin(&store, &state_path, &fence_mark, options.turn_wait)?;
     let opener = Opener::start(&path, &root.top().meta)?;
     let locks = Locks::new(state_path.join("locks"), session.id);
-    let sessions = area::subdirectory(&state_dir, "sessions", &state_path, 0o777)?;
-    let state_area = Area::open(STATE_AREA, state_dir, state_path.clone())?;
     Ground::lay(Parts {
         root,
         opener,
@@ -374,38 +367,6 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
         state_area,
         drain: recovery::drain,
     })
-}
-
-/// Opens the state directory. What is made is durable before anything is written there.
-fn open_state_dir(root: &RootDir, path: &Path, create: bool) -> Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let open = || rustix::fs::open(path, flags, Mode::empty());
-    let (dir, made) = match open() {
-        Ok(dir) => (dir, false),
-        Err(rustix::io::Errno::NOENT) if !create => {
-            return Err(Error::NoJournal { root: root.path().to_owned() });
-        }
-        Err(rustix::io::Errno::NOENT) => {
-            match rustix::fs::mkdir(path, Mode::from_raw_mode(0o777)) {
-                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-                Err(error) => return Err(error).at("make the state directory", path),
-            }
-            (open().at("open the state directory", path)?, true)
-        }
-        Err(error) => return Err(error).at("open the state directory", path),
-    };
-    for name in ["locks", "sessions"] {
-        area::subdirectory(&dir, name, path, 0o777)?;
-    }
-    if made {
-        area::ignore_in_git(&dir, path)?;
-        rustix::fs::fsync(&dir).at("sync", path)?;
-        if let Some(parent) = path.parent() {
-            let parent_dir = rustix::fs::open(parent, flags, Mode::empty()).at("open", parent)?;
-            rustix::fs::fsync(parent_dir).at("sync", parent)?;
-        }
-    }
-    Ok(dir)
 }
 
 /// The paths of the tree that are not the tree's: the state directory, and the database with its sidecars.

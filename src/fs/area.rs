@@ -9,11 +9,12 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::root::{self, Dir, Place, RootDir};
-use crate::error::{IoContext, Result};
+use super::exchange;
+use super::root::{self, Dir, Meta, Place, RootDir};
+use crate::error::{Error, IoContext, Result};
 use crate::path::{AREA_DIR, RelPath};
 
 /// The area of the state directory.
@@ -69,6 +70,52 @@ impl Area {
 
     pub(super) fn cannot_exchange(&self) {
         self.exchanges.store(false, Ordering::Relaxed);
+    }
+
+    /// Moves what lies at `source`, outside the tree, into the stage. `EXDEV` when it is on another filesystem.
+    pub(crate) fn adopt(&self, source: &Path, name: &str) -> Result<(), Errno> {
+        exchange::take(rustix::fs::CWD, source.as_os_str(), &self.stage, name)
+    }
+
+    /// Moves an adopted name back to where it came from, if nothing is there.
+    pub(crate) fn give_back(&self, name: &str, to: &Path) -> Result<(), Errno> {
+        rustix::fs::renameat_with(&self.stage, name, rustix::fs::CWD, to, RenameFlags::NOREPLACE)
+    }
+
+    /// Gives a name of the stage another.
+    pub(crate) fn rename_staged(&self, from: &str, to: &str) -> Result<()> {
+        rustix::fs::renameat(&self.stage, from, &self.stage, to).at("rename", self.stage_path(from))
+    }
+
+    /// Moves an old version from the stage to history; fine when it went there before.
+    pub(crate) fn to_history(&self, name: &str) -> Result<()> {
+        match rustix::fs::renameat(&self.stage, name, &self.history, name) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error).at("move to history", self.stage_path(name)),
+        }
+    }
+
+    /// Removes one link of the stage, and nothing below it.
+    pub(crate) fn unlink_staged(&self, name: &str) -> Result<()> {
+        rustix::fs::unlinkat(&self.stage, name, rustix::fs::AtFlags::empty()).at("remove", self.stage_path(name))
+    }
+
+    /// Looks at a name of the stage.
+    pub(crate) fn look_staged(&self, name: &str) -> Result<Option<Meta>> {
+        root::look(&self.stage, name).at("look at", self.stage_path(name))
+    }
+
+    /// Makes a directory in the stage.
+    pub(crate) fn make_staged_dir(&self, name: &str) -> Result<PathBuf> {
+        let path = self.stage_path(name);
+        rustix::fs::mkdirat(&self.stage, name, Mode::from_raw_mode(0o777)).at("make", &path)?;
+        Ok(path)
+    }
+
+    /// Syncs the whole filesystem the area lies on, live files and stage alike.
+    pub(crate) fn sync_whole(&self) -> Result<()> {
+        rustix::fs::syncfs(&self.dir)
+            .map_err(|source| Error::SyncFailed { path: self.path.clone(), source: source.into() })
     }
 
     /// Removes a name from the stage that nothing refers to any more.

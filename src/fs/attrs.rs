@@ -92,7 +92,7 @@ pub(crate) fn dress(file: &OwnedFd, has: &Meta, want: &Attrs, path: &Path) -> Re
 pub(crate) fn set_mtime(file: &OwnedFd, mtime: (i64, u32), path: &Path) -> Result<()> {
     use rustix::fs::{Timespec, UTIME_OMIT};
     let times = Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT.into() },
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec { tv_sec: mtime.0, tv_nsec: mtime.1.into() },
     };
     rustix::fs::futimens(file, &times).at("set the times of", path)

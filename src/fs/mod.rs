@@ -5,7 +5,7 @@
 //! - [`area`] is a stage, history and quarantine on one mount, so that a rename reaches every path of that mount.
 //! - [`temp`] writes new versions; [`exchange`] puts them in place and hands back the old ones.
 //! - [`opener`] is the thread that opens files of the tree, with a descriptor table of its own.
-//! - [`os_lock`] takes OS locks.
+//! - [`os_lock`] takes OS locks; [`state`] makes the state directory.
 
 pub(crate) mod area;
 pub(crate) mod attrs;
@@ -13,5 +13,6 @@ pub(crate) mod exchange;
 pub(crate) mod opener;
 pub(crate) mod os_lock;
 pub(crate) mod root;
+pub(crate) mod state;
 pub(crate) mod sys;
 pub(crate) mod temp;

@@ -2,7 +2,6 @@
 //!
 //! A lock file is empty, never unlinked and never truncated. Waiting blocks in the kernel, on a thread of its own, so
 //! that a deadline needs no polling; a waiter that gave up unlocks the moment the kernel hands it the lock.
-#![expect(clippy::disallowed_methods, reason = "the one place that starts threads for blocking locks")]
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
+use rustix::fs::{Access, AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, IoContext, Result};
@@ -86,6 +86,14 @@ pub(crate) fn look(dir: impl AsFd, name: impl AsRef<OsStr>) -> Result<Option<Met
     }
 }
 
+/// Looks at a path that is not the tree's; none when it is not there.
+pub(crate) fn look_outside(path: &Path) -> Result<Option<Meta>, Errno> {
+    match look(rustix::fs::CWD, path) {
+        Err(Errno::NOTDIR) => Ok(None),
+        other => other,
+    }
+}
+
 /// Looks at what an open descriptor stands for.
 pub(crate) fn look_at(fd: impl AsFd) -> Result<Meta, Errno> {
     statx(fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH)
@@ -96,6 +104,18 @@ pub(crate) fn look_at(fd: impl AsFd) -> Result<Meta, Errno> {
 pub(crate) struct Dir {
     pub(crate) fd: OwnedFd,
     pub(crate) meta: Meta,
+}
+
+impl Dir {
+    /// Makes a directory in it.
+    pub(crate) fn make_dir(&self, name: &OsStr, mode: Option<u32>) -> Result<(), Errno> {
+        rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode.unwrap_or(0o777)))
+    }
+
+    /// Asks whether this process may change names in it.
+    pub(crate) fn check_writable(&self) -> Result<(), Errno> {
+        rustix::fs::accessat(&self.fd, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
+    }
 }
 
 /// The open root. Survives the root's being renamed.

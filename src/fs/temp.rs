@@ -1,5 +1,6 @@
 //! New versions, written to the stage under a name of their own.
 
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -8,7 +9,7 @@ use rustix::io::Errno;
 
 use super::area::Area;
 use super::attrs::{self, Attrs};
-use super::root::{self, Meta};
+use super::root::{self, Kind, Meta};
 use crate::error::{Error, IoContext, Result};
 
 /// Creates a file that was not there, with 0666 less the umask: what a new file of the tree gets.
@@ -50,10 +51,61 @@ pub(crate) fn finish(file: &OwnedFd, like: Option<&Attrs>, keep_mtime: bool, pat
     root::look_at(file).at("look at", path)
 }
 
+/// Opens a staged file again, to dress it.
+pub(crate) fn reopen(area: &Area, name: &str) -> Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(&area.stage, name, flags, Mode::empty()).at("open", area.stage_path(name))
+}
+
+/// Gives a staged file to a group.
+pub(crate) fn give_group(area: &Area, name: &str, gid: u32) -> Result<()> {
+    let group = rustix::fs::Gid::from_raw(gid);
+    rustix::fs::chownat(&area.stage, name, None, Some(group), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        .at("change the group of", area.stage_path(name))
+}
+
+/// Copies a staged file to the stage of another area.
+pub(crate) fn copy(from: &Area, name: &str, to: &Area, staged: &str) -> Result<()> {
+    let path = from.stage_path(name);
+    let source = open_regular(&path)?;
+    let target = create(to, staged)?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match rustix::io::read(&source, &mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => write_all(&target, &buffer[..read], &to.stage_path(staged))?,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error).at("read", path),
+        }
+    }
+}
+
+/// Reads a file that is not in the live tree: a staged one, or one to be published.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::from(open_regular(path)?).read_to_end(&mut bytes).at("read", path)?;
+    Ok(bytes)
+}
+
+fn open_regular(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).at("open", path)?;
+    match root::look_at(&file).at("look at", path)?.kind {
+        Kind::Directory => Err(Error::IsADirectory { path: path.to_owned() }),
+        Kind::File => Ok(file),
+        _ => Err(Error::BadPath { path: path.to_owned(), reason: "it is not a regular file" }),
+    }
+}
+
 /// Makes a symlink under a name in the stage.
 pub(crate) fn symlink(area: &Area, name: &str, target: &Path) -> Result<Meta> {
     let path = area.stage_path(name);
     rustix::fs::symlinkat(target, &area.stage, name).at("create the symlink", &path)?;
     let meta = root::look(&area.stage, name).at("look at", &path)?;
     meta.ok_or_else(|| Error::NotFound { path })
+}
+
+/// True when a staged symlink says just this.
+pub(crate) fn symlink_says(area: &Area, name: &str, target: &[u8]) -> bool {
+    rustix::fs::readlinkat(&area.stage, name, Vec::new()).is_ok_and(|found| found.as_bytes() == target)
 }

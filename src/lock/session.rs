@@ -5,12 +5,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::AtFlags;
-
 use super::rows;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, Result};
 use crate::fs::area;
 use crate::fs::os_lock::{self, OsLock};
+use crate::fs::state;
 use crate::id::SessionId;
 use crate::store::{Durability, Store, Turn};
 
@@ -42,8 +41,7 @@ impl Session {
     /// Ends the session: its row says so, and the lock file goes while it is still locked.
     pub(crate) fn end(&self, turn: &mut Turn<'_>, sessions: &OwnedFd) -> Result<()> {
         turn.write(Durability::Normal, |tx| rows::end_session(tx, self.id, "closed"))?;
-        let _ = rustix::fs::unlinkat(sessions, file_name(self.id), AtFlags::empty());
-        Ok(())
+        state::remove_file(sessions, &file_name(self.id), Path::new("sessions"))
     }
 }
 
@@ -62,7 +60,7 @@ pub(crate) fn sweep_dead(turn: &mut Turn<'_>, sessions: &OwnedFd, path: &Path) -
         if open.remove(&id) {
             dead.push(id);
         }
-        rustix::fs::unlinkat(sessions, name, AtFlags::empty()).at("remove", path.join(name))?;
+        state::remove_file(sessions, name, path)?;
     }
     // Rows whose file is gone altogether.
     dead.extend(open);

@@ -300,8 +300,7 @@ fn is_available(scene: &Scene<'_>, effect: &Newest) -> Result<bool> {
         return Ok(true);
     }
     let area = scene.area(effect.redo.area)?;
-    let staged = root::look(&area.stage, &effect.redo.staged).at("look at", area.stage_path(&effect.redo.staged))?;
-    Ok(staged.is_some_and(|staged| staged.ino == ino))
+    Ok(area.look_staged(&effect.redo.staged)?.is_some_and(|staged| staged.ino == ino))
 }
 
 /// Carries one decision out. Answers where somebody's version was put, if it was.
@@ -333,8 +332,7 @@ fn carry_out(
             kept = keep(&again)?.or(kept);
         }
         if let What::Directory { mode } = effect.redo.what {
-            let mode = rustix::fs::Mode::from_raw_mode(mode.unwrap_or(0o777));
-            rustix::fs::mkdirat(&dir.fd, path.name(), mode).at("make the directory", full())?;
+            dir.make_dir(path.name(), mode).at("make the directory", full())?;
         }
         return Ok(kept);
     }
@@ -369,7 +367,7 @@ fn parent_again(dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<Dir>> {
     let mut missing: Vec<RelPath> = std::iter::successors(path.parent(), RelPath::parent).collect();
     while let Some(at) = missing.pop() {
         let above = dirs.parent(&at)?;
-        match rustix::fs::mkdirat(&above.fd, at.name(), rustix::fs::Mode::from_raw_mode(0o777)) {
+        match above.make_dir(at.name(), None) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error).at("make the directory", dirs.root().full(&at)),
         }

@@ -4,7 +4,8 @@ use rusqlite::Connection;
 
 use super::connect::{self, Database};
 use super::turn::Store;
-use crate::error::{IoContext, Result, SqlContext};
+use crate::error::{Result, SqlContext};
+use crate::fs::state;
 use std::time::Duration;
 
 /// Above this many bytes of log it is not enough to copy: the log is emptied, within a turn.
@@ -40,10 +41,6 @@ impl Checkpointer {
     fn log_size(&self) -> Result<u64> {
         let mut path = self.database.path.clone().into_os_string();
         path.push("-wal");
-        match rustix::fs::stat(&path) {
-            Ok(stat) => Ok(u64::try_from(stat.st_size).unwrap_or(0)),
-            Err(rustix::io::Errno::NOENT) => Ok(0),
-            Err(error) => Err(error).at("look at", path),
-        }
+        state::size(path.as_ref())
     }
 }

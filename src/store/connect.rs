@@ -8,6 +8,7 @@ use rusqlite::types::{FromSql, ToSql};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::error::{Error, Result, SqlContext};
+use crate::fs::state;
 
 /// 3.7.0 to 3.51.2 can corrupt a database when the log is reset while several connections write or checkpoint.
 const OLDEST_SQLITE: i32 = 3_051_003;
@@ -33,7 +34,7 @@ pub(crate) fn writer(database: &Database) -> Result<Connection> {
     // The application's database is there, or the path is wrong: nothing is made by a mistake.
     flags.set(OpenFlags::SQLITE_OPEN_CREATE, !database.brought);
     let path = &database.path;
-    if database.brought && rustix::fs::access(path, rustix::fs::Access::EXISTS).is_err() {
+    if database.brought && !state::exists(path) {
         return Err(Error::NotFound { path: path.clone() });
     }
     let conn = Connection::open_with_flags(path, flags).map_err(|error| understand(path, error))?;

@@ -9,19 +9,18 @@
 //! marked the pages clean, so a later COMMIT would say Ok for frames that never reach the disk. Whoever takes the
 //! turnstile next must first carry the whole log over (`wal_checkpoint(TRUNCATE)`), which writes those pages anew.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rusqlite::{CachedStatement, Connection, ErrorCode, Params, Row};
-use rustix::fs::{Access, AtFlags, Mode, OFlags};
-use std::os::fd::OwnedFd;
 
 use super::caller::{CallerMode, Rows, refuse_reentry};
 use super::connect::{self, Database};
 use super::migrate;
-use crate::error::{Error, IoContext, Result, SqlContext};
+use crate::error::{Error, Result, SqlContext};
 use crate::fs::os_lock::OsLock;
+use crate::fs::state::StateDir;
 use crate::time::Deadline;
 
 const MARKER: &str = "sync-failed";
@@ -42,8 +41,7 @@ pub(crate) struct Store {
     writer: Mutex<Writer>,
     mode: Arc<CallerMode>,
     database: Database,
-    state_dir: OwnedFd,
-    state_path: PathBuf,
+    state_dir: StateDir,
     poisoned: Mutex<Option<String>>,
 }
 
@@ -56,9 +54,9 @@ struct Writer {
 
 impl Store {
     /// Opens the database, makes or migrates the engine's schema.
-    pub(crate) fn open(database: Database, state_dir: OwnedFd, state_path: &Path, wait: Duration) -> Result<Self> {
+    pub(crate) fn open(database: Database, state_dir: StateDir, wait: Duration) -> Result<Self> {
         // The turnstile comes first: two processes may be making this journal at once.
-        let mut turnstile = OsLock::open(state_path, "turnstile.lock")?;
+        let mut turnstile = OsLock::open(state_dir.path(), "turnstile.lock")?;
         let deadline = Deadline::after(wait);
         if !turnstile.lock_until(deadline)? {
             return Err(Error::Busy { what: "the turnstile".into(), holder: "another process".into(), waited: wait });
@@ -71,7 +69,6 @@ impl Store {
             mode,
             database,
             state_dir,
-            state_path: state_path.to_owned(),
             poisoned: Mutex::new(None),
         };
         migrate::engine_schema(&mut store.enter(wait)?)?;
@@ -122,9 +119,7 @@ impl Store {
 
     fn mark_failed_sync(&self, why: &str) {
         self.poison(why);
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let made = rustix::fs::openat(&self.state_dir, MARKER, flags, Mode::from_raw_mode(0o666));
-        if let Err(error) = made.and_then(rustix::fs::fsync) {
+        if let Err(error) = self.state_dir.leave_mark(MARKER) {
             tracing::error!(%error, "the marker of a failed sync could not be left");
         }
     }
@@ -194,12 +189,11 @@ impl Turn<'_> {
     }
 
     fn cure_failed_sync(&mut self) -> Result<()> {
-        if rustix::fs::accessat(&self.store.state_dir, MARKER, Access::EXISTS, AtFlags::empty()).is_err() {
+        if !self.store.state_dir.has_mark(MARKER) {
             return Ok(());
         }
         self.truncate_log()?;
-        rustix::fs::unlinkat(&self.store.state_dir, MARKER, AtFlags::empty())
-            .at("remove", self.store.state_path.join(MARKER))?;
+        self.store.state_dir.clear_mark(MARKER)?;
         tracing::warn!("an earlier sync of the write-ahead log had failed: the log was carried over");
         Ok(())
     }

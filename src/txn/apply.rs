@@ -6,7 +6,6 @@
 //! An old version that is not the one the row expected was somebody's work since: it goes to quarantine, with a
 //! warning. Done again after a crash, each step first looks how far it had come.
 
-use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use super::displaced::{self, AGAIN};
@@ -103,10 +102,7 @@ impl Apply<'_, '_> {
         let full = self.ground.root.full(&step.path);
         let What::Directory { mode } = step.redo.what else { return Ok(()) };
         let dir = self.dirs.parent(&step.path)?;
-        let make = || {
-            let mode = Mode::from_raw_mode(mode.unwrap_or(0o777));
-            rustix::fs::mkdirat(&dir.fd, step.path.name(), mode)
-        };
+        let make = || dir.make_dir(step.path.name(), mode);
         match make() {
             Err(Errno::EXIST) => {
                 let meta = root::look(&dir.fd, step.path.name()).at("look at", &full)?;
@@ -170,8 +166,7 @@ impl Apply<'_, '_> {
     }
 
     fn staged_ino(&self, area: &Area, name: &str) -> Result<Option<u64>> {
-        let meta = root::look(&area.stage, name).at("look at", area.stage_path(name))?;
-        Ok(meta.map(|meta| meta.ino))
+        Ok(area.look_staged(name)?.map(|meta| meta.ino))
     }
 
     fn look_again(&mut self, path: &RelPath) -> Result<Option<root::Meta>> {

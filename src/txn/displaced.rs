@@ -5,12 +5,11 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::AtFlags;
-
 use crate::error::{IoContext, Result};
 use crate::fs::area::Area;
 use crate::fs::exchange::{self, ASIDE};
-use crate::fs::root::{self, Kind, Meta};
+use crate::fs::root::{Kind, Meta};
+use crate::fs::temp;
 use crate::id::TxnId;
 use crate::journal::{Identity, Redo, What};
 
@@ -29,14 +28,13 @@ pub(crate) fn set_aside(area: &Area, txn: TxnId, dir: &OwnedFd, name: &str) -> R
 /// Judges what was displaced and lies in the stage under `name`. `older` are the versions that may be expected: what
 /// unsettled commits found at the path. Answers where it was set aside, if it was.
 pub(crate) fn keep(area: &Area, txn: TxnId, redo: &Redo, older: &[Identity], name: &str) -> Result<Option<String>> {
-    let path = area.stage_path(name);
-    let Some(meta) = root::look(&area.stage, name).at("look at", &path)? else { return Ok(None) };
+    let Some(meta) = area.look_staged(name)? else { return Ok(None) };
     if older.iter().any(|old| old.is(&meta, true)) {
         let kept = redo.preimage_name();
         if kept != name {
             // The temporary file of the first try, if it survived, was never published.
             area.drop_staged(&kept)?;
-            rustix::fs::renameat(&area.stage, name, &area.stage, &*kept).at("rename", &path)?;
+            area.rename_staged(name, &kept)?;
         }
         return Ok(None);
     }
@@ -60,20 +58,17 @@ pub(crate) fn reconcile(
     let mut kept = None;
     for suffix in [AGAIN, ASIDE] {
         let name = format!("{}{suffix}", redo.staged);
-        let Some(meta) = root::look(&area.stage, &*name).at("look at", area.stage_path(&name))? else { continue };
+        let Some(meta) = area.look_staged(&name)? else { continue };
         let ours = match &redo.what {
             // Recorded before it was filled; found here, it was never published.
             What::Content { ino, .. } => meta.ino == *ino,
-            What::Symlink { target, .. } => {
-                let found = rustix::fs::readlinkat(&area.stage, &*name, Vec::new());
-                found.is_ok_and(|found| found.as_bytes() == &target[..])
-            }
+            What::Symlink { target, .. } => temp::symlink_says(area, &name, target),
             _ => false,
         };
         // Without an exchange the old version is linked aside first; then both names are one inode.
         let linked = live.is_some_and(|live| live.ino == meta.ino && live.kind == meta.kind);
         if ours || linked {
-            rustix::fs::unlinkat(&area.stage, &*name, AtFlags::empty()).at("remove", area.stage_path(&name))?;
+            area.unlink_staged(&name)?;
         } else {
             kept = keep(area, txn, redo, older, &name)?.or(kept);
         }

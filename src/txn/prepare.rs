@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Access, AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::databases;
@@ -17,7 +16,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::fs::area::Area;
 use crate::fs::attrs::{self, Attrs};
 use crate::fs::opener::{Held, SyncTarget};
-use crate::fs::root::{self, Dirs, Kind, Meta};
+use crate::fs::root::{Dirs, Kind, Meta};
 use crate::fs::temp;
 use crate::journal::{Change, ChangeKind, Identity, Redo, What};
 use crate::path::RelPath;
@@ -204,11 +203,9 @@ impl<'g> Prepared<'g> {
             Bytes::Staged { name, area: at, .. } => {
                 let stage_path = area.stage_path(&staged);
                 if *at != area.id {
-                    copy(&*self.ground.area(*at)?, name, &area, &staged)?;
+                    temp::copy(&*self.ground.area(*at)?, name, &area, &staged)?;
                 }
-                let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(&area.stage, &*staged, flags, Mode::empty()).at("open", &stage_path)?;
-                temp::finish(&file, like.as_ref(), false, &stage_path)?
+                temp::finish(&temp::reopen(&area, &staged)?, like.as_ref(), false, &stage_path)?
             }
         };
         let meta = self.inherit_group(dirs, meta, seen.as_ref())?;
@@ -231,9 +228,7 @@ impl<'g> Prepared<'g> {
         if seen.is_some() || dir.meta.mode & libc::S_ISGID == 0 || gid == meta.gid {
             return Ok(meta);
         }
-        let group = rustix::fs::Gid::from_raw(gid);
-        rustix::fs::chownat(&step.area.stage, &*step.redo.staged, None, Some(group), AtFlags::SYMLINK_NOFOLLOW)
-            .at("change the group of", step.area.stage_path(&step.redo.staged))?;
+        temp::give_group(&step.area, &step.redo.staged, gid)?;
         Ok(Meta { gid, ..meta })
     }
 
@@ -246,20 +241,13 @@ impl<'g> Prepared<'g> {
     ) -> Result<()> {
         let area = self.area(dirs, &to)?;
         let source = &published.source;
-        let meta = rustix::fs::lstat(source).at("look at", source)?;
         let staged = self.ground.fresh_name() + KEEP;
-        let cwd = rustix::fs::CWD;
-        match rustix::fs::renameat_with(cwd, source, &area.stage, &*staged, RenameFlags::NOREPLACE) {
-            Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(cwd, source, &area.stage, &*staged),
-            other => other,
+        match area.adopt(source, &staged) {
+            Err(Errno::XDEV) => return Err(Error::CrossDevice { path: source.clone() }),
+            other => other.at("move", source)?,
         }
-        .or_else(|error| match error {
-            Errno::XDEV => Err(Error::CrossDevice { path: source.clone() }),
-            error => Err(error).at("move", source),
-        })?;
-        let look = root::look(&area.stage, &*staged).at("look at", area.stage_path(&staged))?;
-        let btime = look.map_or((0, 0), |meta| meta.btime);
-        let what = What::Move { from: None, ino: meta.st_ino, btime, directory: published.directory };
+        let Some(meta) = area.look_staged(&staged)? else { return Err(Error::NotFound { path: source.clone() }) };
+        let what = What::Move { from: None, ino: meta.ino, btime: meta.btime, directory: published.directory };
         self.push(to, what, area, staged, None, seen);
         if let Some(step) = self.steps.last_mut() {
             step.came_from = Some(Arc::clone(published));
@@ -281,7 +269,7 @@ impl<'g> Prepared<'g> {
                     continue;
                 }
                 if let Ok(dir) = dirs.parent(path) {
-                    rustix::fs::accessat(&dir.fd, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).at(
+                    dir.check_writable().at(
                         "write in",
                         parent.as_ref().map_or(self.ground.root.path().to_owned(), |at| self.ground.root.full(at)),
                     )?;
@@ -309,7 +297,7 @@ impl<'g> Prepared<'g> {
                 continue;
             }
             if whole || steps.len() > SYNC_ONE_BY_ONE {
-                rustix::fs::syncfs(&area.dir).map_err(|error| failed_sync(&area.path, error.into()))?;
+                area.sync_whole()?;
                 continue;
             }
             let mut targets: Vec<SyncTarget> =
@@ -339,10 +327,9 @@ impl<'g> Prepared<'g> {
             match &mut step.redo.what {
                 What::Content { ino, attrs, .. } if !directory => {
                     if let Some(wanted) = like(dirs, &step.path, now.as_ref())? {
+                        let file = temp::reopen(&step.area, &step.redo.staged)?;
                         let path = step.area.stage_path(&step.redo.staged);
-                        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                        let file = rustix::fs::openat(&step.area.stage, &*step.redo.staged, flags, Mode::empty());
-                        let meta = temp::finish(&file.at("open", &path)?, Some(&wanted), false, &path)?;
+                        let meta = temp::finish(&file, Some(&wanted), false, &path)?;
                         *ino = meta.ino;
                         *attrs = Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, ..wanted };
                     }
@@ -376,9 +363,8 @@ impl<'g> Prepared<'g> {
                 }
                 continue;
             };
-            let (cwd, to) = (rustix::fs::CWD, &published.source);
-            if let Err(error) = rustix::fs::renameat_with(&step.area.stage, &**staged, cwd, to, RenameFlags::NOREPLACE)
-            {
+            let to = &published.source;
+            if let Err(error) = step.area.give_back(staged, to) {
                 tracing::warn!(%error, kept = %step.area.stage_path(staged).display(), from = %to.display(),
                     "a published source could not go back to where it was; it is kept");
             }
@@ -451,22 +437,6 @@ fn like(dirs: &mut Dirs<'_>, path: &RelPath, seen: Option<&Meta>) -> Result<Opti
             Ok(Some(Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs }))
         }
         _ => Ok(None),
-    }
-}
-
-fn copy(from: &Area, name: &str, to: &Area, staged: &str) -> Result<()> {
-    let path = from.stage_path(name);
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let source = rustix::fs::openat(&from.stage, name, flags, Mode::empty()).at("open", &path)?;
-    let target = temp::create(to, staged)?;
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match rustix::io::read(&source, &mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(read) => temp::write_all(&target, &buffer[..read], &to.stage_path(staged))?,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error).at("read", path),
-        }
     }
 }
 

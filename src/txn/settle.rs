@@ -11,8 +11,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use rustix::io::Errno;
-
 use super::apply::write_again;
 use super::displaced::AGAIN;
 use super::ground::Ground;
@@ -194,17 +192,10 @@ fn set_aside(turn: &mut Turn<'_>, unreadable: &[(TxnId, TxnState, String)]) -> R
 /// Syncs the live files, their directories, the stage and history.
 fn sync(ground: &Ground, batch: &Batch) -> Result<()> {
     for (area, name) in &batch.old {
-        match rustix::fs::renameat(&area.stage, &**name, &area.history, &**name) {
-            // Already there: an earlier settle came this far.
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error).at("move to history", area.stage_path(name)),
-        }
+        area.to_history(name)?;
     }
     if batch.whole || batch.newest.len() > SYNC_ONE_BY_ONE {
-        return batch
-            .areas
-            .values()
-            .try_for_each(|area| rustix::fs::syncfs(&area.dir).map_err(|error| failed_sync(&area.path, error.into())));
+        return batch.areas.values().try_for_each(|area| area.sync_whole());
     }
     let mut files = Vec::new();
     let mut directories = BTreeSet::new();

@@ -5,8 +5,6 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
-
 use super::commit::{self, Request};
 use super::ground::Ground;
 use super::overlay::{Bytes, NewFile, Node, Overlay, Published, View};
@@ -127,8 +125,7 @@ impl Transaction {
     pub fn staging(&mut self) -> Result<PathBuf> {
         let area = self.ground.area_of(self.ground.root.top(), &RelPath::parse("x")?)?;
         let name = self.ground.fresh_name();
-        rustix::fs::mkdirat(&area.stage, &*name, Mode::from_raw_mode(0o777)).at("make", area.stage_path(&name))?;
-        let path = area.stage_path(&name);
+        let path = area.make_staged_dir(&name)?;
         self.spooled.insert((area.id, name));
         Ok(path)
     }
@@ -141,10 +138,10 @@ impl Transaction {
     pub fn publish(&mut self, staged: impl AsRef<Path>, path: impl AsRef<Path>) -> Result<()> {
         let to = self.begin_staging(path.as_ref())?;
         let source = std::path::absolute(staged.as_ref()).at("find", staged.as_ref())?;
-        let directory = match rustix::fs::lstat(&source) {
-            Ok(stat) => stat.st_mode & libc::S_IFMT == libc::S_IFDIR,
-            Err(rustix::io::Errno::NOENT) if self.replay => false,
-            Err(error) => return Err(error).at("look at", source),
+        let directory = match root::look_outside(&source).at("look at", &source)? {
+            Some(meta) => meta.kind == Kind::Directory,
+            None if self.replay => false,
+            None => return Err(Error::NotFound { path: source }),
         };
         let inside = source.strip_prefix(self.ground.root.path()).ok().and_then(|path| self.ground.path(path).ok());
         if let Some(from) = inside {
@@ -227,10 +224,10 @@ impl Transaction {
             View::Dir => Err(Error::IsADirectory { path: full() }),
             View::Symlink => Err(Error::BadPath { path: path.to_path_buf(), reason: "it is not a regular file" }),
             View::Live(live) => self.ground.opener.read(live),
-            View::Outside(source) => read_outside(&source),
+            View::Outside(source) => temp::read(&source),
             View::File(file) => match &file.bytes {
                 Bytes::Inline(bytes) => Ok(bytes.to_vec()),
-                Bytes::Staged { name, area, .. } => read_outside(&self.ground.area(*area)?.stage_path(name)),
+                Bytes::Staged { name, area, .. } => temp::read(&self.ground.area(*area)?.stage_path(name)),
             },
         }
     }
@@ -364,12 +361,7 @@ impl Transaction {
             View::File(_) => Some(Kind::File),
             View::Symlink => Some(Kind::Symlink),
             View::Live(live) => self.ground.root.look(&live)?.map(|meta| meta.kind),
-            View::Outside(source) => match rustix::fs::lstat(&source) {
-                Ok(stat) if stat.st_mode & libc::S_IFMT == libc::S_IFDIR => Some(Kind::Directory),
-                Ok(_) => Some(Kind::File),
-                Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => None,
-                Err(error) => return Err(error).at("look at", source),
-            },
+            View::Outside(source) => root::look_outside(&source).at("look at", source)?.map(|meta| meta.kind),
         })
     }
 
@@ -401,18 +393,4 @@ impl Drop for Transaction {
             }
         }
     }
-}
-
-/// Reads a file that is not the tree's: a published source or a staged one.
-fn read_outside(path: &Path) -> Result<Vec<u8>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::open(path, flags, Mode::empty()).at("open", path)?;
-    match root::look_at(&file).at("look at", path)?.kind {
-        Kind::Directory => return Err(Error::IsADirectory { path: path.to_owned() }),
-        Kind::File => {}
-        _ => return Err(Error::BadPath { path: path.to_owned(), reason: "it is not a regular file" }),
-    }
-    let mut bytes = Vec::new();
-    std::fs::File::from(file).read_to_end(&mut bytes).at("read", path)?;
-    Ok(bytes)
 }
