@@ -22,13 +22,10 @@ use crate::path::{RelPath, STATE_DIR};
 use crate::recovery;
 use crate::store::{self, Checkpointer, Database, ReadPool, Rows, Store, Turn};
 use crate::time::{Deadline, boot_id};
-use crate::txn::{self, Drained, Ground, Limits, Parts, Receipt, Scene, Settled, Transaction, Which};
+use crate::txn::{self, BacklogState, Drained, Ground, Limits, Parts, Receipt, Scene, Settled, Transaction, Which};
 
 /// The lock of a transaction that names none.
 const MAIN_LOCK: &str = "main";
-/// This many unsettled paths are settled at once, without waiting for a pause.
-const SETTLE_PATHS: u64 = 2048;
-
 /// A journal beside a tree of files: changes of files and rows that are all or nothing after any crash.
 ///
 /// Cheap to clone; all clones are one session. The last one to go settles what is applied and ends the session;
@@ -365,6 +362,7 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
         boot,
         reserved,
         state_area,
+        settle_bytes: options.settle_bytes,
         drain: recovery::drain,
     })
 }
@@ -383,7 +381,7 @@ fn reserved(root: &Path, state: &Path, database: &Path) -> Vec<RelPath> {
 /// Starts the thread that settles behind the commits: when enough has come together, or after a pause.
 fn start_settler(ground: &Arc<Ground>, options: &Options) -> Result<JoinHandle<()>> {
     let ground = Arc::clone(ground);
-    let (idle, bytes, retention) = (options.settle_after, options.settle_bytes, options.retention);
+    let (idle, retention) = (options.settle_after, options.retention);
     std::thread::Builder::new()
         .name("journal-settle".into())
         .spawn(move || {
@@ -392,9 +390,7 @@ fn start_settler(ground: &Arc<Ground>, options: &Options) -> Result<JoinHandle<(
                 let any = ground.backlog.wait(Duration::MAX, |state| state.stop || state.transactions > 0);
                 let state = match any.stop {
                     true => any,
-                    false => ground.backlog.wait(idle, |state| {
-                        state.stop || state.bytes >= bytes || state.paths >= SETTLE_PATHS || state.transactions == 0
-                    }),
+                    false => ground.backlog.wait(idle, BacklogState::is_enough),
                 };
                 if state.stop {
                     return;

@@ -18,6 +18,8 @@ use crate::time::Deadline;
 #[derive(Debug)]
 pub(crate) struct OsLock {
     file: File,
+    /// The inode that is locked, to be compared with the one that has the name.
+    ino: u64,
     dir: PathBuf,
     name: String,
 }
@@ -28,7 +30,8 @@ impl OsLock {
         let path = dir.join(name);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o666)).at("open the lock file", &path)?;
-        Ok(Self { file: file.into(), dir: dir.to_owned(), name: name.to_owned() })
+        let ino = root::look_at(&file).at("look at", &path)?.ino;
+        Ok(Self { file: file.into(), ino, dir: dir.to_owned(), name: name.to_owned() })
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -55,6 +58,7 @@ impl OsLock {
         // A description of its own for the waiter: were ours used, a late grant would meet a lock that a later
         // attempt through the same description already holds, and release it.
         let waiting = Self::open(&self.dir, &self.name)?;
+        let ino = waiting.ino;
         let (send, granted) = mpsc::sync_channel::<Result<File>>(0);
         std::thread::Builder::new()
             .name("journal-wait".into())
@@ -75,6 +79,7 @@ impl OsLock {
         match granted.recv_timeout(deadline.left()) {
             Ok(file) => {
                 self.file = file?;
+                self.ino = ino;
                 Ok(true)
             }
             Err(_) => Ok(false),
@@ -88,9 +93,8 @@ impl OsLock {
     /// Refuses to go on when the name no longer stands for the file that is locked.
     pub(crate) fn check_same(&self) -> Result<()> {
         let path = self.path();
-        let ours = root::look_at(&self.file).at("look at", &path)?;
         match rustix::fs::lstat(&path) {
-            Ok(named) if named.st_ino == ours.ino => Ok(()),
+            Ok(named) if named.st_ino == self.ino => Ok(()),
             Ok(_) => Err(Error::LockFileReplaced { path }),
             Err(rustix::io::Errno::NOENT) => Err(Error::LockFileReplaced { path }),
             Err(error) => Err(error).at("look at", path),

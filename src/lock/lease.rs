@@ -8,7 +8,7 @@ use super::rows;
 use crate::error::{Error, Result};
 use crate::fs::os_lock::OsLock;
 use crate::id::{Fence, SessionId};
-use crate::store::{Durability, Store, Turn};
+use crate::store::{Durability, Store, Turn, Tx};
 use crate::time::Deadline;
 
 /// The longest name of a lock, in bytes; escaped it still fits a file's name.
@@ -94,11 +94,16 @@ impl Locks {
     /// fences' ceiling is durable.
     pub(crate) fn record(&self, granted: Granted, turn: &mut Turn<'_>, purpose: &str) -> Result<Lease> {
         let Granted { name, os, ticket } = granted;
-        let durability = match turn.look(rows::fences_are_used_up)? {
-            true => Durability::Full,
-            false => Durability::Normal,
+        let acquire = |tx: &Tx<'_>| rows::acquire(tx, &name, self.session, purpose);
+        let fence = match turn.write(Durability::Normal, acquire)? {
+            Some(fence) => fence,
+            // Once in a million: a new block of fences has to be durable before one of them is handed out.
+            None => {
+                turn.write(Durability::Full, rows::raise_ceiling)?;
+                let fence = turn.write(Durability::Normal, acquire)?;
+                fence.ok_or_else(|| Error::corrupt("journal_meta", "the ceiling of fences does not rise"))?
+            }
         };
-        let fence = turn.write(durability, |tx| rows::acquire(tx, &name, self.session, purpose))?;
         Ok(Lease { name, fence, os, _ticket: ticket })
     }
 }
@@ -110,7 +115,7 @@ impl Lease {
     }
 
     /// Records the release inside a transaction that is being written anyway. The OS lock goes with the lease.
-    pub(crate) fn note_release(&self, tx: &crate::store::Tx<'_>) -> Result<()> {
+    pub(crate) fn note_release(&self, tx: &Tx<'_>) -> Result<()> {
         rows::release(tx, &self.name, self.fence)
     }
 

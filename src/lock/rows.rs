@@ -42,9 +42,9 @@ pub(super) fn fences_are_current(tx: &Tx<'_>, mark: &[u8]) -> Result<bool> {
     )
 }
 
-/// True when the next token must first raise the ceiling, durably.
-pub(super) fn fences_are_used_up(tx: &Tx<'_>) -> Result<bool> {
-    tx.query_row("SELECT fence >= fence_ceiling FROM main.journal_meta WHERE id = 1", (), |row| row.get(0))
+/// Begins a new block of fences.
+pub(super) fn raise_ceiling(tx: &Tx<'_>) -> Result<()> {
+    tx.execute("UPDATE main.journal_meta SET fence_ceiling = fence_ceiling + ?1 WHERE id = 1", [FENCE_BLOCK]).map(drop)
 }
 
 /// Ends a session in the given state.
@@ -64,16 +64,15 @@ pub(crate) fn open_sessions(tx: &Tx<'_>) -> Result<Vec<SessionId>> {
     Ok(ids.into_iter().flatten().collect())
 }
 
-/// Records an acquisition: the next token, and who has the lock from now on.
-pub(super) fn acquire(tx: &Tx<'_>, name: &str, session: SessionId, purpose: &str) -> Result<Fence> {
-    tx.execute(
-        "UPDATE main.journal_meta SET fence_ceiling = fence_ceiling + ?1 WHERE id = 1 AND fence >= fence_ceiling",
-        [FENCE_BLOCK],
+/// Records an acquisition: the next token, and who has the lock from now on. None when the durable ceiling has to be
+/// raised first.
+pub(super) fn acquire(tx: &Tx<'_>, name: &str, session: SessionId, purpose: &str) -> Result<Option<Fence>> {
+    let next = tx.query_opt(
+        "UPDATE main.journal_meta SET fence = fence + 1 WHERE id = 1 AND fence < fence_ceiling RETURNING fence",
+        (),
+        |row| row.get(0),
     )?;
-    let fence =
-        tx.query_row("UPDATE main.journal_meta SET fence = fence + 1 WHERE id = 1 RETURNING fence", (), |row| {
-            row.get(0)
-        })?;
+    let Some(fence) = next else { return Ok(None) };
     tx.execute(
         "INSERT INTO main.journal_lock (name, fence, session, pid, purpose, acquired_ms, heartbeat_ms) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) \
@@ -83,7 +82,7 @@ pub(super) fn acquire(tx: &Tx<'_>, name: &str, session: SessionId, purpose: &str
            acquisitions = acquisitions + 1",
         (name, fence, session.as_bytes(), std::process::id(), purpose, now_ms()),
     )?;
-    Ok(Fence(fence))
+    Ok(Some(Fence(fence)))
 }
 
 /// Records a release, unless somebody else has the lock by now.

@@ -353,10 +353,18 @@ fn carry_out(
     }
     let dir = parent_again(dirs, path)?;
     let placed = exchange::place(&area, &area.stage, name, &dir.fd, path.name(), true);
-    match placed.at("put in place", full())? {
-        exchange::Placed::New => Ok(left),
-        exchange::Placed::Exchanged => Ok(keep(name)?.or(left)),
+    let kept = match placed.at("put in place", full())? {
+        exchange::Placed::New => left,
+        exchange::Placed::Exchanged => keep(name)?.or(left),
+    };
+    if let What::Content { ino, .. } | What::Symlink { ino, .. } = effect.redo.what
+        && !large
+        && area.look_staged(&effect.redo.staged)?.is_some_and(|staged| staged.ino == ino)
+    {
+        // The temporary file of the first try, under its recorded inode: never published.
+        area.unlink_staged(&effect.redo.staged)?;
     }
+    Ok(kept)
 }
 
 /// The directory a path lies in, made again where somebody removed it: what is committed has to be somewhere.

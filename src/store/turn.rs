@@ -92,9 +92,8 @@ impl Store {
                 waited: deadline.waited(),
             });
         }
-        let mut turn = Turn { store: self, writer };
+        let turn = Turn { store: self, writer };
         turn.writer.turnstile.check_same()?;
-        turn.cure_failed_sync()?;
         Ok(turn)
     }
 
@@ -141,6 +140,9 @@ impl Turn<'_> {
     /// happened, unless [`Error::is_outcome_unknown`].
     pub(crate) fn write<T>(&mut self, durability: Durability, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
         let full = durability == Durability::Full;
+        if full {
+            self.cure_failed_sync()?;
+        }
         if self.writer.full != full {
             connect::set_synchronous(&self.writer.conn, full)?;
             self.writer.full = full;

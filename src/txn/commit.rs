@@ -42,7 +42,9 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
     if let Some(key) = request.key {
         // Before anything is prepared: the second time, sources are gone that were moved the first time.
         let digest = super::effect::digest(&effects);
-        if let Some(receipt) = repeated(&mut ground.enter()?, key, &digest, request.lease)? {
+        let mut turn = ground.enter()?;
+        if let Some(receipt) = turn.look(|tx| first(tx, key, &digest))? {
+            turn.write(Durability::Normal, |tx| request.lease.note_release(tx))?;
             return Ok(receipt);
         }
     }
@@ -66,7 +68,11 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
     let changes = prepared.changes();
     let committed = turn.write(Durability::Full, |tx| record(ground, tx, &mut request, &prepared, &changes));
     let id = match committed {
-        Ok(id) => id,
+        Ok(Recorded::New(id)) => id,
+        Ok(Recorded::Before(receipt)) => {
+            turn.write(Durability::Normal, |tx| request.lease.note_release(tx))?;
+            return Ok(receipt);
+        }
         Err(error) => {
             match &error {
                 // The rows may be there: what they refer to has to be, too.
@@ -83,24 +89,25 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
 }
 
 /// The first receipt, when the key was committed before.
-fn repeated(turn: &mut Turn<'_>, key: &str, digest: &[u8; 32], lease: &Lease) -> Result<Option<Receipt>> {
-    let receipt = turn.look(|tx| {
-        let Some(first) = journal::by_key(tx, key)? else { return Ok(None) };
-        if first.digest.as_deref() != Some(&digest[..]) {
-            return Err(Error::KeyReused { key: key.to_owned(), txn: first.id });
-        }
-        Ok(Some(Receipt {
-            id: first.id,
-            fence: first.fence,
-            changes: journal::changes(tx, first.id)?,
-            warnings: journal::warnings(tx, first.id)?.into_iter().map(Warning).collect(),
-            repeated: true,
-        }))
-    })?;
-    if receipt.is_some() {
-        turn.write(Durability::Normal, |tx| lease.note_release(tx))?;
+fn first(tx: &Tx<'_>, key: &str, digest: &[u8; 32]) -> Result<Option<Receipt>> {
+    let Some(first) = journal::by_key(tx, key)? else { return Ok(None) };
+    if first.digest.as_deref() != Some(&digest[..]) {
+        return Err(Error::KeyReused { key: key.to_owned(), txn: first.id });
     }
-    Ok(receipt)
+    Ok(Some(Receipt {
+        id: first.id,
+        fence: first.fence,
+        changes: journal::changes(tx, first.id)?,
+        warnings: journal::warnings(tx, first.id)?.into_iter().map(Warning).collect(),
+        repeated: true,
+    }))
+}
+
+/// What a COMMIT recorded.
+enum Recorded {
+    New(TxnId),
+    /// Nothing: the key was committed before, by somebody who came first.
+    Before(Receipt),
 }
 
 /// Inside COMMIT.
@@ -110,13 +117,12 @@ fn record(
     request: &mut Request<'_>,
     prepared: &Prepared<'_>,
     changes: &[Change],
-) -> Result<TxnId> {
+) -> Result<Recorded> {
     lock::check_fence(tx, &request.lease.name, request.lease.fence)?;
     if let Some(key) = request.key
-        && let Some(first) = journal::by_key(tx, key)?
+        && let Some(receipt) = first(tx, key, &prepared.digest)?
     {
-        // Committed by somebody else since we looked; with equal content, the caller repeats and gets that receipt.
-        return Err(Error::KeyReused { key: key.to_owned(), txn: first.id });
+        return Ok(Recorded::Before(receipt));
     }
     for sql in request.sql.iter_mut() {
         tx.caller(|rows| sql(rows))?;
@@ -145,7 +151,7 @@ fn record(
         journal::insert_redo(tx, id, n, &step.path, &step.redo, step.content.as_deref())?;
         journal::insert_change(tx, id, n, change)?;
     }
-    Ok(id)
+    Ok(Recorded::New(id))
 }
 
 /// After the commit point: nothing here turns a success into a failure.

@@ -78,7 +78,7 @@ impl Drained {
 }
 
 /// How much this process has applied and not settled, and the bell for the thread that settles it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Backlog {
     state: Mutex<BacklogState>,
     bell: Condvar,
@@ -91,22 +91,43 @@ pub(crate) struct BacklogState {
     pub(crate) paths: u64,
     pub(crate) bytes: u64,
     pub(crate) stop: bool,
+    /// From how many bytes on it is settled at once.
+    pub(crate) enough_bytes: u64,
+}
+
+/// This many unsettled paths are settled at once, without waiting for a pause.
+const ENOUGH_PATHS: u64 = 2048;
+
+impl BacklogState {
+    /// True when the settler should not wait for a pause.
+    pub(crate) fn is_enough(&self) -> bool {
+        self.stop || self.bytes >= self.enough_bytes || self.paths >= ENOUGH_PATHS
+    }
 }
 
 impl Backlog {
-    /// Adds an applied transaction.
+    fn new(enough_bytes: u64) -> Self {
+        let state = BacklogState { enough_bytes, ..BacklogState::default() };
+        Self { state: Mutex::new(state), bell: Condvar::new() }
+    }
+
+    /// Adds an applied transaction. Rings only when there was none before or when enough has come together: to wake a
+    /// thread costs as much as a good part of a commit.
     pub(crate) fn add(&self, paths: u64, bytes: u64) {
         let mut state = self.state.lock().unwrap_or_else(|poison| poison.into_inner());
+        let before = *state;
         state.transactions += 1;
         state.paths += paths;
         state.bytes += bytes;
-        self.bell.notify_all();
+        if before.transactions == 0 || (state.is_enough() && !before.is_enough()) {
+            self.bell.notify_all();
+        }
     }
 
     /// Takes all figures, and leaves none.
     pub(crate) fn take(&self) -> BacklogState {
         let mut state = self.state.lock().unwrap_or_else(|poison| poison.into_inner());
-        let none = BacklogState { stop: state.stop, ..BacklogState::default() };
+        let none = BacklogState { stop: state.stop, enough_bytes: state.enough_bytes, ..BacklogState::default() };
         std::mem::replace(&mut *state, none)
     }
 
@@ -173,6 +194,7 @@ pub(crate) struct Parts {
     pub(crate) boot: Vec<u8>,
     pub(crate) reserved: Vec<RelPath>,
     pub(crate) state_area: Area,
+    pub(crate) settle_bytes: u64,
     pub(crate) drain: Drain,
 }
 
@@ -193,7 +215,7 @@ impl Ground {
             boot: parts.boot,
             reserved: parts.reserved,
             drain: parts.drain,
-            backlog: Backlog::default(),
+            backlog: Backlog::new(parts.settle_bytes),
             areas: RwLock::new(vec![Arc::new(parts.state_area)]),
             names: AtomicU64::new(0),
         };

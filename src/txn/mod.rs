@@ -20,7 +20,7 @@ mod transaction;
 
 pub(crate) use apply::{Outcome, apply, write_again};
 pub(crate) use displaced::{AGAIN, keep, reconcile, set_aside};
-pub(crate) use ground::{Drained, Ground, Limits, Parts, Scene, Which};
+pub(crate) use ground::{BacklogState, Drained, Ground, Limits, Parts, Scene, Which};
 pub(crate) use layout::look;
 pub(crate) use prepare::{KEEP, Step};
 pub use receipt::{Receipt, Warning};

@@ -3,6 +3,7 @@
 
 mod cli;
 mod corpus;
+mod counts;
 mod crash_points;
 mod fuzz_corpus;
 mod ingest;

@@ -220,6 +220,23 @@ fn a_key_commits_once() {
 }
 
 #[test]
+fn a_key_is_one_change_whatever_lock_it_is_committed_under() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    let begin = |lock: &str| {
+        let mut txn = journal.begin_with(Begin::new("").lock(lock).key("k")).unwrap();
+        txn.write("made", b"content").unwrap();
+        txn
+    };
+    // Both began before either was committed.
+    let (one, other) = (begin("one"), begin("other"));
+    let first = one.commit().unwrap();
+    let second = other.commit().unwrap();
+    assert!(second.repeated() && second.id() == first.id());
+    journal.begin_with(Begin::new("").lock("other")).unwrap().rollback();
+}
+
+#[test]
 fn a_failing_statement_undoes_files_and_rows() {
     let tree = Tree::new();
     let journal = tree.journal();
