@@ -6,7 +6,7 @@ use std::process::Command;
 use journal_kb::{Error, Journal, rusqlite};
 
 use crate::skip::skip;
-use crate::support::{Tree, manifest};
+use crate::support::{Tree, child, child_root, manifest};
 
 /// A small tmpfs, unmounted on drop.
 struct Small(tempfile::TempDir);
@@ -278,4 +278,76 @@ fn a_failed_sync_of_the_log_is_cured_before_the_next_commit() {
     assert!(!tree.path(".journal/sync-failed").exists());
     let log = fs::metadata(tree.path(".journal/journal.db-wal")).unwrap().len();
     assert!(log < 200 << 10, "the log was emptied before: {log} bytes");
+}
+
+#[test]
+fn a_sync_of_the_log_that_fails_is_never_believed() {
+    let mut failed = 0;
+    for when in 1..=12 {
+        let tree = Tree::new();
+        let inject = format!("inject=fsync,fdatasync:error=EIO:when={when}");
+        let test = child("trouble::failing_child", &tree.path("kb"));
+        fs::create_dir(tree.path("kb")).unwrap();
+        // Only calls on the log count, and only they fail.
+        let traced = Command::new("strace")
+            .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e", &inject, "-P"])
+            .arg(tree.path("kb/.journal/journal.db-wal"))
+            .arg(test.get_program())
+            .args(test.get_args())
+            .envs(test.get_envs().filter_map(|(key, value)| Some((key, value?))))
+            .output();
+        let Ok(output) = traced else { return skip("failing syncs need strace") };
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let Ok(report) = fs::read_to_string(tree.path("kb/report")) else {
+            // Making the journal failed, and said so; the next one to come makes it.
+            assert!(said.contains("OutcomeUnknown"), "{when}: {said}");
+            Journal::open(tree.path("kb")).unwrap().transact(|txn| txn.write("next", b"next")).unwrap();
+            failed += 1;
+            continue;
+        };
+        let steps: Vec<&str> = report.lines().collect();
+        let marked = tree.path("kb/.journal/sync-failed").exists();
+        // A fresh process: what was acknowledged is there, what was refused is not, what is unknown is one or other.
+        let journal = Journal::open(tree.path("kb")).unwrap();
+        journal.transact(|txn| txn.write("next", b"next")).unwrap();
+        assert!(!tree.path("kb/.journal/sync-failed").exists(), "{when}: cured");
+        for (n, step) in steps.iter().enumerate() {
+            let (file, row) = (tree.path(&format!("kb/file-{n}")).exists(), row(&journal, n));
+            match *step {
+                "ok" => assert!(file && row, "{when}: {steps:?}"),
+                "unknown" => assert!(file == row && marked, "{when}: {steps:?}"),
+                "poisoned" => assert!(!file && !row && steps[..n].contains(&"unknown"), "{when}: {steps:?}"),
+                other => panic!("{when}: {other}"),
+            }
+        }
+        failed += usize::from(steps.contains(&"unknown"));
+    }
+    assert!(failed > 2, "the log is synced where this test believes it is");
+}
+
+fn row(journal: &Journal, n: usize) -> bool {
+    journal.read(|rows| rows.query_opt("SELECT 1 FROM n WHERE x = ?1", [n], |_| Ok(()))).unwrap().is_some()
+}
+
+/// The process whose disk refuses one sync of the log. It reports each commit as it ended.
+#[test]
+fn failing_child() {
+    let Some(root) = child_root() else { return };
+    let journal = Journal::open(&root).unwrap();
+    journal.migrate(&["CREATE TABLE n(x)"]).unwrap();
+    let mut report = String::new();
+    for n in 0..5_usize {
+        let done = journal.transact(|txn| {
+            txn.write(format!("file-{n}"), b"x")?;
+            txn.sql(move |rows| rows.execute("INSERT INTO n VALUES (?1)", [n]).map(drop))
+        });
+        report += match done {
+            Ok(_) => "ok\n",
+            Err(error) if error.is_outcome_unknown() => "unknown\n",
+            Err(Error::Poisoned { .. }) => "poisoned\n",
+            Err(error) => panic!("{error}"),
+        };
+        fs::write(root.join("report"), &report).unwrap();
+    }
+    std::process::exit(0);
 }
