@@ -69,15 +69,14 @@ CREATE UNIQUE INDEX journal_txn_key ON journal_txn (key) WHERE key IS NOT NULL;
 CREATE INDEX journal_txn_unsettled ON journal_txn (state) WHERE state <> 'settled';
 CREATE INDEX journal_txn_history ON journal_txn (id) WHERE history > 0;
 
--- What recovery needs to carry an effect into the tree again; gone once the transaction is settled.
+-- What recovery needs to carry an effect into the tree again; gone once the transaction is settled. One integer holds
+-- transaction and effect, because content overflows its page: a key in the row would be compared by reading it all.
 CREATE TABLE journal_redo (
-    txn     INTEGER NOT NULL,
-    n       INTEGER NOT NULL,
+    id      INTEGER PRIMARY KEY,                -- transaction * 2^20 + number of the effect
     path    BLOB NOT NULL,
     record  BLOB NOT NULL,                      -- journal::record::Redo
-    content BLOB,                               -- the new bytes, when small enough
-    PRIMARY KEY (txn, n)
-) STRICT, WITHOUT ROWID;
+    content BLOB                                -- the new bytes, when small enough
+) STRICT;
 
 -- What a transaction did to each path, for people, history and the change feed.
 CREATE TABLE journal_change (

@@ -177,14 +177,17 @@ fn waiting(connection: &Connection, state: &str) -> rusqlite::Result<Vec<Waiting
         .collect::<rusqlite::Result<_>>()?;
     for waiting in &mut found {
         let id = waiting.id.get();
-        for table in ["journal_redo", "journal_change"] {
-            let sql = format!("SELECT path FROM main.{table} WHERE txn = ?1 ORDER BY n LIMIT ?2");
+        for rows in [
+            "main.journal_redo WHERE id BETWEEN ?1 * 1048576 AND ?1 * 1048576 + 1048575",
+            "main.journal_change WHERE txn = ?1",
+        ] {
+            let sql = format!("SELECT path FROM {rows} ORDER BY 1 LIMIT ?2");
             waiting.paths = connection
                 .prepare(&sql)?
                 .query_map([id, PATHS], |row| Ok(PathInfo { path: path(row, "path").unwrap_or_default() }))?
                 .collect::<rusqlite::Result<_>>()?;
             if !waiting.paths.is_empty() {
-                let sql = format!("SELECT count(*) AS many FROM main.{table} WHERE txn = ?1");
+                let sql = format!("SELECT count(*) AS many FROM {rows}");
                 let many = connection.query_row(&sql, [id], |row| Ok(count(row, "many")))?;
                 waiting.more_paths = many.saturating_sub(waiting.paths.len() as u64);
                 break;

@@ -42,7 +42,10 @@ pub(super) fn detail(connection: &Connection, id: TxnId) -> rusqlite::Result<Opt
         .query_map([id.get()], change)?
         .collect::<rusqlite::Result<_>>()?;
     let redo = connection
-        .prepare("SELECT path, length(content) AS held FROM main.journal_redo WHERE txn = ?1 ORDER BY n")?
+        .prepare(
+            "SELECT path, length(content) AS held FROM main.journal_redo
+             WHERE id BETWEEN ?1 * 1048576 AND ?1 * 1048576 + 1048575 ORDER BY id",
+        )?
         .query_map([id.get()], |row| {
             Ok(RedoInfo { path: path(row, "path").unwrap_or_default(), inline_bytes: size(row, "held") })
         })?

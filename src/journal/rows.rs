@@ -59,24 +59,36 @@ pub(crate) fn insert_txn(tx: &Tx<'_>, new: &NewTxn<'_>) -> Result<TxnId> {
     Ok(TxnId(tx.last_insert_rowid()))
 }
 
+/// Effects of one transaction, at most.
+pub(crate) const MAX_EFFECTS: i64 = 1 << 20;
+
+fn redo_id(txn: TxnId, n: i64) -> i64 {
+    txn.get().saturating_mul(MAX_EFFECTS).saturating_add(n)
+}
+
+/// The ids that the redo rows of a transaction have.
+fn redo_ids(txn: TxnId) -> (i64, i64) {
+    (redo_id(txn, 0), redo_id(txn, MAX_EFFECTS - 1))
+}
+
 /// Records what recovery needs to carry effect `n` out again.
 pub(crate) fn insert_redo(
     tx: &Tx<'_>,
     txn: TxnId,
-    n: usize,
+    n: i64,
     path: &RelPath,
     redo: &Redo,
     content: Option<&[u8]>,
 ) -> Result<()> {
     tx.execute(
-        "INSERT INTO main.journal_redo (txn, n, path, record, content) VALUES (?1, ?2, ?3, ?4, ?5)",
-        (txn.get(), n, path.as_bytes(), codec::encode(redo)?, content),
+        "INSERT INTO main.journal_redo (id, path, record, content) VALUES (?1, ?2, ?3, ?4)",
+        (redo_id(txn, n), path.as_bytes(), codec::encode(redo)?, content),
     )
     .map(drop)
 }
 
 /// Records what happened to a path, for people and for history.
-pub(crate) fn insert_change(tx: &Tx<'_>, txn: TxnId, n: usize, change: &Change) -> Result<()> {
+pub(crate) fn insert_change(tx: &Tx<'_>, txn: TxnId, n: i64, change: &Change) -> Result<()> {
     tx.execute(
         "INSERT INTO main.journal_change (txn, n, path, kind, origin, size, hash, old_size, preimage, area) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
@@ -206,14 +218,14 @@ pub(crate) struct RedoRow {
 /// The redo rows of a transaction, in order, without their content.
 pub(crate) fn redo_rows(tx: &Tx<'_>, txn: TxnId) -> Result<Vec<RedoRow>> {
     tx.query_map(
-        "SELECT n, path, record, content IS NOT NULL FROM main.journal_redo WHERE txn = ?1 ORDER BY n",
-        [txn.get()],
+        "SELECT id, path, record, content IS NOT NULL FROM main.journal_redo WHERE id BETWEEN ?1 AND ?2 ORDER BY id",
+        redo_ids(txn),
         |row| {
             let path: Vec<u8> = row.get(1)?;
             let record: Vec<u8> = row.get(2)?;
             Ok(RedoRow {
                 txn,
-                n: row.get(0)?,
+                n: row.get::<_, i64>(0)? % MAX_EFFECTS,
                 path: RelPath::from_stored(&path),
                 redo: codec::decode(&record),
                 content: row.get(3)?,
@@ -229,7 +241,7 @@ pub(crate) fn redo_paths(tx: &Tx<'_>, txn: TxnId) -> Result<Vec<RelPath>> {
 
 /// The new bytes of an effect.
 pub(crate) fn redo_content(tx: &Tx<'_>, txn: TxnId, n: i64) -> Result<Option<Vec<u8>>> {
-    tx.query_opt("SELECT content FROM main.journal_redo WHERE txn = ?1 AND n = ?2", (txn.get(), n), |row| {
+    tx.query_opt("SELECT content FROM main.journal_redo WHERE id = ?1", [redo_id(txn, n)], |row| {
         row.get::<_, Option<Vec<u8>>>(0)
     })
     .map(Option::flatten)
@@ -237,16 +249,13 @@ pub(crate) fn redo_content(tx: &Tx<'_>, txn: TxnId, n: i64) -> Result<Option<Vec
 
 /// Replaces a redo record, after its new version was written once more.
 pub(crate) fn update_redo(tx: &Tx<'_>, txn: TxnId, n: i64, redo: &Redo) -> Result<()> {
-    tx.execute(
-        "UPDATE main.journal_redo SET record = ?3 WHERE txn = ?1 AND n = ?2",
-        (txn.get(), n, codec::encode(redo)?),
-    )
-    .map(drop)
+    tx.execute("UPDATE main.journal_redo SET record = ?2 WHERE id = ?1", (redo_id(txn, n), codec::encode(redo)?))
+        .map(drop)
 }
 
 /// Drops a transaction's redo rows.
 pub(crate) fn delete_redo(tx: &Tx<'_>, txn: TxnId) -> Result<()> {
-    tx.execute("DELETE FROM main.journal_redo WHERE txn = ?1", [txn.get()]).map(drop)
+    tx.execute("DELETE FROM main.journal_redo WHERE id BETWEEN ?1 AND ?2", redo_ids(txn)).map(drop)
 }
 
 /// Takes a transaction from one state to the next; exactly one row must have been in the first.

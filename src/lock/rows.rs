@@ -67,12 +67,15 @@ pub(crate) fn open_sessions(tx: &Tx<'_>) -> Result<Vec<SessionId>> {
 /// Records an acquisition: the next token, and who has the lock from now on. None when the durable ceiling has to be
 /// raised first.
 pub(super) fn acquire(tx: &Tx<'_>, name: &str, session: SessionId, purpose: &str) -> Result<Option<Fence>> {
-    let next = tx.query_opt(
-        "UPDATE main.journal_meta SET fence = fence + 1 WHERE id = 1 AND fence < fence_ceiling RETURNING fence",
-        (),
-        |row| row.get(0),
-    )?;
-    let Some(fence) = next else { return Ok(None) };
+    // Two plain statements: RETURNING would build a table of its own each time.
+    let (fence, ceiling): (i64, i64) =
+        tx.query_row("SELECT fence + 1, fence_ceiling FROM main.journal_meta WHERE id = 1", (), |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?;
+    if fence > ceiling {
+        return Ok(None);
+    }
+    tx.execute("UPDATE main.journal_meta SET fence = ?1 WHERE id = 1", [fence])?;
     tx.execute(
         "INSERT INTO main.journal_lock (name, fence, session, pid, purpose, acquired_ms, heartbeat_ms) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) \

@@ -128,6 +128,12 @@ fn record(
         tx.caller(|rows| sql(rows))?;
     }
     let steps = &prepared.steps;
+    if steps.len() as i64 >= journal::MAX_EFFECTS {
+        return Err(Error::TooLarge {
+            what: "the number of paths of one transaction",
+            limit: journal::MAX_EFFECTS as u64,
+        });
+    }
     let history = steps.iter().filter_map(|step| step.redo.old.as_ref()).map(|old| old.size).sum();
     let id = journal::insert_txn(
         tx,
@@ -147,7 +153,7 @@ fn record(
             state: if steps.is_empty() { TxnState::Settled } else { TxnState::Committed },
         },
     )?;
-    for (n, (step, change)) in steps.iter().zip(changes).enumerate() {
+    for (n, (step, change)) in (0..).zip(steps.iter().zip(changes)) {
         journal::insert_redo(tx, id, n, &step.path, &step.redo, step.content.as_deref())?;
         journal::insert_change(tx, id, n, change)?;
     }
