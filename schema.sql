@@ -58,7 +58,8 @@ CREATE TABLE journal_txn (
     structural   INTEGER NOT NULL DEFAULT 0 CHECK (structural IN (0, 1)),   -- moves or removes directories
     changes      INTEGER NOT NULL DEFAULT 0,    -- rows of journal_change
     bytes        INTEGER NOT NULL DEFAULT 0,    -- of new content
-    history      INTEGER NOT NULL DEFAULT 0,    -- bytes of pre-images still kept
+    kept         INTEGER NOT NULL DEFAULT 0,    -- pre-images that are still kept
+    history      INTEGER NOT NULL DEFAULT 0,    -- their bytes
     attempts     INTEGER NOT NULL DEFAULT 0,    -- recoveries begun and not ended
     began_ms     INTEGER NOT NULL,
     committed_ms INTEGER NOT NULL,
@@ -67,7 +68,8 @@ CREATE TABLE journal_txn (
 ) STRICT;
 CREATE UNIQUE INDEX journal_txn_key ON journal_txn (key) WHERE key IS NOT NULL;
 CREATE INDEX journal_txn_unsettled ON journal_txn (state) WHERE state <> 'settled';
-CREATE INDEX journal_txn_history ON journal_txn (id) WHERE history > 0;
+CREATE INDEX journal_txn_history ON journal_txn (id) WHERE kept > 0;
+CREATE INDEX journal_txn_structure ON journal_txn (id) WHERE structural = 1 AND state IN ('applied', 'settling');
 
 -- What recovery needs to carry an effect into the tree again; gone once the transaction is settled. One integer holds
 -- transaction and effect, because content overflows its page: a key in the row would be compared by reading it all.

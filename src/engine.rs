@@ -345,7 +345,7 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
     let session = Session::begin(&store, &state_path, &fence_mark, options.turn_wait)?;
     let opener = Opener::start(&path, &root.top().meta)?;
     let locks = Locks::new(state_path.join("locks"), session.id);
-    Ground::lay(Parts {
+    let parts = Parts {
         root,
         opener,
         store,
@@ -361,10 +361,9 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
         sessions,
         boot,
         reserved,
-        state_area,
-        settle_bytes: options.settle_bytes,
         drain: recovery::drain,
-    })
+    };
+    Ground::lay(parts, state_area, options.settle_bytes)
 }
 
 /// The paths of the tree that are not the tree's: the state directory, and the database with its sidecars.

@@ -24,6 +24,8 @@ pub(crate) const STATE_AREA: i64 = 0;
 #[derive(Debug)]
 pub(crate) struct Area {
     pub(crate) id: i64,
+    /// The top of its mount inside the root; none for the root's own and the state directory's.
+    pub(crate) top: Option<RelPath>,
     pub(crate) path: PathBuf,
     pub(crate) place: Place,
     pub(crate) dir: OwnedFd,
@@ -40,7 +42,7 @@ impl Area {
         let place = root::look_at(&dir).at("look at", &path)?.place;
         let sub = |name: &str| subdirectory(&dir, name, &path, 0o700);
         let (stage, history, quarantine) = (sub("stage")?, sub("history")?, sub("quarantine")?);
-        Ok(Self { id, path, place, dir, stage, history, quarantine, exchanges: AtomicBool::new(true) })
+        Ok(Self { id, top: None, path, place, dir, stage, history, quarantine, exchanges: AtomicBool::new(true) })
     }
 
     /// Opens, and where needed makes, the area of the mount whose topmost directory inside the root is `top`.
@@ -57,7 +59,7 @@ impl Area {
         let dir = subdirectory(&dir.fd, AREA_DIR, &path, 0o700)?;
         let path = path.join(AREA_DIR);
         ignore_in_git(&dir, &path)?;
-        Self::open(id, dir, path)
+        Ok(Self { top: top.cloned(), ..Self::open(id, dir, path)? })
     }
 
     pub(crate) fn stage_path(&self, name: &str) -> PathBuf {
@@ -84,11 +86,13 @@ impl Area {
 
     /// Gives a name of the stage another.
     pub(crate) fn rename_staged(&self, from: &str, to: &str) -> Result<()> {
+        check_name(to)?;
         rustix::fs::renameat(&self.stage, from, &self.stage, to).at("rename", self.stage_path(from))
     }
 
     /// Moves an old version from the stage to history; fine when it went there before.
     pub(crate) fn to_history(&self, name: &str) -> Result<()> {
+        check_name(name)?;
         match rustix::fs::renameat(&self.stage, name, &self.history, name) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error).at("move to history", self.stage_path(name)),
@@ -97,11 +101,13 @@ impl Area {
 
     /// Removes one link of the stage, and nothing below it.
     pub(crate) fn unlink_staged(&self, name: &str) -> Result<()> {
+        check_name(name)?;
         rustix::fs::unlinkat(&self.stage, name, rustix::fs::AtFlags::empty()).at("remove", self.stage_path(name))
     }
 
     /// Looks at a name of the stage.
     pub(crate) fn look_staged(&self, name: &str) -> Result<Option<Meta>> {
+        check_name(name)?;
         root::look(&self.stage, name).at("look at", self.stage_path(name))
     }
 
@@ -120,11 +126,13 @@ impl Area {
 
     /// Removes a name from the stage that nothing refers to any more.
     pub(crate) fn drop_staged(&self, name: &str) -> Result<()> {
+        check_name(name)?;
         remove_below(&self.stage, OsStr::new(name), &self.path.join("stage"))
     }
 
     /// Removes an old version whose retention is over.
     pub(crate) fn drop_history(&self, name: &str) -> Result<()> {
+        check_name(name)?;
         remove_below(&self.history, OsStr::new(name), &self.path.join("history"))
     }
 
@@ -132,6 +140,15 @@ impl Area {
     pub(crate) fn quarantine_of(&self, txn: i64) -> Result<OwnedFd> {
         subdirectory(&self.quarantine, &txn.to_string(), &self.path.join("quarantine"), 0o700)
     }
+}
+
+/// Refuses a name that could lead out of a stage. Such names are made by the engine alone, and may be stored by anybody.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+    if !name.is_empty() && !name.starts_with('.') && name.bytes().all(good) {
+        return Ok(());
+    }
+    Err(Error::corrupt("the name of a staged file", format_args!("{name:?} is not one")))
 }
 
 /// Opens a directory in another, made first where it is missing.

@@ -17,7 +17,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::root::{self, Kind, Meta, RootDir};
-use super::sys;
+use super::{sys, temp};
 use crate::error::{Error, IoContext, Result};
 use crate::path::RelPath;
 
@@ -132,6 +132,11 @@ impl Opener {
     /// The bytes of a file of the tree. [`Error::NotFound`], [`Error::IsADirectory`]; a symlink is not followed.
     pub(crate) fn read(&self, path: RelPath) -> Result<Vec<u8>> {
         self.ask(move |tree| tree.read(&path))?
+    }
+
+    /// The bytes of a file that is not in the live tree: a staged one, or one to be published.
+    pub(crate) fn read_own(&self, path: PathBuf) -> Result<Vec<u8>> {
+        self.ask(move |_| temp::read(&path))?
     }
 
     /// What lies at each path, hashed where its size is the one expected.

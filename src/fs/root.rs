@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Access, AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
+use rustix::fs::{Access, AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, IoContext, Result};
@@ -14,6 +14,10 @@ use crate::path::RelPath;
 
 /// `STATX_MNT_ID_UNIQUE` (Linux 6.8): unlike the plain id, never used again for another mount within one boot.
 const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+/// What keeps a name from being exchanged or removed.
+const FIXED: StatxAttributes =
+    StatxAttributes::IMMUTABLE.union(StatxAttributes::APPEND).union(StatxAttributes::MOUNT_ROOT);
 
 /// What lies at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +50,8 @@ pub(crate) struct Meta {
     pub(crate) ctime: (i64, u32),
     pub(crate) btime: (i64, u32),
     pub(crate) place: Place,
+    /// Its name cannot be changed: immutable, append-only, or a mount point.
+    pub(crate) fixed: bool,
 }
 
 impl Meta {
@@ -67,6 +73,7 @@ impl Meta {
             mtime: time(&stat.stx_mtime),
             ctime: time(&stat.stx_ctime),
             btime: time(&stat.stx_btime),
+            fixed: stat.stx_attributes.intersects(FIXED),
             place: Place { dev: (stat.stx_dev_major, stat.stx_dev_minor), mount: stat.stx_mnt_id },
         }
     }
@@ -115,6 +122,23 @@ impl Dir {
     /// Asks whether this process may change names in it.
     pub(crate) fn check_writable(&self) -> Result<(), Errno> {
         rustix::fs::accessat(&self.fd, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
+    }
+
+    /// Asks whether this process may take `name`, which is `meta`, out of it. `elsewhere`: for another directory.
+    pub(crate) fn check_takeable(&self, name: &OsStr, meta: &Meta, elsewhere: bool) -> Result<(), Errno> {
+        if meta.fixed {
+            return Err(Errno::PERM);
+        }
+        let me = rustix::process::geteuid().as_raw();
+        let sticky = self.meta.mode & libc::S_ISVTX != 0;
+        if sticky && me != 0 && me != meta.uid && me != self.meta.uid {
+            return Err(Errno::PERM);
+        }
+        // A directory's `..` is written when it gets another parent.
+        if elsewhere && meta.kind == Kind::Directory {
+            return rustix::fs::accessat(&self.fd, name, Access::WRITE_OK, AtFlags::EACCESS);
+        }
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use rusqlite::Row;
 use rusqlite::types::Value;
 
-use super::record::{Change, ChangeKind, EventDetails, Mark, Redo};
+use super::record::{Change, ChangeKind, EventDetails, Mark, Redo, What};
 use super::state::TxnState;
 use crate::codec;
 use crate::error::{Error, Result};
@@ -25,6 +25,8 @@ pub(crate) struct NewTxn<'t> {
     pub(crate) structural: bool,
     pub(crate) changes: usize,
     pub(crate) bytes: u64,
+    /// How many old versions are kept, and their bytes.
+    pub(crate) kept: usize,
     pub(crate) history: u64,
     pub(crate) began_ms: i64,
     /// With nothing to carry into the tree it is settled at once.
@@ -36,8 +38,8 @@ pub(crate) fn insert_txn(tx: &Tx<'_>, new: &NewTxn<'_>) -> Result<TxnId> {
     let settled = (new.state == TxnState::Settled).then(now_ms);
     tx.execute(
         "INSERT INTO main.journal_txn (state, lock, fence, session, label, key, digest, ran_sql, structural, changes, \
-           bytes, history, began_ms, committed_ms, settled_ms) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+           bytes, kept, history, began_ms, committed_ms, settled_ms) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
         rusqlite::params![
             new.state.as_str(),
             new.lock,
@@ -50,6 +52,7 @@ pub(crate) fn insert_txn(tx: &Tx<'_>, new: &NewTxn<'_>) -> Result<TxnId> {
             new.structural,
             new.changes,
             new.bytes,
+            new.kept,
             new.history,
             new.began_ms,
             now_ms(),
@@ -186,6 +189,16 @@ pub(crate) fn unsettled(tx: &Tx<'_>) -> Result<Vec<Unsettled>> {
     Ok(rows)
 }
 
+/// True when a transaction that moves or removes directories is in the tree and not settled: its process died in
+/// between, and nothing may be committed over it.
+pub(crate) fn has_unsettled_structure(tx: &Tx<'_>) -> Result<bool> {
+    tx.query_row(
+        "SELECT EXISTS (SELECT 1 FROM main.journal_txn WHERE structural = 1 AND state IN ('applied', 'settling'))",
+        (),
+        |row| row.get(0),
+    )
+}
+
 /// True when a transaction was committed and nobody has tried to carry it into the tree since.
 pub(crate) fn has_unapplied(tx: &Tx<'_>) -> Result<bool> {
     tx.query_row(
@@ -234,9 +247,17 @@ pub(crate) fn redo_rows(tx: &Tx<'_>, txn: TxnId) -> Result<Vec<RedoRow>> {
     )
 }
 
-/// The paths of a transaction's redo rows, as far as they can be read.
+/// The paths that a transaction's redo rows name, those that something moves away from included, as far as they can
+/// be read.
 pub(crate) fn redo_paths(tx: &Tx<'_>, txn: TxnId) -> Result<Vec<RelPath>> {
-    Ok(redo_rows(tx, txn)?.into_iter().filter_map(|row| row.path.ok()).collect())
+    let paths = redo_rows(tx, txn)?.into_iter().flat_map(|row| {
+        let from = row.redo.ok().and_then(|redo| match redo.what {
+            What::Move { from, .. } => from,
+            _ => None,
+        });
+        [row.path.ok(), from].into_iter().flatten()
+    });
+    Ok(paths.collect())
 }
 
 /// The new bytes of an effect.
@@ -357,9 +378,7 @@ pub(crate) fn staged_names(tx: &Tx<'_>) -> Result<std::collections::HashSet<Stri
 /// Committed transactions that still have old versions, newest first: number, bytes, when.
 pub(crate) fn with_history(tx: &Tx<'_>) -> Result<Vec<(TxnId, u64, i64)>> {
     tx.query_map(
-        "SELECT t.id, t.history, t.committed_ms FROM main.journal_txn t \
-         WHERE t.state = 'settled' AND EXISTS \
-           (SELECT 1 FROM main.journal_change c WHERE c.txn = t.id AND c.preimage IS NOT NULL) ORDER BY t.id DESC",
+        "SELECT id, history, committed_ms FROM main.journal_txn WHERE kept > 0 AND state = 'settled' ORDER BY id DESC",
         (),
         |row| Ok((TxnId(row.get(0)?), row.get(1)?, row.get(2)?)),
     )
@@ -377,5 +396,5 @@ pub(crate) fn preimages(tx: &Tx<'_>, txn: TxnId) -> Result<Vec<(i64, String)>> {
 /// Forgets a transaction's old versions, once their files are gone.
 pub(crate) fn forget_history(tx: &Tx<'_>, txn: TxnId) -> Result<()> {
     tx.execute("UPDATE main.journal_change SET preimage = NULL WHERE txn = ?1", [txn.get()])?;
-    tx.execute("UPDATE main.journal_txn SET history = 0 WHERE id = ?1", [txn.get()]).map(drop)
+    tx.execute("UPDATE main.journal_txn SET kept = 0, history = 0 WHERE id = ?1", [txn.get()]).map(drop)
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use super::decide::{Decision, Evidence, Live, decide};
 use crate::error::{Error, IoContext, Result};
+use crate::fs::area;
 use crate::fs::exchange::{self, ASIDE};
 use crate::fs::opener::Found;
 use crate::fs::root::{self, Dir, Dirs, Kind};
@@ -52,6 +53,10 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
         return Ok(Drained::default());
     }
     let unsettled = turn.look(journal::unsettled)?;
+    if unsettled.is_empty() {
+        return Ok(Drained::default());
+    }
+    ground.refresh_areas(turn)?;
     let scene = ground.scene();
     let due = due(&scene, &unsettled, which);
     let mut drained = Drained::default();
@@ -73,11 +78,16 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
         }
     }
     for txn in &due {
-        let rows: Vec<&Unreadable> = unreadable.iter().filter(|row| row.txn == txn.id).collect();
+        let of_it = || unreadable.iter().filter(|row| row.txn == txn.id);
+        let rows: Vec<&Unreadable> = of_it().filter(|row| !row.unmounted).collect();
         let mut outcome = troubles.remove(&txn.id).unwrap_or_default();
-        if txn.structural && rows.is_empty() {
+        for path in of_it().filter(|row| row.unmounted).filter_map(|row| row.path.clone()) {
+            let missing = Error::NotFound { path: ground.root.full(&path) };
+            outcome.failed.push((path, missing));
+        }
+        if txn.structural && rows.is_empty() && outcome.failed.is_empty() {
             let steps = steps(ground, turn, txn.id)?;
-            outcome = txn::apply(ground, &mut dirs, txn.id, &steps, true);
+            outcome = txn::apply(ground, &mut dirs, txn.id, &steps, Some(turn));
         }
         drained.aside += outcome.aside.len() as u64;
         if !rows.is_empty() {
@@ -126,8 +136,8 @@ pub(crate) fn plan(scene: &Scene<'_>, tx: &Tx<'_>) -> Result<Vec<Plan>> {
     plan.extend(unreadable.into_iter().map(|row| Plan {
         txn: row.txn,
         path: row.path.unwrap_or_else(RelPath::unknown),
-        action: "quarantine".into(),
-        reason: format!("row {} cannot be read: {}", row.n, row.error),
+        action: if row.unmounted { "wait for its mount" } else { "quarantine" }.into(),
+        reason: format!("row {}: {}", row.n, row.error),
     }));
     for txn in due.iter().filter(|txn| txn.structural) {
         plan.extend(journal::redo_paths(tx, txn.id)?.into_iter().map(|path| Plan {
@@ -195,6 +205,8 @@ struct Unreadable {
     n: i64,
     path: Option<RelPath>,
     error: String,
+    /// It says something, of a mount that is not there now.
+    unmounted: bool,
 }
 
 /// The newest effect on each path, of everything that is neither settled nor set aside, and the rows that say nothing.
@@ -209,13 +221,20 @@ fn newest(
     for txn in unsettled.iter().filter(|txn| txn.state != TxnState::Quarantined) {
         for row in journal::redo_rows(tx, txn.id)? {
             let checked = row.path.and_then(|path| scene.check(&path).map(|()| path));
-            let readable = |redo: Redo| scene.area(redo.area).map(|_| redo);
+            let readable = |redo: Redo| area::check_name(&redo.staged).map(|()| redo);
             let (path, redo) = match (checked, row.redo.and_then(readable)) {
-                (Ok(path), Ok(redo)) => (path, redo),
+                (Ok(path), Ok(redo)) => match scene.area(redo.area) {
+                    Ok(_) => (path, redo),
+                    Err(error) => {
+                        let (txn, n, error) = (row.txn, row.n, error.to_string());
+                        unreadable.push(Unreadable { txn, n, path: Some(path), error, unmounted: true });
+                        continue;
+                    }
+                },
                 (path, redo) => {
                     let error = path.as_ref().err().or(redo.as_ref().err()).map(ToString::to_string);
                     let (txn, n, error) = (row.txn, row.n, error.unwrap_or_default());
-                    unreadable.push(Unreadable { txn, n, path: path.ok(), error });
+                    unreadable.push(Unreadable { txn, n, path: path.ok(), error, unmounted: false });
                     continue;
                 }
             };
@@ -342,7 +361,7 @@ fn carry_out(
     let name = if large { &effect.redo.staged } else { &again };
     if !large {
         let content = turn.look(|tx| journal::redo_content(tx, effect.txn, effect.n))?;
-        let step = Step::again(path.clone(), effect.redo.clone(), Arc::clone(&area), content.map(Into::into));
+        let step = Step::again(effect.n, path.clone(), effect.redo.clone(), Arc::clone(&area), content.map(Into::into));
         let mut redo = effect.redo.clone();
         txn::write_again(&step, &again, |renewed| {
             if let What::Content { ino, .. } | What::Symlink { ino, .. } = &mut redo.what {
@@ -391,7 +410,7 @@ fn steps(ground: &Ground, turn: &mut Turn<'_>, txn: TxnId) -> Result<Vec<Step>> 
         let area = ground.area(redo.area)?;
         ground.path(path.as_path())?;
         let content = if row.content { turn.look(|tx| journal::redo_content(tx, txn, row.n))? } else { None };
-        steps.push(Step::again(path, redo, area, content.map(Into::into)));
+        steps.push(Step::again(row.n, path, redo, area, content.map(Into::into)));
     }
     Ok(steps)
 }

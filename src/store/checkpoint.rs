@@ -4,7 +4,7 @@ use rusqlite::Connection;
 
 use super::connect::{self, Database};
 use super::turn::Store;
-use crate::error::{Result, SqlContext};
+use crate::error::Result;
 use crate::fs::state;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ impl Checkpointer {
     pub(crate) fn run(&self, store: &Store, wait: Duration) -> Result<()> {
         self.conn
             .query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()))
-            .during("carrying the log into the database")?;
+            .map_err(|source| store.checkpoint_failed(source))?;
         if self.log_size()? < LOG_LIMIT {
             return Ok(());
         }

@@ -116,6 +116,15 @@ impl Store {
         poisoned.get_or_insert_with(|| why.to_owned());
     }
 
+    /// A checkpoint syncs the log before it copies: when that fails, frames of the log may be lost that later ones
+    /// build upon.
+    pub(super) fn checkpoint_failed(&self, source: rusqlite::Error) -> Error {
+        if source.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) {
+            self.mark_failed_sync(&format!("a checkpoint failed: {source}"));
+        }
+        Error::sql("carrying the log into the database", source)
+    }
+
     fn mark_failed_sync(&self, why: &str) {
         self.poison(why);
         if let Err(error) = self.state_dir.leave_mark(MARKER) {
@@ -173,13 +182,21 @@ impl Turn<'_> {
         work(&Tx { conn: &self.writer.conn, mode: &self.store.mode })
     }
 
-    /// Carries the whole log into the database and empties it. Errors with [`Error::Busy`] when readers do not end.
+    /// Carries the whole log into the database and empties it. [`Error::Busy`] at once when a reader needs it: whoever
+    /// holds the turn keeps everybody waiting.
     pub(crate) fn truncate_log(&mut self) -> Result<()> {
+        self.writer.conn.busy_timeout(Duration::ZERO).during("setting the busy timeout")?;
+        let done = self.carry_over();
+        self.writer.conn.busy_timeout(connect::BUSY_TIMEOUT).during("setting the busy timeout")?;
+        done
+    }
+
+    fn carry_over(&mut self) -> Result<()> {
         let busy = self
             .writer
             .conn
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get::<_, i64>(0))
-            .during("carrying the log into the database")?;
+            .map_err(|source| self.store.checkpoint_failed(source))?;
         if busy == 0 {
             return Ok(());
         }
@@ -194,7 +211,7 @@ impl Turn<'_> {
         if !self.store.state_dir.has_mark(MARKER) {
             return Ok(());
         }
-        self.truncate_log()?;
+        self.carry_over()?;
         self.store.state_dir.clear_mark(MARKER)?;
         tracing::warn!("an earlier sync of the write-ahead log had failed: the log was carried over");
         Ok(())

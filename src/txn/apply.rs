@@ -18,8 +18,9 @@ use crate::fs::exchange::{self, Placed};
 use crate::fs::root::{self, Dirs, Kind};
 use crate::fs::temp;
 use crate::id::TxnId;
-use crate::journal::What;
+use crate::journal::{self, What};
 use crate::path::RelPath;
+use crate::store::{Durability, Turn};
 
 /// What came of carrying out the steps of one transaction.
 #[derive(Debug, Default)]
@@ -30,11 +31,26 @@ pub(crate) struct Outcome {
     pub(crate) aside: Vec<(RelPath, String)>,
 }
 
-/// Carries out all steps of a transaction.
-pub(crate) fn apply(ground: &Ground, dirs: &mut Dirs<'_>, txn: TxnId, steps: &[Step], again: bool) -> Outcome {
+/// Carries out all steps of a transaction. With the turn, `again`: what is written once more is recorded first.
+pub(crate) fn apply(
+    ground: &Ground,
+    dirs: &mut Dirs<'_>,
+    txn: TxnId,
+    steps: &[Step],
+    again: Option<&mut Turn<'_>>,
+) -> Outcome {
     let mut outcome = Outcome::default();
     let mut apply = Apply { ground, dirs, txn, again, aside: Vec::new() };
-    for step in steps {
+    let mut lifts: Vec<&Step> = steps
+        .iter()
+        .filter(|step| matches!(&step.redo.what, What::Absence | What::Move { from: Some(_), .. }))
+        .collect();
+    let source = |step: &Step| match &step.redo.what {
+        What::Move { from: Some(from), .. } => from.clone(),
+        _ => step.path.clone(),
+    };
+    lifts.sort_by_key(|step| std::cmp::Reverse(source(step)));
+    for step in lifts {
         let done = match &step.redo.what {
             What::Absence => apply.remove(step),
             What::Move { from: Some(from), ino, .. } => apply.lift(step, from, *ino),
@@ -59,18 +75,18 @@ pub(crate) fn apply(ground: &Ground, dirs: &mut Dirs<'_>, txn: TxnId, steps: &[S
     outcome
 }
 
-struct Apply<'a, 'd> {
+struct Apply<'a, 'd, 't> {
     ground: &'a Ground,
     dirs: &'a mut Dirs<'d>,
     txn: TxnId,
-    again: bool,
+    again: Option<&'a mut Turn<'t>>,
     aside: Vec<(RelPath, String)>,
 }
 
-impl Apply<'_, '_> {
+impl Apply<'_, '_, '_> {
     fn remove(&mut self, step: &Step) -> Result<()> {
-        if self.again && self.staged_ino(&step.area, &step.redo.staged)?.is_some() {
-            return Ok(());
+        if self.again.is_some() && self.staged_ino(&step.area, &step.redo.staged)?.is_some() {
+            return self.judge(step, &step.redo.staged);
         }
         let Some(dir) = self.dirs.try_parent(&step.path)? else { return Ok(()) };
         match exchange::take(&dir.fd, step.path.name(), &step.area.stage, &step.redo.staged) {
@@ -82,7 +98,7 @@ impl Apply<'_, '_> {
     }
 
     fn lift(&mut self, step: &Step, from: &RelPath, ino: u64) -> Result<()> {
-        if self.again {
+        if self.again.is_some() {
             let there = |meta: Option<root::Meta>| meta.is_some_and(|meta| meta.ino == ino);
             if self.staged_ino(&step.area, &step.redo.staged)? == Some(ino) || there(self.look_again(&step.path)?) {
                 return Ok(());
@@ -118,11 +134,19 @@ impl Apply<'_, '_> {
     }
 
     fn version(&mut self, step: &Step, ino: u64) -> Result<()> {
-        if self.again {
-            if self.look_again(&step.path)?.is_some_and(|meta| meta.ino == ino) {
+        if self.again.is_some() {
+            let live = self.look_again(&step.path)?;
+            displaced::reconcile(&step.area, self.txn, &step.redo, step.redo.old.as_slice(), live.as_ref())?;
+            // A power cut may have taken the bytes and left the inode: small content is told by its hash alone.
+            let small = step.content.is_some() || matches!(step.redo.what, What::Symlink { .. });
+            let there = match small {
+                true => self.is_there(step)?,
+                false => live.is_some_and(|meta| meta.ino == ino),
+            };
+            if there {
                 return Ok(());
             }
-            if self.staged_ino(&step.area, &step.redo.staged)? != Some(ino) {
+            if small || self.staged_ino(&step.area, &step.redo.staged)? != Some(ino) {
                 return self.rewrite(step);
             }
         }
@@ -132,17 +156,49 @@ impl Apply<'_, '_> {
 
     /// Writes a new version once more from the journal, where the temporary file did not survive.
     fn rewrite(&mut self, step: &Step) -> Result<()> {
-        let live = self.look_again(&step.path)?;
-        let older = step.redo.old.as_slice();
-        displaced::reconcile(&step.area, self.txn, &step.redo, older, live.as_ref())?;
         let staged = format!("{}{AGAIN}", step.redo.staged);
-        write_again(step, &staged, |_| Ok(()))?;
-        if self.place(step, &staged)? { self.judge(step, &staged) } else { Ok(()) }
+        let (mut redo, txn, n) = (step.redo.clone(), self.txn, step.n);
+        let turn = self.again.as_deref_mut();
+        write_again(step, &staged, |renewed| {
+            if let What::Content { ino, .. } | What::Symlink { ino, .. } = &mut redo.what {
+                *ino = renewed;
+            }
+            match turn {
+                Some(turn) => turn.write(Durability::Normal, |tx| journal::update_redo(tx, txn, n, &redo)),
+                None => Ok(()),
+            }
+        })?;
+        if self.place(step, &staged)? {
+            self.judge(step, &staged)?;
+        }
+        if let What::Content { ino, .. } | What::Symlink { ino, .. } = step.redo.what
+            && self.staged_ino(&step.area, &step.redo.staged)? == Some(ino)
+        {
+            // The temporary file of the first try, under its recorded inode: never published.
+            step.area.unlink_staged(&step.redo.staged)?;
+        }
+        Ok(())
+    }
+
+    /// True when the tree has the very content or symlink that a step is to leave there.
+    fn is_there(&self, step: &Step) -> Result<bool> {
+        let (size, wanted) = match &step.redo.what {
+            What::Content { size, hash, .. } => (*size, *hash),
+            What::Symlink { target, .. } => (0, *blake3::hash(target).as_bytes()),
+            _ => return Ok(false),
+        };
+        let symlink = matches!(step.redo.what, What::Symlink { .. });
+        let found = self.ground.opener.examine(vec![(step.path.clone(), size)])?.pop();
+        Ok(match found {
+            Some(Ok(Some(found))) => found.hash == Some(wanted) && (found.meta.kind == Kind::Symlink) == symlink,
+            _ => false,
+        })
     }
 
     fn place_moved(&mut self, step: &Step, ino: u64) -> Result<()> {
-        if self.again && self.look_again(&step.path)?.is_some_and(|meta| meta.ino == ino) {
-            return Ok(());
+        if self.again.is_some() && self.look_again(&step.path)?.is_some_and(|meta| meta.ino == ino) {
+            // What the exchange displaced may not have been judged yet.
+            return self.judge(step, &step.redo.staged);
         }
         if !self.place(step, &step.redo.staged)? {
             return Ok(());

@@ -32,36 +32,26 @@ pub(super) struct Request<'r> {
     pub(super) key: Option<&'r str>,
     pub(super) began_ms: i64,
     pub(super) overlay: &'r Overlay,
+    /// Of what was asked for, to compare a repeat of the key with.
+    pub(super) digest: [u8; 32],
     pub(super) sql: &'r mut [SqlFn],
 }
 
 /// Commits. On `Ok` the lock's release is noted too; the OS lock goes with the lease.
 pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receipt> {
-    let effects = request.overlay.effects();
-    let mut dirs = Dirs::new(&ground.root);
     if let Some(key) = request.key {
         // Before anything is prepared: the second time, sources are gone that were moved the first time.
-        let digest = super::effect::digest(&effects);
         let mut turn = ground.enter()?;
-        if let Some(receipt) = turn.look(|tx| first(tx, key, &digest))? {
+        if let Some(receipt) = turn.look(|tx| first(tx, key, &request.digest))? {
             turn.write(Durability::Normal, |tx| request.lease.note_release(tx))?;
             return Ok(receipt);
         }
     }
-    let mut prepared = Prepared::new(ground, &mut dirs, effects)?;
-    // Always before the turnstile: a settler holds this one while it waits for that.
-    let settling = match prepared.structural {
-        true => Some(SettleLock::wait(ground, Deadline::after(ground.limits.turn_wait))?),
-        false => None,
-    };
-    let mut turn = ground.enter()?;
-    if (ground.drain)(ground, &mut turn, Which::Unapplied)?.did_something() {
-        dirs = Dirs::new(&ground.root);
-    }
+    let mut prepared = Prepared::new(ground, request.overlay.effects())?;
+    let (mut turn, settling) = take_turn(ground, prepared.structural)?;
     request.lease.check_same()?;
-    if let Some(lock) = &settling {
-        settle::settle_in_turn(ground, &mut turn, lock)?;
-    }
+    // Opened under the turn: a directory that was open before may have been moved away by somebody's commit since.
+    let mut dirs = Dirs::new(&ground.root);
     prepared.bind(&mut dirs)?;
     refuse_overlaps(ground, &mut turn, &prepared.steps)?;
 
@@ -86,6 +76,27 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
     prepared.keep();
     let warnings = carry_out(ground, &mut turn, &mut dirs, id, &prepared, request.lease, settling.as_ref());
     Ok(Receipt { id, fence: request.lease.fence, changes, warnings, repeated: false })
+}
+
+/// Waits for the turn. Whatever a dead process committed is in the tree then, and settled where directories moved.
+/// A transaction that moves directories itself also holds the right to settle, and everything before it is settled.
+fn take_turn(ground: &Ground, structural: bool) -> Result<(Turn<'_>, Option<SettleLock>)> {
+    let settle_lock = || SettleLock::wait(ground, Deadline::after(ground.limits.turn_wait));
+    // Always before the turnstile: a settler holds this one while it waits for that.
+    let mut lock = if structural { Some(settle_lock()?) } else { None };
+    loop {
+        let mut turn = ground.enter()?;
+        (ground.drain)(ground, &mut turn, Which::Unapplied)?;
+        if let Some(held) = &lock {
+            settle::settle_in_turn(ground, &mut turn, held)?;
+            return Ok((turn, lock.filter(|_| structural)));
+        }
+        if !turn.look(journal::has_unsettled_structure)? {
+            return Ok((turn, None));
+        }
+        drop(turn);
+        lock = Some(settle_lock()?);
+    }
 }
 
 /// The first receipt, when the key was committed before.
@@ -120,7 +131,7 @@ fn record(
 ) -> Result<Recorded> {
     lock::check_fence(tx, &request.lease.name, request.lease.fence)?;
     if let Some(key) = request.key
-        && let Some(receipt) = first(tx, key, &prepared.digest)?
+        && let Some(receipt) = first(tx, key, &request.digest)?
     {
         return Ok(Recorded::Before(receipt));
     }
@@ -143,17 +154,19 @@ fn record(
             session: ground.session.id,
             label: request.label,
             key: request.key,
-            digest: prepared.digest,
+            digest: request.digest,
             ran_sql: !request.sql.is_empty(),
             structural: prepared.structural,
             changes: steps.len(),
             bytes: bytes(steps),
+            kept: steps.iter().filter(|step| step.redo.old.is_some()).count(),
             history,
             began_ms: request.began_ms,
             state: if steps.is_empty() { TxnState::Settled } else { TxnState::Committed },
         },
     )?;
-    for (n, (step, change)) in (0..).zip(steps.iter().zip(changes)) {
+    for (step, change) in steps.iter().zip(changes) {
+        let n = step.n;
         journal::insert_redo(tx, id, n, &step.path, &step.redo, step.content.as_deref())?;
         journal::insert_change(tx, id, n, change)?;
     }
@@ -171,7 +184,7 @@ fn carry_out(
     settling: Option<&SettleLock>,
 ) -> Vec<Warning> {
     let steps = &prepared.steps;
-    let outcome = apply::apply(ground, dirs, id, steps, false);
+    let outcome = apply::apply(ground, dirs, id, steps, None);
     let messages = outcome.messages();
     let noted = turn.write(Durability::Normal, |tx| {
         if outcome.failed.is_empty() && !steps.is_empty() {

@@ -38,7 +38,8 @@ pub(crate) fn keep(area: &Area, txn: TxnId, redo: &Redo, older: &[Identity], nam
         }
         return Ok(None);
     }
-    if meta.kind == Kind::File && meta.size == 0 {
+    let ours = matches!(redo.what, What::Content { ino, .. } if ino == meta.ino);
+    if meta.kind == Kind::File && meta.size == 0 && ours {
         // Our own version, whose bytes a power cut took. With any byte in it, it may be somebody's edit in place.
         area.drop_staged(name)?;
         return Ok(None);
@@ -60,14 +61,22 @@ pub(crate) fn reconcile(
         let name = format!("{}{suffix}", redo.staged);
         let Some(meta) = area.look_staged(&name)? else { continue };
         let ours = match &redo.what {
-            // Recorded before it was filled; found here, it was never published.
-            What::Content { ino, .. } => meta.ino == *ino,
+            What::Content { ino, size, attrs, .. } => {
+                // Made, not yet recorded; or recorded, not yet filled: while the tree has another inode than the
+                // recorded one, nothing was exchanged.
+                let exchanged = live.is_some_and(|live| live.ino == *ino);
+                let begun = meta.kind == Kind::File && (meta.size == 0 || meta.ino == *ino);
+                // Or it was in the tree once, and nobody has written to it since.
+                let untouched = meta.kind == Kind::File && meta.size == *size && meta.mtime == attrs.mtime;
+                (begun && !exchanged) || untouched
+            }
             What::Symlink { target, .. } => temp::symlink_says(area, &name, target),
             _ => false,
         };
+        let old = older.iter().any(|old| old.is(&meta, true));
         // Without an exchange the old version is linked aside first; then both names are one inode.
         let linked = live.is_some_and(|live| live.ino == meta.ino && live.kind == meta.kind);
-        if ours || linked {
+        if linked || (ours && !old) {
             area.unlink_staged(&name)?;
         } else {
             kept = keep(area, txn, redo, older, &name)?.or(kept);

@@ -48,34 +48,3 @@ impl Effect {
         }
     }
 }
-
-/// What a repeat of an idempotency key is compared by: every effect, with the hash of its content.
-pub(super) fn digest(effects: &[Effect]) -> [u8; 32] {
-    use std::os::unix::ffi::OsStrExt;
-    let mut hasher = blake3::Hasher::new();
-    let mut part = |bytes: &[u8]| {
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    };
-    for effect in effects {
-        match effect {
-            Effect::Lift(path) => [b"lift", path.as_bytes()].map(&mut part),
-            Effect::Directory(path) => [b"dir", path.as_bytes()].map(&mut part),
-            Effect::File(path, file) => {
-                part(b"file");
-                [path.as_bytes(), &file.hash].map(&mut part)
-            }
-            Effect::Symlink(path, target) => {
-                part(b"link");
-                [path.as_bytes(), target.as_os_str().as_bytes()].map(&mut part)
-            }
-            Effect::Move { from, to } => {
-                part(b"move");
-                [from.as_bytes(), to.as_bytes()].map(&mut part)
-            }
-            // The source was moved away the first time, so only where it went can be compared.
-            Effect::Publish(_, to) => [b"publish", to.as_bytes()].map(&mut part),
-        };
-    }
-    *hasher.finalize().as_bytes()
-}

@@ -1,5 +1,6 @@
 //! What every transaction stands on: the open root, its areas, the store, this session and its locks.
 
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,27 +27,22 @@ pub(crate) struct Limits {
     pub(crate) turn_wait: Duration,
 }
 
-/// The ground.
+/// The ground: its parts, and what is only of this process.
 #[derive(Debug)]
 pub(crate) struct Ground {
-    pub(crate) root: RootDir,
-    pub(crate) opener: Opener,
-    pub(crate) store: Store,
-    pub(crate) session: Session,
-    pub(crate) locks: Locks,
-    pub(crate) limits: Limits,
-    pub(crate) state_path: PathBuf,
-    pub(crate) state_ino: u64,
-    pub(crate) sessions: OwnedFd,
-    pub(crate) boot: Vec<u8>,
-    /// Paths that are the engine's or the application's database, and so not the tree's.
-    pub(crate) reserved: Vec<RelPath>,
-    /// Carries what others committed and could not apply into the tree; a function of a higher floor.
-    pub(crate) drain: Drain,
+    parts: Parts,
     /// What waits for the background settler.
     pub(crate) backlog: Backlog,
     areas: RwLock<Vec<Arc<Area>>>,
     names: AtomicU64,
+}
+
+impl Deref for Ground {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
 }
 
 /// Which unapplied transactions to carry into the tree.
@@ -68,13 +64,6 @@ pub(crate) struct Drained {
     pub(crate) pending: u64,
     pub(crate) quarantined: u64,
     pub(crate) aside: u64,
-}
-
-impl Drained {
-    /// True when the tree may have been changed.
-    pub(crate) fn did_something(&self) -> bool {
-        self.applied + self.pending > 0
-    }
 }
 
 /// How much this process has applied and not settled, and the bell for the thread that settles it.
@@ -159,7 +148,7 @@ impl Scene<'_> {
     /// The area with this number.
     pub(crate) fn area(&self, id: i64) -> Result<Arc<Area>> {
         let found = self.areas.iter().find(|area| area.id == id).cloned();
-        found.ok_or_else(|| Error::corrupt("a stored record", format_args!("area {id} is not known or not mounted")))
+        found.ok_or(Error::NotMounted { area: id })
     }
 
     /// Refuses a path that is not the tree's.
@@ -192,38 +181,22 @@ pub(crate) struct Parts {
     pub(crate) state_ino: u64,
     pub(crate) sessions: OwnedFd,
     pub(crate) boot: Vec<u8>,
+    /// Paths that are the engine's or the application's database, and so not the tree's.
     pub(crate) reserved: Vec<RelPath>,
-    pub(crate) state_area: Area,
-    pub(crate) settle_bytes: u64,
+    /// Carries what others committed and could not apply into the tree; a function of a higher floor.
     pub(crate) drain: Drain,
 }
 
 impl Ground {
-    /// Lays the ground and opens the areas that earlier sessions recorded. One that is not mounted now is passed over:
-    /// what lies there waits until it is.
-    pub(crate) fn lay(parts: Parts) -> Result<Self> {
+    /// Lays the ground and opens the areas that earlier sessions recorded.
+    pub(crate) fn lay(parts: Parts, state_area: Area, settle_bytes: u64) -> Result<Self> {
         let ground = Self {
-            root: parts.root,
-            opener: parts.opener,
-            store: parts.store,
-            session: parts.session,
-            locks: parts.locks,
-            limits: parts.limits,
-            state_path: parts.state_path,
-            state_ino: parts.state_ino,
-            sessions: parts.sessions,
-            boot: parts.boot,
-            reserved: parts.reserved,
-            drain: parts.drain,
-            backlog: Backlog::new(parts.settle_bytes),
-            areas: RwLock::new(vec![Arc::new(parts.state_area)]),
+            parts,
+            backlog: Backlog::new(settle_bytes),
+            areas: RwLock::new(vec![Arc::new(state_area)]),
             names: AtomicU64::new(0),
         };
-        for (id, top) in ground.enter()?.look(journal::areas)? {
-            if let Err(error) = ground.open_area(id, &top) {
-                tracing::warn!(%error, area = id, "an area of this journal cannot be opened");
-            }
-        }
+        ground.refresh_areas(&ground.enter()?)?;
         Ok(ground)
     }
 
@@ -243,6 +216,31 @@ impl Ground {
         self.scene().check(&checked).map(|()| checked)
     }
 
+    /// Checks a caller's path that is to go as a whole: nothing of the engine's may lie in it.
+    pub(crate) fn whole_path(&self, path: &Path) -> Result<RelPath> {
+        let checked = self.path(path)?;
+        let holds = |inner: &RelPath| inner.is_within(&checked);
+        let areas = self.areas();
+        if self.reserved.iter().any(holds) || areas.iter().filter_map(|area| area.top.as_ref()).any(holds) {
+            let reason = "something of the journal's own lies in it";
+            return Err(Error::BadPath { path: path.to_owned(), reason });
+        }
+        Ok(checked)
+    }
+
+    /// Opens the areas that other sessions have made since. One that is not mounted now is passed over: what lies
+    /// there waits until it is.
+    pub(crate) fn refresh_areas(&self, turn: &Turn<'_>) -> Result<()> {
+        for (id, top) in turn.look(journal::areas)? {
+            if self.area(id).is_err()
+                && let Err(error) = self.open_area(id, &top)
+            {
+                tracing::warn!(%error, area = id, "an area of this journal cannot be opened");
+            }
+        }
+        Ok(())
+    }
+
     /// What recovery looks at.
     pub(crate) fn scene(&self) -> Scene<'_> {
         Scene {
@@ -258,7 +256,7 @@ impl Ground {
     pub(crate) fn area(&self, id: i64) -> Result<Arc<Area>> {
         let areas = self.areas.read().unwrap_or_else(|poison| poison.into_inner());
         let found = areas.iter().find(|area| area.id == id).cloned();
-        found.ok_or_else(|| Error::corrupt("a stored record", format_args!("area {id} is not known or not mounted")))
+        found.ok_or(Error::NotMounted { area: id })
     }
 
     /// All areas that are open.

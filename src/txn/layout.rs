@@ -8,6 +8,7 @@ use crate::fs::root::{self, Dirs, Meta};
 use crate::path::RelPath;
 
 /// Which paths a transaction's effects take away and fill, to see the tree as it was through the tree as it will be.
+#[derive(Debug)]
 pub(super) struct Layout {
     pub(super) lifted: HashSet<RelPath>,
     pub(super) placed: HashSet<RelPath>,
@@ -38,7 +39,9 @@ impl Layout {
             if let Some(from) = self.moves.get(&at) {
                 let rest = path.names().skip(at.names().count());
                 let origin = rest.fold(from.clone(), |at, name| RelPath::join(Some(&at), name));
-                return if self.lifted.contains(&origin) { Ok(None) } else { look(dirs, &origin) };
+                let mut on_the_way = std::iter::successors(Some(origin.clone()), RelPath::parent);
+                let gone = on_the_way.by_ref().take_while(|at| at != from).any(|at| self.lifted.contains(&at));
+                return if gone { Ok(None) } else { look(dirs, &origin) };
             }
             if self.lifted.contains(&at) {
                 return Ok(None);

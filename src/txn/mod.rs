@@ -6,6 +6,7 @@
 //! - [`ground`] is what they all stand on.
 
 mod apply;
+mod checks;
 mod commit;
 mod databases;
 mod displaced;

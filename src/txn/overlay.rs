@@ -35,6 +35,8 @@ pub(crate) struct NewFile {
     pub(crate) bytes: Bytes,
     pub(crate) hash: [u8; 32],
     pub(crate) database: bool,
+    /// The live file whose mode, owner and xattrs it takes over, in the tree as it was.
+    pub(crate) like: Option<RelPath>,
 }
 
 /// Something published: where it lies until COMMIT.
@@ -92,6 +94,8 @@ pub(crate) enum View<'o> {
     Live(RelPath),
     /// What lies at a path outside the tree, to be published.
     Outside(PathBuf),
+    /// What comes along with a directory that is published, if it is there.
+    Along(PathBuf),
     /// A directory in which something is staged.
     Dir,
     /// A new file.
@@ -114,9 +118,11 @@ impl Node {
         if let Node::Dir(dir) = self {
             let mut dirs = vec![dir];
             while let Some(dir) = dirs.pop() {
+                // What only came along is cut off with it; what was moved in from elsewhere is not.
+                let along: Vec<Option<Origin>> = dir.names.keys().map(|name| dir.inherited(name)).collect();
                 dir.origin = Origin::Fresh;
-                dirs.extend(dir.names.values_mut().filter_map(|entry| match &mut entry.node {
-                    Some(Node::Dir(inner)) if matches!(inner.origin, Origin::Live(_)) => Some(inner),
+                dirs.extend(dir.names.values_mut().zip(along).filter_map(|(entry, along)| match &mut entry.node {
+                    Some(Node::Dir(inner)) if along.as_ref() == Some(&inner.origin) => Some(inner),
                     _ => None,
                 }));
             }
@@ -170,7 +176,7 @@ impl Overlay {
                         View::Live(names.fold(at, |at, name| RelPath::join(Some(&at), name)))
                     }
                     Some(Origin::Published(published)) => {
-                        View::Outside(names.fold(published.source.clone(), |at, name| at.join(as_os(name))))
+                        View::Along(names.fold(published.source.clone(), |at, name| at.join(as_os(name))))
                     }
                     Some(Origin::Live(None) | Origin::Fresh) => View::Absent,
                 });
@@ -286,18 +292,21 @@ fn collect(dir: &DirNode, at: Option<&RelPath>, lifted: &mut Vec<RelPath>, place
             Some(Node::File(file)) => placed.push(Effect::File(path, file.clone())),
             Some(Node::Symlink(target)) => placed.push(Effect::Symlink(path, target.clone())),
             // Renamed and renamed back: it never moved.
-            Some(Node::Moved(from)) if *from == path => lifted.retain(|lifted| lifted != from),
+            Some(Node::Moved(from)) if dir.inherited(name) == Some(Origin::Live(Some(from.clone()))) => {
+                lifted.retain(|lifted| lifted != from);
+            }
             Some(Node::Moved(from)) => placed.push(Effect::Move { from: from.clone(), to: path }),
             Some(Node::Published(published)) => placed.push(Effect::Publish(Arc::clone(published), path)),
             Some(Node::Dir(inner)) => {
                 let inherits = dir.inherited(name);
                 match &inner.origin {
-                    Origin::Live(Some(from)) if *from == path => {
-                        lifted.retain(|lifted| lifted != from);
+                    // It came along with its parent, or back to it.
+                    origin if inherits.as_ref() == Some(origin) => {
+                        if let Origin::Live(Some(from)) = origin {
+                            lifted.retain(|lifted| lifted != from);
+                        }
                         placed.push(Effect::Directory(path.clone()));
                     }
-                    // A directory that came along with its parent.
-                    origin if !entry.lifted && inherits.as_ref() == Some(origin) => {}
                     Origin::Live(Some(from)) => {
                         placed.push(Effect::Move { from: from.clone(), to: path.clone() });
                     }

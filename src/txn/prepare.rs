@@ -1,17 +1,17 @@
 //! Everything that can fail, before COMMIT: temporary files are written, parents opened, permissions and free space
 //! looked at, so that a full disk or a missing permission aborts instead of surprising later.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::databases;
-use super::effect::{Effect, digest};
+use super::effect::Effect;
 use super::ground::Ground;
 use super::layout::{Layout, look};
 use super::overlay::{Bytes, NewFile, Published};
+use super::{checks, databases};
 use crate::error::{Error, IoContext, Result};
 use crate::fs::area::Area;
 use crate::fs::attrs::{self, Attrs};
@@ -21,8 +21,6 @@ use crate::fs::temp;
 use crate::journal::{Change, ChangeKind, Identity, Redo, What};
 use crate::path::RelPath;
 
-/// Below this much free space nothing is begun: carrying a commit into the tree may need a block for a directory.
-const SPACE_MARGIN: u64 = 1 << 20;
 /// Up to this many files are synced one by one; beyond, one `syncfs` is cheaper.
 pub(crate) const SYNC_ONE_BY_ONE: usize = 8;
 /// What a published source is called in the stage, behind its number: never deleted as a stray.
@@ -31,6 +29,8 @@ pub(crate) const KEEP: &str = ".keep";
 /// One effect, ready to be carried out.
 #[derive(Debug)]
 pub(crate) struct Step {
+    /// Its number in the transaction.
+    pub(crate) n: i64,
     /// The path it acts on: for lifts that of the tree as it was, else that of the tree as it will be.
     pub(crate) path: RelPath,
     pub(crate) redo: Redo,
@@ -51,33 +51,28 @@ pub(crate) struct Prepared<'g> {
     ground: &'g Ground,
     pub(crate) steps: Vec<Step>,
     pub(crate) structural: bool,
-    pub(crate) digest: [u8; 32],
+    layout: Layout,
     databases: Option<Held>,
     kept: bool,
 }
 
 impl<'g> Prepared<'g> {
     /// Prepares the effects of a transaction.
-    pub(crate) fn new(ground: &'g Ground, dirs: &mut Dirs<'_>, effects: Vec<Effect>) -> Result<Self> {
-        let mut prepared = Self {
-            ground,
-            steps: Vec::with_capacity(effects.len()),
-            structural: false,
-            digest: digest(&effects),
-            databases: None,
-            kept: false,
-        };
+    pub(crate) fn new(ground: &'g Ground, effects: Vec<Effect>) -> Result<Self> {
+        let mut dirs = Dirs::new(&ground.root);
         let layout = Layout::of(&effects);
+        let steps = Vec::with_capacity(effects.len());
+        let mut prepared = Self { ground, steps, structural: false, layout, databases: None, kept: false };
         for effect in effects {
-            prepared.add(dirs, effect, &layout)?;
+            prepared.add(&mut dirs, effect)?;
         }
         prepared.structural = prepared.steps.iter().any(|step| match &step.redo.what {
             What::Move { .. } => true,
             What::Absence => step.seen.is_some_and(|meta| meta.kind == Kind::Directory),
             _ => false,
         });
-        prepared.check_writable(dirs)?;
-        prepared.databases = databases::hold(ground, dirs, &prepared.steps, &layout)?;
+        checks::check(ground, &mut dirs, &prepared.steps, prepared.structural)?;
+        prepared.databases = databases::hold(ground, &mut dirs, &prepared.steps, &prepared.layout)?;
         prepared.sync_large()?;
         Ok(prepared)
     }
@@ -87,7 +82,8 @@ impl<'g> Prepared<'g> {
         self.kept = true;
     }
 
-    fn add(&mut self, dirs: &mut Dirs<'_>, effect: Effect, layout: &Layout) -> Result<()> {
+    fn add(&mut self, dirs: &mut Dirs<'_>, effect: Effect) -> Result<()> {
+        let layout = &self.layout;
         let full = |path: &RelPath| self.ground.root.full(path);
         match effect {
             Effect::Lift(path) => {
@@ -110,11 +106,11 @@ impl<'g> Prepared<'g> {
                 seen => self.step(dirs, path, What::Directory { mode: None }, seen.filter(not_directory)),
             },
             Effect::File(path, file) => {
-                let seen = self.displaced(dirs, &path, layout)?;
+                let seen = self.displaced(dirs, &path)?;
                 self.file(dirs, path, file, seen)
             }
             Effect::Symlink(path, target) => {
-                let seen = self.displaced(dirs, &path, layout)?;
+                let seen = self.displaced(dirs, &path)?;
                 let (area, staged) = (self.area(dirs, &path)?, self.ground.fresh_name());
                 let meta = temp::symlink(&area, &staged, &target)?;
                 let target = std::os::unix::ffi::OsStringExt::into_vec(target.into_os_string());
@@ -123,7 +119,7 @@ impl<'g> Prepared<'g> {
             }
             Effect::Move { from, to } => {
                 let Some(meta) = look(dirs, &from)? else { return Err(Error::NotFound { path: full(&from) }) };
-                let seen = self.displaced(dirs, &to, layout)?;
+                let seen = self.displaced(dirs, &to)?;
                 let area = self.area(dirs, &to)?;
                 if self.area(dirs, &from)?.id != area.id {
                     return Err(Error::CrossDevice { path: full(&from) });
@@ -135,16 +131,16 @@ impl<'g> Prepared<'g> {
                 Ok(())
             }
             Effect::Publish(published, to) => {
-                let seen = self.displaced(dirs, &to, layout)?;
+                let seen = self.displaced(dirs, &to)?;
                 self.publish(dirs, &published, to, seen)
             }
         }
     }
 
     /// What a new version will displace. A directory only if the transaction lifts it.
-    fn displaced(&self, dirs: &mut Dirs<'_>, path: &RelPath, layout: &Layout) -> Result<Option<Meta>> {
-        match layout.look(dirs, path)? {
-            Some(meta) if meta.kind == Kind::Directory && layout.lifted.contains(path) => Ok(None),
+    fn displaced(&self, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Option<Meta>> {
+        match self.layout.look(dirs, path)? {
+            Some(meta) if meta.kind == Kind::Directory && self.layout.lifted.contains(path) => Ok(None),
             Some(meta) if meta.kind == Kind::Directory => {
                 Err(Error::IsADirectory { path: self.ground.root.full(path) })
             }
@@ -158,7 +154,7 @@ impl<'g> Prepared<'g> {
         loop {
             match dirs.parent(&at) {
                 Ok(dir) => return self.ground.area_of(&dir, &at),
-                Err(Error::NotFound { .. } | Error::NotADirectory { .. }) => {}
+                Err(Error::NotFound { .. } | Error::NotADirectory { .. } | Error::SymlinkOnTheWay { .. }) => {}
                 Err(error) => return Err(error),
             }
             match at.parent() {
@@ -184,12 +180,19 @@ impl<'g> Prepared<'g> {
         seen: Option<Meta>,
     ) {
         let redo = Redo { what, area: area.id, staged, old: seen.as_ref().map(Identity::from) };
-        self.steps.push(Step { path, redo, area, content, seen, database: false, came_from: None });
+        let n = self.steps.len() as i64;
+        self.steps.push(Step { n, path, redo, area, content, seen, database: false, came_from: None });
     }
 
     fn file(&mut self, dirs: &mut Dirs<'_>, path: RelPath, file: NewFile, seen: Option<Meta>) -> Result<()> {
         let area = self.area(dirs, &path)?;
-        let like = like(dirs, &path, seen.as_ref())?;
+        let like = match &file.like {
+            Some(path) => {
+                let live = look(dirs, path)?;
+                like(dirs, path, live.as_ref())?
+            }
+            None => like(dirs, &path, seen.as_ref())?,
+        };
         let staged = match &file.bytes {
             Bytes::Staged { name, area: at, .. } if *at == area.id => name.clone(),
             _ => self.ground.fresh_name(),
@@ -203,7 +206,9 @@ impl<'g> Prepared<'g> {
             Bytes::Staged { name, area: at, .. } => {
                 let stage_path = area.stage_path(&staged);
                 if *at != area.id {
-                    temp::copy(&*self.ground.area(*at)?, name, &area, &staged)?;
+                    let from = self.ground.area(*at)?;
+                    temp::copy(&from, name, &area, &staged)?;
+                    from.drop_staged(name)?;
                 }
                 temp::finish(&temp::reopen(&area, &staged)?, like.as_ref(), false, &stage_path)?
             }
@@ -255,34 +260,6 @@ impl<'g> Prepared<'g> {
         Ok(())
     }
 
-    /// Permission and space, looked at once for each directory that exists and each area.
-    fn check_writable(&self, dirs: &mut Dirs<'_>) -> Result<()> {
-        let mut checked = BTreeSet::new();
-        for step in &self.steps {
-            let origin = match &step.redo.what {
-                What::Move { from, .. } => from.as_ref(),
-                _ => None,
-            };
-            for path in [Some(&step.path), origin].into_iter().flatten() {
-                let parent = path.parent();
-                if checked.contains(&parent) {
-                    continue;
-                }
-                if let Ok(dir) = dirs.parent(path) {
-                    dir.check_writable().at(
-                        "write in",
-                        parent.as_ref().map_or(self.ground.root.path().to_owned(), |at| self.ground.root.full(at)),
-                    )?;
-                }
-                checked.insert(parent);
-            }
-        }
-        let mut areas: Vec<&Arc<Area>> = self.steps.iter().map(|step| &step.area).collect();
-        areas.sort_by_key(|area| area.id);
-        areas.dedup_by_key(|area| area.id);
-        areas.into_iter().try_for_each(|area| check_space(&area.path))
-    }
-
     /// What does not ride in the log is durable, with its name in the stage, before the COMMIT that relies on it.
     fn sync_large(&self) -> Result<()> {
         let large = |step: &&Step| match &step.redo.what {
@@ -311,13 +288,18 @@ impl<'g> Prepared<'g> {
         Ok(())
     }
 
-    /// Looks again at every path, now that nobody else commits. What changed in the meantime is judged anew.
+    /// Looks again at every path, now that nobody else commits. What changed in the meantime is judged anew; where
+    /// directories move, it is refused.
     pub(crate) fn bind(&mut self, dirs: &mut Dirs<'_>) -> Result<()> {
+        if self.structural {
+            return self.bind_structure(dirs);
+        }
+        self.check_parents(dirs)?;
         for step in &mut self.steps {
-            let now = match &step.redo.what {
-                // In a structural transaction a path may stand for something that another step moves first.
-                _ if self.structural => continue,
-                _ => look(dirs, &step.path)?,
+            let now = match look(dirs, &step.path) {
+                // What stands on the way goes in this transaction.
+                Err(Error::NotADirectory { .. } | Error::SymlinkOnTheWay { .. }) if step.seen.is_none() => None,
+                other => other?,
             };
             let version = |meta: &Meta| (meta.ino, meta.ctime, meta.size);
             if now.as_ref().map(version) == step.seen.as_ref().map(version) {
@@ -347,13 +329,54 @@ impl<'g> Prepared<'g> {
         Ok(())
     }
 
+    /// Every directory that something is put in is there, or made by this transaction.
+    fn check_parents(&self, dirs: &mut Dirs<'_>) -> Result<()> {
+        let makes = |step: &&Step| matches!(step.redo.what, What::Directory { .. });
+        let made: HashSet<&RelPath> = self.steps.iter().filter(makes).map(|step| &step.path).collect();
+        for step in self.steps.iter().filter(|step| step.redo.what != What::Absence) {
+            if let Some(parent) = step.path.parent()
+                && !made.contains(&parent)
+                && dirs.try_parent(&step.path)?.is_none()
+            {
+                return Err(Error::ChangedMeanwhile { path: parent.to_path_buf() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Each step was prepared for one arrangement of directories. Any other is somebody's commit since.
+    fn bind_structure(&mut self, dirs: &mut Dirs<'_>) -> Result<()> {
+        for step in &mut self.steps {
+            let changed = |path: &RelPath| Error::ChangedMeanwhile { path: path.to_path_buf() };
+            if let What::Move { from: Some(from), ino, .. } = &step.redo.what
+                && look(dirs, from)?.is_none_or(|meta| meta.ino != *ino)
+            {
+                return Err(changed(from));
+            }
+            let now = match &step.redo.what {
+                What::Absence => look(dirs, &step.path)?,
+                _ => self.layout.look(dirs, &step.path)?,
+            };
+            // A directory that is lifted first displaces nothing, as when it was prepared.
+            let gone = |meta: &Meta| meta.kind == Kind::Directory && step.redo.what != What::Absence;
+            let now = now.filter(|meta| !gone(meta) || !self.layout.lifted.contains(&step.path));
+            if now.map(|meta| meta.ino) != step.seen.map(|meta| meta.ino) {
+                return Err(changed(&step.path));
+            }
+            step.seen = now;
+            step.redo.old = now.as_ref().map(Identity::from);
+        }
+        Ok(())
+    }
+
     /// The change rows of the steps.
     pub(crate) fn changes(&self) -> Vec<Change> {
         self.steps.iter().map(Step::change).collect()
     }
 
     fn put_back(&self) {
-        for step in &self.steps {
+        // In reverse: what was taken out of a source first goes back into it last.
+        for step in self.steps.iter().rev() {
             let staged = &step.redo.staged;
             let Some(published) = &step.came_from else {
                 if matches!(step.redo.what, What::Content { .. } | What::Symlink { .. })
@@ -385,8 +408,8 @@ impl Drop for Prepared<'_> {
 
 impl Step {
     /// A step as it stands in the journal, to be carried out once more.
-    pub(crate) fn again(path: RelPath, redo: Redo, area: Arc<Area>, content: Option<Arc<[u8]>>) -> Self {
-        Self { path, redo, area, content, seen: None, database: false, came_from: None }
+    pub(crate) fn again(n: i64, path: RelPath, redo: Redo, area: Arc<Area>, content: Option<Arc<[u8]>>) -> Self {
+        Self { n, path, redo, area, content, seen: None, database: false, came_from: None }
     }
 
     fn change(&self) -> Change {
@@ -430,6 +453,9 @@ fn not_directory(meta: &Meta) -> bool {
 
 /// What a new file takes over: all of the version it replaces, or the group of a set-group-id directory.
 fn like(dirs: &mut Dirs<'_>, path: &RelPath, seen: Option<&Meta>) -> Result<Option<Attrs>> {
+    if seen.is_none() {
+        return Ok(None);
+    }
     let Some(dir) = dirs.try_parent(path)? else { return Ok(None) };
     match seen {
         Some(meta) if meta.kind == Kind::File => {
@@ -438,14 +464,6 @@ fn like(dirs: &mut Dirs<'_>, path: &RelPath, seen: Option<&Meta>) -> Result<Opti
         }
         _ => Ok(None),
     }
-}
-
-/// Refuses to begin what a full disk would leave half way.
-fn check_space(path: &Path) -> Result<()> {
-    if fs4::available_space(path).at("look at the free space of", path)? < SPACE_MARGIN {
-        return Err(std::io::Error::from_raw_os_error(libc::ENOSPC)).at("write in", path);
-    }
-    Ok(())
 }
 
 pub(crate) fn failed_sync(path: &Path, source: std::io::Error) -> Error {

@@ -12,17 +12,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::apply::write_again;
-use super::displaced::AGAIN;
+use super::displaced::{self, AGAIN};
 use super::ground::Ground;
 use super::prepare::{SYNC_ONE_BY_ONE, Step, failed_sync};
 use crate::error::{Error, IoContext, Result};
-use crate::fs::area::Area;
+use crate::fs::area::{self, Area};
 use crate::fs::exchange;
 use crate::fs::opener::SyncTarget;
 use crate::fs::os_lock::OsLock;
-use crate::fs::root::Dirs;
+use crate::fs::root::{Dirs, Meta};
 use crate::id::TxnId;
-use crate::journal::{self, Level, Redo, RedoRow, TxnState, What};
+use crate::journal::{self, Identity, Level, Redo, RedoRow, TxnState, What};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn};
 use crate::time::Deadline;
@@ -83,7 +83,7 @@ pub(crate) fn settle(ground: &Ground, deadline: Deadline) -> Result<Settled> {
     let mut settled = Settled::default();
     loop {
         let mut batch = begin(ground, &mut ground.enter()?, &lock)?;
-        if batch.txns.is_empty() {
+        if batch.txns.is_empty() && !batch.more {
             return Ok(settled);
         }
         sync(ground, &batch)?;
@@ -100,7 +100,7 @@ pub(crate) fn settle(ground: &Ground, deadline: Deadline) -> Result<Settled> {
 pub(crate) fn settle_in_turn(ground: &Ground, turn: &mut Turn<'_>, lock: &SettleLock) -> Result<()> {
     loop {
         let batch = begin(ground, turn, lock)?;
-        if batch.txns.is_empty() {
+        if batch.txns.is_empty() && !batch.more {
             return Ok(());
         }
         sync(ground, &batch)?;
@@ -109,8 +109,12 @@ pub(crate) fn settle_in_turn(ground: &Ground, turn: &mut Turn<'_>, lock: &Settle
 }
 
 fn begin(ground: &Ground, turn: &mut Turn<'_>, _: &SettleLock) -> Result<Batch> {
-    let now = ground.mark_now();
     let mut unsettled = turn.look(journal::unsettled)?;
+    if unsettled.is_empty() {
+        return Ok(Batch::default());
+    }
+    ground.refresh_areas(turn)?;
+    let now = ground.mark_now();
     unsettled.retain(|txn| match txn.state {
         TxnState::Settling => true,
         TxnState::Applied => txn.mark.as_ref().is_some_and(|mark| mark.counts_in(&now)),
@@ -129,13 +133,15 @@ fn begin(ground: &Ground, turn: &mut Turn<'_>, _: &SettleLock) -> Result<Batch> 
                 batch.whole |= txn.structural;
                 rows.into_iter().for_each(|row| batch.add(row));
             }
+            // A mount that is not there now may come back.
+            Err(Error::NotMounted { .. }) => {}
             Err(error) => unreadable.push((txn.id, txn.state, error.to_string())),
         }
     }
     if !unreadable.is_empty() {
         set_aside(turn, &unreadable)?;
-        unsettled.retain(|txn| batch.txns.contains(&txn.id));
     }
+    unsettled.retain(|txn| batch.txns.contains(&txn.id));
     // Marked before the rewrite below: it is this settle's sync that is in doubt from now on.
     turn.write(Durability::Normal, |tx| {
         let fresh = unsettled.iter().filter(|txn| txn.state == TxnState::Applied);
@@ -172,6 +178,7 @@ struct Readable {
 impl Readable {
     fn of(ground: &Ground, row: RedoRow) -> Result<Self> {
         let redo = row.redo?;
+        area::check_name(&redo.staged)?;
         let area = ground.area(redo.area)?;
         Ok(Self { txn: row.txn, n: row.n, path: row.path?, redo, area })
     }
@@ -259,30 +266,36 @@ fn rewrite(ground: &Ground, turn: &mut Turn<'_>, batch: &mut Batch, suspect: &[T
     for ((path, _), found) in candidates.into_iter().zip(found) {
         let Some((txn, n, redo)) = batch.newest.get_mut(&path) else { continue };
         let What::Content { hash, .. } = &redo.what else { continue };
-        if found?.and_then(|found| found.hash) != Some(*hash) {
-            continue;
-        }
+        let (found, area) = (found?, ground.area(redo.area)?);
+        // What an earlier settle that was cut short left, somebody's edit of its last instant included.
+        let live = found.as_ref().map(|found| &found.meta);
+        displaced::reconcile(&area, *txn, redo, redo.old.as_slice(), live)?;
+        let Some(found) = found.filter(|found| found.hash == Some(*hash)) else { continue };
         let Some(content) = turn.look(|tx| journal::redo_content(tx, *txn, *n))? else { continue };
-        let area = ground.area(redo.area)?;
         let staged = format!("{}{AGAIN}", redo.staged);
-        let step = Step::again(path.clone(), redo.clone(), area, Some(content.into()));
-        // Left by a settle that was cut short just here: the same bytes, either way.
-        step.area.drop_staged(&staged)?;
-        let renewed_ino = write_again(&step, &staged, |_| Ok(()))?;
-        if let What::Content { ino, .. } = &mut redo.what {
-            *ino = renewed_ino;
-        }
+        let step = Step::again(*n, path.clone(), redo.clone(), area, Some(content.into()));
+        write_again(&step, &staged, |renewed| {
+            if let What::Content { ino, .. } = &mut redo.what {
+                *ino = renewed;
+            }
+            turn.write(Durability::Normal, |tx| journal::update_redo(tx, *txn, *n, redo))
+        })?;
         let dir = dirs.parent(&path)?;
         exchange::place(&step.area, &step.area.stage, &staged, &dir.fd, path.name(), true)
             .at("rewrite", ground.root.full(&path))?;
-        // What came back is the same bytes, in the inode that may not have reached the disk.
-        step.area.drop_staged(&staged)?;
-        renewed.push((*txn, *n, redo.clone(), path));
+        // What came back is the same bytes, in the inode that may not have reached the disk; or somebody's work of the
+        // last instant.
+        let same = |back: &Meta| Identity::from(&found.meta).is(back, true);
+        match step.area.look_staged(&staged)? {
+            Some(back) if same(&back) => step.area.unlink_staged(&staged)?,
+            Some(_) => drop(displaced::set_aside(&step.area, *txn, &step.area.stage, &staged)?),
+            None => {}
+        }
+        renewed.push((*txn, path));
     }
     batch.whole = true;
     turn.write(Durability::Normal, |tx| {
-        for (txn, n, redo, path) in &renewed {
-            journal::update_redo(tx, *txn, *n, redo)?;
+        for (txn, path) in &renewed {
             let message = "rewritten, because an earlier sync of it was cut short or failed";
             journal::insert_event(tx, Level::Warn, "rewritten", Some(*txn), Some(path), message)?;
         }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,8 +38,10 @@ pub struct Transaction {
     sql: Vec<SqlFn>,
     label: String,
     key: Option<String>,
-    /// The key was committed before: what is staged is compared, not judged by the live tree, which has it already.
+    /// The key was committed before: what is asked for is only compared with what was asked for then.
     replay: bool,
+    /// Every operation as it was asked for.
+    asked: blake3::Hasher,
     began_ms: i64,
     inline: u64,
     paths: u64,
@@ -72,6 +75,7 @@ impl Transaction {
             label,
             key,
             replay,
+            asked: blake3::Hasher::new(),
             began_ms: now_ms(),
             inline: 0,
             paths: 0,
@@ -92,9 +96,12 @@ impl Transaction {
     /// the limits for small content is streamed to the stage, so memory stays bounded.
     pub fn write_from(&mut self, path: impl AsRef<Path>, mut reader: impl Read) -> Result<u64> {
         let path = self.begin_staging(path.as_ref())?;
-        if let View::Dir = self.overlay.view(&path)? {
-            return Err(Error::IsADirectory { path: self.ground.root.full(&path) });
-        }
+        let like = match self.placing(&path)? {
+            View::Dir => return Err(Error::IsADirectory { path: self.ground.root.full(&path) }),
+            View::Live(live) => Some(live),
+            View::File(file) => file.like.clone(),
+            _ => None,
+        };
         let limit = self.ground.limits.inline_file.min(self.ground.limits.inline_txn.saturating_sub(self.inline));
         let mut start = Vec::new();
         (&mut reader).take(limit + 1).read_to_end(&mut start).at("read the content of", &path)?;
@@ -107,14 +114,22 @@ impl Transaction {
             self.spool(&start, reader)?
         };
         let size = bytes.size();
-        self.replace(&path, Node::File(NewFile { bytes, hash, database }))?;
+        self.ask("write", &[path.as_bytes(), &hash]);
+        if self.replay {
+            return Ok(size);
+        }
+        self.replace(&path, Node::File(NewFile { bytes, hash, database, like }))?;
         Ok(size)
     }
 
     /// Stages a symlink at `path` that says `target`. Where it leads is not looked at.
     pub fn symlink(&mut self, target: impl AsRef<Path>, path: impl AsRef<Path>) -> Result<()> {
         let path = self.begin_staging(path.as_ref())?;
-        if let View::Dir = self.overlay.view(&path)? {
+        self.ask("symlink", &[path.as_bytes(), target.as_ref().as_os_str().as_bytes()]);
+        if self.replay {
+            return Ok(());
+        }
+        if let View::Dir = self.placing(&path)? {
             return Err(Error::IsADirectory { path: self.ground.root.full(&path) });
         }
         self.replace(&path, Node::Symlink(target.as_ref().to_owned()))
@@ -136,17 +151,20 @@ impl Transaction {
     /// `staged` is an ordinary path, on the same filesystem: [`Error::CrossDevice`] at commit otherwise. Its content is
     /// synced before COMMIT; it must not be changed any more. A path inside the tree is renamed.
     pub fn publish(&mut self, staged: impl AsRef<Path>, path: impl AsRef<Path>) -> Result<()> {
-        let to = self.begin_staging(path.as_ref())?;
         let source = std::path::absolute(staged.as_ref()).at("find", staged.as_ref())?;
-        let directory = match root::look_outside(&source).at("look at", &source)? {
-            Some(meta) => meta.kind == Kind::Directory,
-            None if self.replay => false,
-            None => return Err(Error::NotFound { path: source }),
-        };
         let inside = source.strip_prefix(self.ground.root.path()).ok().and_then(|path| self.ground.path(path).ok());
         if let Some(from) = inside {
             return self.rename(from.as_path(), path);
         }
+        let to = self.begin_staging(path.as_ref())?;
+        // The source is gone after the first time, so only where it went can be compared.
+        self.ask("publish", &[to.as_bytes()]);
+        if self.replay {
+            return Ok(());
+        }
+        let found = root::look_outside(&source).at("look at", &source)?;
+        let Some(meta) = found else { return Err(Error::NotFound { path: source }) };
+        let directory = meta.kind == Kind::Directory;
         self.refuse_occupied(&to, directory)?;
         let published = Arc::new(Published { source, directory });
         let node = match directory {
@@ -160,8 +178,12 @@ impl Transaction {
     /// there, [`Error::IsADirectory`] for a directory.
     pub fn remove(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = self.begin_staging(path.as_ref())?;
-        match self.kind_at(&path)? {
-            Some(Kind::Directory) if !self.replay => Err(Error::IsADirectory { path: self.ground.root.full(&path) }),
+        self.ask("remove", &[path.as_bytes()]);
+        if self.replay {
+            return Ok(());
+        }
+        match self.leaving(&path)? {
+            Kind::Directory => Err(Error::IsADirectory { path: self.ground.root.full(&path) }),
             _ => self.overlay.lift(&path).map(drop),
         }
     }
@@ -169,10 +191,13 @@ impl Transaction {
     /// Stages the removal of a directory and all below it. It is moved to history whole, whatever its size.
     pub fn remove_dir_all(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = self.begin_staging(path.as_ref())?;
-        match self.kind_at(&path)? {
-            Some(Kind::Directory) | None => self.overlay.lift(&path).map(drop),
-            Some(_) if self.replay => self.overlay.lift(&path).map(drop),
-            Some(_) => Err(Error::NotADirectory { path: self.ground.root.full(&path) }),
+        self.ask("remove all", &[path.as_bytes()]);
+        if self.replay {
+            return Ok(());
+        }
+        match self.leaving(&path)? {
+            Kind::Directory => self.overlay.lift(&path).map(drop),
+            _ => Err(Error::NotADirectory { path: self.ground.root.full(&path) }),
         }
     }
 
@@ -181,7 +206,11 @@ impl Transaction {
     pub fn rename(&mut self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
         let from = self.begin_staging(from.as_ref())?;
         let to = self.begin_staging(to.as_ref())?;
-        let kind = self.kind_at(&from)?;
+        self.ask("rename", &[from.as_bytes(), to.as_bytes()]);
+        if self.replay {
+            return Ok(());
+        }
+        let kind = self.leaving(&from)?;
         if from == to {
             return Ok(());
         }
@@ -189,7 +218,7 @@ impl Transaction {
             let reason = "a directory cannot be moved into itself";
             return Err(Error::BadPath { path: to.to_path_buf(), reason });
         }
-        self.refuse_occupied(&to, kind == Some(Kind::Directory))?;
+        self.refuse_occupied(&to, kind == Kind::Directory)?;
         let live = match self.overlay.view(&from)? {
             View::Live(live) => Some(live),
             _ => None,
@@ -197,7 +226,7 @@ impl Transaction {
         let staged = self.overlay.lift(&from)?;
         let node = match (staged, live, kind) {
             (Some(node), ..) => self.detached(node)?,
-            (None, Some(live), Some(Kind::Directory)) => Overlay::moved_directory(live),
+            (None, Some(live), Kind::Directory) => Overlay::moved_directory(live),
             (None, Some(live), _) => Node::Moved(live),
             (None, None, _) => return Err(Error::NotFound { path: self.ground.root.full(&from) }),
         };
@@ -207,9 +236,12 @@ impl Transaction {
     /// Stages a directory and all that are missing above it. Fine when it is there already.
     pub fn create_dir_all(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = self.begin_staging(path.as_ref())?;
+        self.ask("directory", &[path.as_bytes()]);
+        if self.replay {
+            return Ok(());
+        }
         match self.kind_of(&path)? {
             Some(Kind::Directory) | None => self.overlay.put_directory(&path),
-            Some(_) if self.replay => self.overlay.put_directory(&path),
             Some(_) => Err(Error::NotADirectory { path: self.ground.root.full(&path) }),
         }
     }
@@ -224,10 +256,12 @@ impl Transaction {
             View::Dir => Err(Error::IsADirectory { path: full() }),
             View::Symlink => Err(Error::BadPath { path: path.to_path_buf(), reason: "it is not a regular file" }),
             View::Live(live) => self.ground.opener.read(live),
-            View::Outside(source) => temp::read(&source),
+            View::Outside(source) | View::Along(source) => self.ground.opener.read_own(source),
             View::File(file) => match &file.bytes {
                 Bytes::Inline(bytes) => Ok(bytes.to_vec()),
-                Bytes::Staged { name, area, .. } => temp::read(&self.ground.area(*area)?.stage_path(name)),
+                Bytes::Staged { name, area, .. } => {
+                    self.ground.opener.read_own(self.ground.area(*area)?.stage_path(name))
+                }
             },
         }
     }
@@ -266,6 +300,7 @@ impl Transaction {
                 key: self.key.as_deref(),
                 began_ms: self.began_ms,
                 overlay: &self.overlay,
+                digest: *self.asked.finalize().as_bytes(),
                 sql: &mut self.sql,
             },
         );
@@ -344,12 +379,46 @@ impl Transaction {
         Ok(node)
     }
 
-    /// What is at a path that must have something.
-    fn kind_at(&self, path: &RelPath) -> Result<Option<Kind>> {
-        match self.kind_of(path)? {
-            None if !self.replay => Err(Error::NotFound { path: self.ground.root.full(path) }),
-            kind => Ok(kind),
+    /// Remembers an operation, to compare a repeat of the key with.
+    fn ask(&mut self, operation: &str, parts: &[&[u8]]) {
+        for part in [operation.as_bytes()].iter().chain(parts) {
+            self.asked.update(&(part.len() as u64).to_le_bytes());
+            self.asked.update(part);
         }
+    }
+
+    /// What is at a path that something is to be put to. What comes along with a published directory is the caller's
+    /// own, to be arranged before.
+    fn placing(&self, path: &RelPath) -> Result<View<'_>> {
+        let along = |path: &RelPath| match self.overlay.view(path)? {
+            View::Along(source) => root::look_outside(&source).at("look at", source),
+            _ => Ok(None),
+        };
+        if along(path)?.is_some() {
+            return Err(Self::published(path));
+        }
+        for above in std::iter::successors(path.parent(), RelPath::parent) {
+            if along(&above)?.is_some_and(|meta| meta.kind != Kind::Directory) {
+                return Err(Error::NotADirectory { path: self.ground.root.full(&above) });
+            }
+        }
+        self.overlay.view(path)
+    }
+
+    /// What is at a path that is to leave it: there must be something, and nothing of the journal's own in it.
+    fn leaving(&self, path: &RelPath) -> Result<Kind> {
+        let Some(kind) = self.kind_of(path)? else {
+            return Err(Error::NotFound { path: self.ground.root.full(path) });
+        };
+        if let View::Along(_) = self.overlay.view(path)? {
+            return Err(Self::published(path));
+        }
+        self.ground.whole_path(path.as_path()).map(|_| kind)
+    }
+
+    fn published(path: &RelPath) -> Error {
+        let reason = "it is part of what this transaction publishes; change that before publishing it";
+        Error::BadPath { path: path.to_path_buf(), reason }
     }
 
     /// What is at a path, as this transaction sees it.
@@ -361,14 +430,16 @@ impl Transaction {
             View::File(_) => Some(Kind::File),
             View::Symlink => Some(Kind::Symlink),
             View::Live(live) => self.ground.root.look(&live)?.map(|meta| meta.kind),
-            View::Outside(source) => root::look_outside(&source).at("look at", source)?.map(|meta| meta.kind),
+            View::Outside(source) | View::Along(source) => {
+                root::look_outside(&source).at("look at", source)?.map(|meta| meta.kind)
+            }
         })
     }
 
     /// Something may be moved to a path where a file is; not onto a directory, nor a directory onto a file.
     fn refuse_occupied(&self, to: &RelPath, directory: bool) -> Result<()> {
+        self.placing(to)?;
         match self.kind_of(to)? {
-            _ if self.replay => Ok(()),
             None => Ok(()),
             Some(Kind::Directory) => Err(Error::AlreadyExists { path: self.ground.root.full(to) }),
             Some(_) if directory => Err(Error::NotADirectory { path: self.ground.root.full(to) }),

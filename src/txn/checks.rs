@@ -1,0 +1,62 @@
+//! What would fail after COMMIT is asked for before it: permissions, names that cannot be changed, free space.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::ground::Ground;
+use super::layout::look;
+use super::prepare::Step;
+use crate::error::{IoContext, Result};
+use crate::fs::area::Area;
+use crate::fs::root::Dirs;
+use crate::journal::What;
+use crate::path::RelPath;
+
+/// Below this much free space nothing is begun: carrying a commit into the tree may need a block for a directory.
+const SPACE_MARGIN: u64 = 1 << 20;
+
+/// Looks at permission and space, once for each directory that exists and each area.
+pub(super) fn check(ground: &Ground, dirs: &mut Dirs<'_>, steps: &[Step], structural: bool) -> Result<()> {
+    let mut checked = BTreeSet::new();
+    let full =
+        |path: &Option<RelPath>| path.as_ref().map_or(ground.root.path().to_owned(), |path| ground.root.full(path));
+    for step in steps {
+        let from = match &step.redo.what {
+            What::Move { from, .. } => from.as_ref(),
+            _ => None,
+        };
+        for path in [Some(&step.path), from].into_iter().flatten() {
+            let parent = path.parent();
+            if !checked.contains(&parent) {
+                if let Ok(dir) = dirs.parent(path) {
+                    dir.check_writable().at("write in", full(&parent))?;
+                }
+                checked.insert(parent);
+            }
+        }
+        // What leaves its name: in a structural transaction only what is looked at in the tree as it was.
+        let leaves = match from {
+            Some(from) => Some((from, look(dirs, from)?)),
+            None if !structural || step.redo.what == What::Absence => Some((&step.path, step.seen)),
+            None => None,
+        };
+        if let Some((path, Some(meta))) = leaves
+            && let Ok(dir) = dirs.parent(path)
+        {
+            dir.check_takeable(path.name(), &meta, structural).at("take away or replace", ground.root.full(path))?;
+        }
+    }
+    let mut areas: Vec<&Arc<Area>> = steps.iter().map(|step| &step.area).collect();
+    areas.sort_by_key(|area| area.id);
+    areas.dedup_by_key(|area| area.id);
+    areas.into_iter().try_for_each(|area| check_space(&area.path))
+}
+
+/// Refuses to begin what a full disk would leave half way.
+fn check_space(path: &Path) -> Result<()> {
+    if fs4::available_space(path).at("look at the free space of", path)? < SPACE_MARGIN {
+        return Err(std::io::Error::from_raw_os_error(libc::ENOSPC)).at("write in", path);
+    }
+    Ok(())
+}
