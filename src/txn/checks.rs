@@ -35,16 +35,19 @@ pub(super) fn check(ground: &Ground, dirs: &mut Dirs<'_>, steps: &[Step], struct
                 checked.insert(parent);
             }
         }
-        // What leaves its name: in a structural transaction only what is looked at in the tree as it was.
-        let leaves = match from {
-            Some(from) => Some((from, look(dirs, from)?)),
-            None if !structural || step.redo.what == What::Absence => Some((&step.path, step.seen)),
+        // What leaves its name. In a structural transaction a path may stand for something that lies elsewhere yet.
+        let taken = match from {
+            Some(from) => look(dirs, from)?.map(|meta| (from, meta)),
             None => None,
         };
-        if let Some((path, Some(meta))) = leaves
-            && let Ok(dir) = dirs.parent(path)
-        {
-            dir.check_takeable(path.name(), &meta, structural).at("take away or replace", ground.root.full(path))?;
+        let displaced = step.seen.filter(|seen| {
+            !structural || look(dirs, &step.path).ok().flatten().is_some_and(|live| live.ino == seen.ino)
+        });
+        for (path, meta) in [taken, displaced.map(|meta| (&step.path, meta))].into_iter().flatten() {
+            if let Ok(dir) = dirs.parent(path) {
+                dir.check_takeable(path.name(), &meta, structural)
+                    .at("take away or replace", ground.root.full(path))?;
+            }
         }
     }
     let mut areas: Vec<&Arc<Area>> = steps.iter().map(|step| &step.area).collect();

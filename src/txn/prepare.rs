@@ -191,7 +191,8 @@ impl<'g> Prepared<'g> {
                 let live = look(dirs, path)?;
                 like(dirs, path, live.as_ref())?
             }
-            None => like(dirs, &path, seen.as_ref())?,
+            // New, or in place of one that this transaction removed.
+            None => None,
         };
         let staged = match &file.bytes {
             Bytes::Staged { name, area: at, .. } if *at == area.id => name.clone(),

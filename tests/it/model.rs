@@ -152,11 +152,11 @@ fn random(seed: u64) -> Case {
     let mut random = Random::new(seed);
     let tree = scratch();
     let (mut before, mut ops) = (Vec::new(), Vec::new());
-    for n in 0..9 {
-        let op = match random.below(8) {
+    for n in 0..10 {
+        let op = match random.below(9) {
             0 => Op::CreateDirAll(random.path()),
             1 => Op::Symlink(format!("s{n}"), random.path()),
-            2 | 3 => Op::Chmod([0o600, 0o640, 0o755, 0o700][random.below(4) as usize], random.path()),
+            2..=4 => Op::Chmod([0o600, 0o640, 0o755, 0o700][random.below(4) as usize], random.path()),
             _ => Op::Write(random.path(), format!("i{n}")),
         };
         if by_hand(tree.path(), &op) {
@@ -257,10 +257,14 @@ fn run(case: &Case) -> Result<(), Broken> {
     same("settling changes nothing", &shape(&tree), &wanted)
 }
 
-type Shape = BTreeMap<PathBuf, String>;
+/// Mode and bytes of every path.
+type Shape = BTreeMap<PathBuf, (u32, String)>;
+
+/// The bits of a mode that say what kind of file it is.
+const S_IFMT: u32 = 0o170_000;
 
 fn shape(tree: &TempDir) -> Shape {
-    let shown = |entry: Entry| format!("{:o} {}", entry.mode, String::from_utf8_lossy(&entry.bytes));
+    let shown = |entry: Entry| (entry.mode, String::from_utf8_lossy(&entry.bytes).into_owned());
     manifest_of(tree.path()).into_iter().map(|(path, entry)| (path, shown(entry))).collect()
 }
 
@@ -268,7 +272,15 @@ fn same(promise: &'static str, got: &Shape, wanted: &Shape) -> Result<(), Broken
     if got == wanted {
         return Ok(());
     }
-    Err((promise, format!("  got  {got:?}\n  want {wanted:?}")))
+    let kinds = |shape: &Shape| {
+        shape.iter().map(|(path, (mode, bytes))| (path.clone(), mode & S_IFMT, bytes.clone())).collect::<Vec<_>>()
+    };
+    let promise = if kinds(got) == kinds(wanted) { "modes are as std::fs made them" } else { promise };
+    let shown = |shape: &Shape| {
+        let shown = shape.iter().map(|(path, (mode, bytes))| format!("{} {mode:o} {bytes}", path.display()));
+        shown.collect::<Vec<_>>().join(", ")
+    };
+    Err((promise, format!("  got  {}\n  want {}", shown(got), shown(wanted))))
 }
 
 fn stage(txn: &mut Transaction, op: &Op) -> journal_kb::Result<()> {

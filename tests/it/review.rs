@@ -99,6 +99,15 @@ fn a_new_directory_takes_along_what_was_moved_into_it() {
 }
 
 #[test]
+fn a_file_made_where_another_was_taken_away_is_a_new_one() {
+    holds("write c i; chmod 755 c", "remove c; write c w");
+    holds("write c i; chmod 600 c", "rename c a/a; write c w");
+    holds("write a/c i; chmod 600 a/c", "remove_dir_all a; write a/c w");
+    // One that is overwritten is the same file still.
+    holds("write c i; chmod 755 c; symlink s b", "write c w; write b w");
+}
+
+#[test]
 fn what_a_transaction_publishes_it_does_not_take_apart() {
     let steps: [Step; 9] = [
         ("remove", |txn| txn.remove("to/dir/f")),

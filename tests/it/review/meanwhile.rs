@@ -21,7 +21,7 @@ fn overtaken(tree: &Tree, a: fn(&mut Transaction), b: fn(&mut Transaction)) -> R
             b(&mut txn);
             txn.sql(move |_| {
                 inside.send(()).unwrap();
-                std::thread::sleep(Duration::from_millis(400));
+                std::thread::sleep(Duration::from_millis(700));
                 Ok(())
             })
             .unwrap();
