@@ -253,6 +253,35 @@ impl<'r> Dirs<'r> {
     }
 }
 
+/// A mount point below a directory, if there is one, as the kernel lists them.
+pub(crate) fn mount_below(path: &Path) -> Option<PathBuf> {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let list = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    // The fifth field; space, tab, newline and backslash stand in it as three octal digits.
+    let points = list.split(|&byte| byte == b'\n').filter_map(|line| line.split(|&byte| byte == b' ').nth(4));
+    let unescape = |field: &[u8]| {
+        let mut point = Vec::with_capacity(field.len());
+        let mut rest = field;
+        while let Some((&byte, behind)) = rest.split_first() {
+            let octal = behind.get(..3).filter(|_| byte == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+            match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+                Some(escaped) => {
+                    point.push(escaped);
+                    rest = &behind[3..];
+                }
+                None => {
+                    point.push(byte);
+                    rest = behind;
+                }
+            }
+        }
+        PathBuf::from(std::ffi::OsString::from_vec(point))
+    };
+    let below =
+        |point: &PathBuf| point.starts_with(path) && point.as_os_str().as_bytes().len() > path.as_os_str().len();
+    points.map(unescape).find(below)
+}
+
 /// Refuses filesystems on which neither flock nor SQLite's shared memory can be trusted.
 pub(crate) fn refuse_network(dir: impl AsFd, path: &Path) -> Result<()> {
     let kind = match rustix::fs::fstatfs(dir).at("look at the filesystem of", path)?.f_type {

@@ -31,6 +31,12 @@ impl Layout {
         layout
     }
 
+    /// True when what is placed at a path displaces what lies there now: no directory above it goes away.
+    pub(super) fn displaces(&self, path: &RelPath) -> bool {
+        let mut above = std::iter::successors(path.parent(), RelPath::parent);
+        self.placed.contains(path) && !above.any(|at| self.lifted.contains(&at))
+    }
+
     /// Looks at what a path of the tree to be will hold just before it is filled: what lies there now, or what comes
     /// along with a moved directory, or nothing because its directory goes.
     pub(super) fn look(&self, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Option<Meta>> {

@@ -90,8 +90,9 @@ impl<'g> Prepared<'g> {
                 let seen = look(dirs, &path)?;
                 match seen {
                     None => Ok(()),
-                    // What comes to this path displaces it in one call; only a directory must go first.
-                    Some(meta) if meta.kind != Kind::Directory && layout.placed.contains(&path) => Ok(()),
+                    // What comes to this path displaces it in one call; but a directory must go first, and so must
+                    // what would travel along with one that goes.
+                    Some(meta) if meta.kind != Kind::Directory && layout.displaces(&path) => Ok(()),
                     Some(_) => self.step(dirs, path, What::Absence, seen),
                 }
             }

@@ -1,8 +1,8 @@
 //! What the fuzz targets have to survive is run here as well, on the stable compiler: every file of their corpora, cut
 //! short at every length and with every byte changed.
 //!
-//! A finding of `.ci/fuzz` becomes a file of the corpus, so that it is never found twice. `cargo test -- --ignored
-//! write_the_record_corpus` writes the seeds of `record` again, after the shape of a record has changed.
+//! A finding of `.ci/fuzz` becomes a file of the corpus, so that it is never found twice. With JOURNAL_KB_WRITE_CORPUS=1
+//! in the environment, the seeds of `record` are written again, after the shape of a record has changed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -54,8 +54,10 @@ fn any_bytes_as_a_record() {
 }
 
 #[test]
-#[ignore = "writes fuzz/corpus/record"]
-fn write_the_record_corpus() {
+fn the_record_corpus_is_written_when_asked_for() {
+    if std::env::var_os("JOURNAL_KB_WRITE_CORPUS").is_none() {
+        return;
+    }
     let home = tempfile::tempdir().unwrap();
     let journal = Journal::open(home.path()).unwrap();
     journal.transact(|txn| txn.write("a", "old").and_then(|()| txn.write("d/b", "old"))).unwrap();

@@ -77,6 +77,16 @@ fn what_is_moved_out_of_a_moved_directory_is_moved() {
 }
 
 #[test]
+fn what_is_taken_out_of_a_directory_does_not_go_with_it() {
+    holds("write c/a i", "remove c/a; rename c b; write c/a w");
+    holds("write c/a i", "rename c/a d; rename c b; write c/a w");
+    holds("write c/a i", "remove c/a; create_dir_all c/a; rename c b; write c/a w");
+    holds("write c/a i", "rename c/a b/c; write b/c w; symlink t c/a; rename c b/a/c; write c/a/c v");
+    holds("write c/a i", "rename c/a b/b; create_dir_all c/a; remove_dir_all b; rename c b/b; write c/a w");
+    holds("write c/a/b i", "remove c/a/b; rename c b; write c/a/b w");
+}
+
+#[test]
 fn what_is_made_in_a_directory_goes_with_it() {
     holds("create_dir_all b/b", "create_dir_all b/a/b; rename b a/b/c");
     holds("write b/c/b i", "create_dir_all b/a; rename b a/c/c");

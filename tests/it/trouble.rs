@@ -156,6 +156,13 @@ fn a_mount_inside_the_root_has_a_stage_of_its_own() {
         txn.write("beside", b"beside")
     });
     let moved = journal.transact(|txn| txn.rename("beside", "mounted/beside"));
+    tree.put("above it/x", "x");
+    fs::create_dir(tree.path("above it/m")).unwrap();
+    let inner = tree.path("above it/m");
+    assert!(Command::new("mount").arg("--bind").arg(small.0.path()).arg(&inner).status().unwrap().success());
+    let taken = journal.transact(|txn| txn.remove_dir_all("above it"));
+    Command::new("umount").arg(&inner).status().unwrap();
+    assert!(matches!(taken, Err(Error::Io { .. })) && tree.path("above it/x").exists(), "{taken:?}");
     drop(journal);
     let read = fs::read(tree.path("mounted/replaced")).unwrap();
     let new = fs::read(tree.path("mounted/sub/new")).unwrap();
