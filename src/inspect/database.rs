@@ -319,7 +319,7 @@ mod tests {
             assert!(contents(path.parent().unwrap()) == before, "{name}");
             assert_eq!(rows(&path, false).unwrap(), 3, "{name}");
         }
-        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What somebody else did between staging and COMMIT.
 
+use std::fs;
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -8,9 +10,26 @@ use journal_kb::{Begin, Error, Receipt, Result, Transaction};
 use super::{saying, states, whole};
 use crate::support::Tree;
 
-/// Commits A, staged before and with its parents looked up, while B is inside its COMMIT.
-fn overtaken(tree: &Tree, a: fn(&mut Transaction), b: fn(&mut Transaction)) -> Result<Receipt> {
+/// True once a transaction that only puts content has written it to the stage.
+fn has_staged(state: &Path) -> bool {
+    fs::read_dir(state.join("stage")).unwrap().next().is_some()
+}
+
+/// True once a transaction that moves something has been prepared: it takes this lock right after.
+fn may_settle(state: &Path) -> bool {
+    let lock = fs::File::open(state.join("settle.lock"));
+    lock.is_ok_and(|lock| fs4::FileExt::try_lock(&lock).is_err())
+}
+
+/// Commits A, which is prepared while B is inside its COMMIT. `ready` says when it has been.
+fn overtaken(
+    tree: &Tree,
+    a: fn(&mut Transaction),
+    b: fn(&mut Transaction),
+    ready: fn(&Path) -> bool,
+) -> Result<Receipt> {
     let journal = tree.journal();
+    let state = tree.path(".journal");
     let mut first = journal.begin_with(Begin::new("a").lock("a")).unwrap();
     a(&mut first);
     let outcome = std::thread::scope(|scope| {
@@ -21,7 +40,13 @@ fn overtaken(tree: &Tree, a: fn(&mut Transaction), b: fn(&mut Transaction)) -> R
             b(&mut txn);
             txn.sql(move |_| {
                 inside.send(()).unwrap();
-                std::thread::sleep(Duration::from_millis(700));
+                // What is left to do for A until it waits for its turn takes microseconds.
+                let prepared = (0..3000).any(|_| {
+                    std::thread::sleep(Duration::from_millis(10));
+                    ready(&state)
+                });
+                assert!(prepared, "A is not prepared");
+                std::thread::sleep(Duration::from_millis(100));
                 Ok(())
             })
             .unwrap();
@@ -42,7 +67,7 @@ fn a_file_is_written_where_it_was_said_though_its_directory_moved_meanwhile() {
     for (n, b) in moves.into_iter().enumerate() {
         let tree = Tree::new();
         tree.put("d/y", "y");
-        let outcome = overtaken(&tree, |a| a.write("d/x", b"AAA").unwrap(), b);
+        let outcome = overtaken(&tree, |a| a.write("d/x", b"AAA").unwrap(), b, has_staged);
         let of_b: &[&str] = if n == 0 { &["e=", "e/y=y"] } else { &[] };
         match outcome {
             Ok(receipt) => {
@@ -81,7 +106,7 @@ fn a_move_whose_ends_somebody_else_changed_meanwhile_is_refused_before_commit() 
         if what == "a file is there" {
             tree.put("g", "before");
         }
-        let refused = overtaken(&tree, a, b).expect_err(what);
+        let refused = overtaken(&tree, a, b, may_settle).expect_err(what);
         assert!(matches!(refused, Error::ChangedMeanwhile { .. }), "{what}: {refused:?}");
         assert!(refused.is_retryable(), "{what}");
         assert_eq!(whole(&tree), of_b, "{what}");
