@@ -164,7 +164,8 @@ impl Begin {
     }
 
     /// An idempotency key: committing again under the same key answers the first receipt and does nothing; with other
-    /// content it is [`Error::KeyReused`](crate::Error::KeyReused). The content compared is what is staged in the tree.
+    /// content it is [`Error::KeyReused`](crate::Error::KeyReused). What is compared is every operation on the
+    /// tree as it was asked for, content included; not the SQL.
     pub fn key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());
         self

@@ -298,7 +298,6 @@ mod tests {
     fn a_log_cut_short_or_scribbled_over_is_read_at_once() {
         let fixture = Fixture::new();
         fixture.writer.execute_batch("PRAGMA wal_checkpoint(PASSIVE); INSERT INTO t VALUES (4)").unwrap();
-        let began = std::time::Instant::now();
         for (name, length, junk) in [
             ("empty", 0, false),
             ("begun", 7, false),
@@ -314,12 +313,16 @@ mod tests {
                 bytes[..32].fill(0xab);
             }
             fs::write(&log, bytes).unwrap();
+            // SQLite sleeps ten seconds over a log that is a header alone: such a one is not shown to it.
+            for alone in [true, false] {
+                let way = ReadOnly::new(path.clone(), alone).way(alone, alone, 1);
+                assert_eq!(way == Way::Still, length <= 32, "{name}: {way:?}");
+            }
             let before = contents(path.parent().unwrap());
             assert_eq!(rows(&path, true).unwrap(), 3, "{name}");
             assert!(contents(path.parent().unwrap()) == before, "{name}");
             assert_eq!(rows(&path, false).unwrap(), 3, "{name}");
         }
-        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::layout::look;
 use super::prepare::Step;
 use crate::error::{IoContext, Result};
 use crate::fs::area::Area;
-use crate::fs::root::{Dirs, mount_below};
+use crate::fs::root::{Dirs, Kind, mount_below};
 use crate::journal::What;
 use crate::path::RelPath;
 
@@ -38,6 +38,7 @@ pub(super) fn check(ground: &Ground, dirs: &mut Dirs<'_>, steps: &[Step], struct
         // A directory that leaves the tree would take a mount with it into the stage.
         if structural
             && step.redo.what == What::Absence
+            && step.seen.is_some_and(|meta| meta.kind == Kind::Directory)
             && let Some(path) = mount_below(&ground.root.full(&step.path))
         {
             return Err(std::io::Error::from_raw_os_error(libc::EBUSY)).at("remove what is mounted at", path);
