@@ -63,7 +63,7 @@ CREATE TABLE journal_txn (
     attempts     INTEGER NOT NULL DEFAULT 0,    -- recoveries begun and not ended
     began_ms     INTEGER NOT NULL,
     committed_ms INTEGER NOT NULL,
-    applied_mark BLOB,                          -- boot, mounts and state directory in which `applied` counts
+    applied_mark BLOB,                          -- boot, mounts and state directory in which its apply counts
     settled_ms   INTEGER
 ) STRICT;
 CREATE UNIQUE INDEX journal_txn_key ON journal_txn (key) WHERE key IS NOT NULL;

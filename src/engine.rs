@@ -16,13 +16,15 @@ use crate::history::{self, Retention};
 use crate::id::TxnId;
 use crate::inspect::Inspector;
 use crate::journal;
-use crate::lock::{Locks, Session};
+use crate::lock::{self, Locks, Session};
 use crate::options::{Begin, Options};
 use crate::path::{RelPath, STATE_DIR};
 use crate::recovery;
 use crate::store::{self, Checkpointer, Database, ReadPool, Rows, Store, Turn};
 use crate::time::{Deadline, boot_id};
-use crate::txn::{self, BacklogState, Drained, Ground, Limits, Parts, Receipt, Scene, Settled, Transaction, Which};
+use crate::txn::{
+    self, BacklogState, Drained, Ground, Late, Limits, Parts, Receipt, Scene, Settled, Transaction, Which,
+};
 
 /// The lock of a transaction that names none.
 const MAIN_LOCK: &str = "main";
@@ -44,7 +46,7 @@ struct Inner {
     pool: ReadPool,
     lock_wait: Duration,
     retention: Retention,
-    settler: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     /// What opening recovered, until somebody asks.
     recovered: Mutex<Recovered>,
 }
@@ -120,7 +122,7 @@ impl Journal {
         let database = ground.store.database().clone();
         let pool = ReadPool::new(database.path.clone(), options.pool_size, options.pool_wait, options.read_limit);
         let inner = Inner {
-            settler: Mutex::new(Some(start_settler(&ground, &options)?)),
+            threads: Mutex::new(vec![start_settler(&ground, &options)?, start_noter(&ground)?]),
             ground,
             pool,
             lock_wait: options.lock_wait,
@@ -132,7 +134,7 @@ impl Journal {
         journal.recover_in(&mut turn)?;
         if !turn.look(journal::unsettled)?.is_empty() {
             // Left by a process that is gone: the background thread settles it.
-            journal.ground().backlog.add(0, 0);
+            journal.ground().backlog.add(0, 0, 0);
         }
         drop(turn);
         Ok(journal)
@@ -179,16 +181,25 @@ impl Journal {
         Enclosing::refuse(ground, name)?;
         let deadline = Deadline::after(begin.wait.unwrap_or(self.inner.lock_wait));
         let granted = ground.locks.wait(&ground.store, name, deadline)?;
-        let mut turn = ground.enter()?;
-        recovery::drain(ground, &mut turn, Which::Unapplied)?;
-        let replay = match &begin.key {
-            Some(key) => turn.look(|tx| journal::by_key(tx, key))?.is_some(),
-            None => false,
+        let look = || {
+            ground.store.peek(|tx| {
+                let unapplied = journal::has_unapplied(tx, ground.late.unnoted())?;
+                let replay = match &begin.key {
+                    Some(key) => journal::by_key(tx, key)?.is_some(),
+                    None => false,
+                };
+                Ok((unapplied, replay, lock::newest_fence(tx, name)?, ground.version(tx)?))
+            })
         };
-        let lease = ground.locks.record(granted, &mut turn, &begin.label)?;
-        drop(turn);
+        let (unapplied, mut replay, mut fence, mut version) = look()?;
+        if unapplied {
+            recovery::drain(ground, &mut ground.enter()?, Which::Unapplied)?;
+            (_, replay, fence, version) = look()?;
+        }
+        let lease = ground.locks.hold(granted, fence, &begin.label);
+        ground.late.ring();
         let alive: Arc<dyn std::any::Any + Send + Sync> = self.inner.clone();
-        Ok(Transaction::new(Arc::clone(ground), alive, lease, begin.label, begin.key, replay))
+        Ok(Transaction::new(Arc::clone(ground), alive, lease, begin.label, begin.key, replay, version))
     }
 
     /// Reads the database in one snapshot, through the pool: query-only, and without waiting for writers.
@@ -247,7 +258,8 @@ impl Journal {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.ground.backlog.stop();
-        if let Some(thread) = self.settler.lock().unwrap_or_else(|poison| poison.into_inner()).take() {
+        self.ground.late.stop();
+        for thread in self.threads.lock().unwrap_or_else(|poison| poison.into_inner()).drain(..) {
             let _ = thread.join();
         }
         if self.ground.store.refuse_poisoned().is_ok() {
@@ -377,6 +389,15 @@ fn reserved(root: &Path, state: &Path, database: &Path) -> Vec<RelPath> {
     reserved
 }
 
+/// Starts the thread that writes down what no COMMIT came by to carry along.
+fn start_noter(ground: &Arc<Ground>) -> Result<JoinHandle<()>> {
+    let noter = Arc::clone(ground);
+    std::thread::Builder::new()
+        .name("journal-note".into())
+        .spawn(move || Late::keep_up(&noter))
+        .at("start a thread for", ground.state_path.clone())
+}
+
 /// Starts the thread that settles behind the commits: when enough has come together, or after a pause.
 fn start_settler(ground: &Arc<Ground>, options: &Options) -> Result<JoinHandle<()>> {
     let ground = Arc::clone(ground);
@@ -394,10 +415,18 @@ fn start_settler(ground: &Arc<Ground>, options: &Options) -> Result<JoinHandle<(
                 if state.stop {
                     return;
                 }
-                ground.backlog.take();
+                // A long log alone is only carried over: what is not settled stays in the database.
+                let settles = !state.is_long_log() || state.is_much();
+                if settles {
+                    ground.backlog.take();
+                } else {
+                    ground.backlog.take_log();
+                }
                 let mut settle = || -> Result<()> {
-                    txn::settle(&ground, Deadline::after(ground.limits.turn_wait))?;
-                    history::retain(&ground, &retention)?;
+                    if settles {
+                        txn::settle(&ground, Deadline::after(ground.limits.turn_wait))?;
+                        history::retain(&ground, &retention)?;
+                    }
                     let checkpointer = match &mut checkpointer {
                         Some(open) => open,
                         none => none.insert(Checkpointer::open(ground.store.database())?),

@@ -10,7 +10,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::mpsc::{self, Sender};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 
 use rustix::fs::{Mode, OFlags};
@@ -51,10 +52,21 @@ pub(crate) enum SyncTarget {
     Own(PathBuf),
 }
 
-/// Databases that are locked against everybody until [`Opener::release`].
+/// Databases that are, or are about to be, locked against everybody until [`Opener::release`].
 #[derive(Debug)]
 #[must_use = "the databases stay locked until released"]
-pub(crate) struct Held(u64);
+pub(crate) struct Held {
+    number: u64,
+    answer: Receiver<Result<Vec<RelPath>>>,
+}
+
+impl Held {
+    /// Waits until they are locked, and answers which of the paths were databases; the first time.
+    /// [`Error::DatabaseInUse`] when somebody uses one.
+    pub(crate) fn databases(&mut self) -> Result<Vec<RelPath>> {
+        self.answer.recv().unwrap_or(Ok(Vec::new()))
+    }
+}
 
 type Job = Box<dyn FnOnce(&mut Tree) + Send>;
 
@@ -63,13 +75,13 @@ type Job = Box<dyn FnOnce(&mut Tree) + Send>;
 pub(crate) struct Opener {
     jobs: Mutex<Option<Sender<Job>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    held: AtomicU64,
 }
 
 /// What lives on the thread.
 struct Tree {
     root: RootDir,
     held: HashMap<u64, Vec<OwnedFd>>,
-    next: u64,
 }
 
 impl Opener {
@@ -90,7 +102,7 @@ impl Opener {
                 match root {
                     Err(error) => drop(ready.send(Err(error))),
                     Ok(root) => {
-                        let mut tree = Tree { root, held: HashMap::new(), next: 0 };
+                        let mut tree = Tree { root, held: HashMap::new() };
                         drop(ready.send(Ok(())));
                         for job in inbox {
                             job(&mut tree);
@@ -99,7 +111,7 @@ impl Opener {
                 }
             })
             .at("start a thread for", path)?;
-        let opener = Self { jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)) };
+        let opener = Self { jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)), held: AtomicU64::new(0) };
         match started.recv() {
             Ok(answer) => answer.map(|()| opener),
             Err(_) => Err(Error::Closed),
@@ -117,16 +129,18 @@ impl Opener {
     }
 
     fn ask<T: Send + 'static>(&self, job: impl FnOnce(&mut Tree) -> T + Send + 'static) -> Result<T> {
+        self.send(job)?.recv().map_err(|_| Error::Closed)
+    }
+
+    /// Has a job done without waiting for its answer.
+    fn send<T: Send + 'static>(&self, job: impl FnOnce(&mut Tree) -> T + Send + 'static) -> Result<Receiver<T>> {
         let (send, answer) = mpsc::sync_channel(1);
         let job: Job = Box::new(move |tree| drop(send.send(job(tree))));
-        {
-            let jobs = self.jobs.lock().unwrap_or_else(|poison| poison.into_inner());
-            let sent = jobs.as_ref().map(|jobs| jobs.send(job).is_ok());
-            if sent != Some(true) {
-                return Err(Error::Closed);
-            }
+        let jobs = self.jobs.lock().unwrap_or_else(|poison| poison.into_inner());
+        match jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok()) {
+            true => Ok(answer),
+            false => Err(Error::Closed),
         }
-        answer.recv().map_err(|_| Error::Closed)
     }
 
     /// The bytes of a file of the tree. [`Error::NotFound`], [`Error::IsADirectory`]; a symlink is not followed.
@@ -144,15 +158,17 @@ impl Opener {
         self.ask(move |tree| paths.iter().map(|(path, size)| tree.examine(path, *size)).collect())
     }
 
-    /// Locks those of `paths` that are SQLite databases by their header, so that nobody uses them until released.
-    /// [`Error::DatabaseInUse`] when somebody does already. Answers which of them are databases, too.
-    pub(crate) fn hold_databases(&self, paths: Vec<RelPath>) -> Result<(Held, Vec<RelPath>)> {
-        self.ask(move |tree| tree.hold_databases(paths))?
+    /// Has those of `paths` that are SQLite databases by their header locked, so that nobody uses them until released.
+    /// Does not wait for it: [`Held::databases`] does.
+    pub(crate) fn hold_databases(&self, paths: Vec<RelPath>) -> Result<Held> {
+        let number = self.held.fetch_add(1, Ordering::Relaxed);
+        let answer = self.send(move |tree| tree.hold_databases(number, paths))?;
+        Ok(Held { number, answer })
     }
 
-    /// Lets databases go.
+    /// Has databases let go, without waiting for it.
     pub(crate) fn release(&self, held: Held) {
-        let _ = self.ask(move |tree| tree.held.remove(&held.0).map(drop));
+        let _ = self.send(move |tree| drop(tree.held.remove(&held.number)));
     }
 
     /// Syncs each target, several at a time. Answers those that failed; one that is gone or was replaced is skipped.
@@ -223,7 +239,7 @@ impl Tree {
         Ok(Some(Found { meta, hash }))
     }
 
-    fn hold_databases(&mut self, paths: Vec<RelPath>) -> Result<(Held, Vec<RelPath>)> {
+    fn hold_databases(&mut self, number: u64, paths: Vec<RelPath>) -> Result<Vec<RelPath>> {
         let mut locked = Vec::new();
         let mut databases = Vec::new();
         for path in paths {
@@ -250,11 +266,10 @@ impl Tree {
             locked.push(file);
             databases.push(path);
         }
-        self.next += 1;
         if !locked.is_empty() {
-            self.held.insert(self.next, locked);
+            self.held.insert(number, locked);
         }
-        Ok((Held(self.next), databases))
+        Ok(databases)
     }
 
     fn sync(&self, targets: Vec<SyncTarget>) -> Vec<(SyncTarget, io::Error)> {

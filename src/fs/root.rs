@@ -215,7 +215,8 @@ impl RootDir {
 #[derive(Debug)]
 pub(crate) struct Dirs<'r> {
     root: &'r RootDir,
-    open: HashMap<RelPath, Arc<Dir>>,
+    /// None: it was not there.
+    open: HashMap<RelPath, Option<Arc<Dir>>>,
 }
 
 impl<'r> Dirs<'r> {
@@ -230,12 +231,24 @@ impl<'r> Dirs<'r> {
     /// The directory a path lies in.
     pub(crate) fn parent(&mut self, path: &RelPath) -> Result<Arc<Dir>> {
         let Some(parent) = path.parent() else { return Ok(self.root.top.clone()) };
-        if let Some(dir) = self.open.get(&parent) {
-            return Ok(dir.clone());
+        match self.open.get(&parent) {
+            Some(Some(dir)) => return Ok(dir.clone()),
+            Some(None) => return Err(Error::NotFound { path: self.root.full(&parent) }),
+            None => {}
         }
-        let dir = Arc::new(self.root.open_dir(&parent)?);
-        self.open.insert(parent, dir.clone());
-        Ok(dir)
+        match self.root.open_dir(&parent) {
+            Ok(dir) => {
+                let dir = Arc::new(dir);
+                self.open.insert(parent, Some(dir.clone()));
+                Ok(dir)
+            }
+            Err(error) => {
+                if matches!(error, Error::NotFound { .. }) {
+                    self.open.insert(parent, None);
+                }
+                Err(error)
+            }
+        }
     }
 
     /// The directory a path lies in; none when it is not there yet.
@@ -247,7 +260,7 @@ impl<'r> Dirs<'r> {
         }
     }
 
-    /// Forgets what was opened at or below a path that is about to move.
+    /// Forgets what was found at or below a path that is about to change.
     pub(crate) fn forget(&mut self, path: &RelPath) {
         self.open.retain(|dir, _| !dir.is_within(path));
     }

@@ -103,12 +103,3 @@ pub(crate) fn remove_file(dir: &OwnedFd, name: &str, path: &Path) -> Result<()> 
 pub(crate) fn exists(path: &Path) -> bool {
     rustix::fs::access(path, Access::EXISTS).is_ok()
 }
-
-/// A file's size in bytes; 0 when it is not there.
-pub(crate) fn size(path: &Path) -> Result<u64> {
-    match rustix::fs::stat(path) {
-        Ok(stat) => Ok(u64::try_from(stat.st_size).unwrap_or(0)),
-        Err(Errno::NOENT) => Ok(0),
-        Err(error) => Err(error).at("look at", path),
-    }
-}

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::Result;
+use crate::id::TxnId;
 use crate::journal;
 use crate::store::Durability;
 use crate::time::now_ms;
@@ -31,26 +32,36 @@ impl Retention {
     pub const OFF: Self = Self { transactions: 0, age: Duration::ZERO, bytes: 0 };
 }
 
+/// At most this many transactions are forgotten within one turn.
+const CHUNK: usize = 64;
+
 /// Drops the old versions that are beyond the limits. Files first, then their names: a crash in between leaves names
 /// whose files are gone, and the next call forgets them.
 pub(crate) fn retain(ground: &Ground, keep: &Retention) -> Result<()> {
     let oldest = now_ms().saturating_sub(i64::try_from(keep.age.as_millis()).unwrap_or(i64::MAX));
-    let kept = ground.enter()?.look(journal::with_history)?;
+    let kept = ground.store.peek(journal::with_history)?;
     let (mut count, mut bytes) = (0, 0_u64);
-    let mut over = false;
-    for (txn, size, committed_ms) in kept {
+    let is_over = |(_, size, committed_ms): &(TxnId, u64, i64)| {
         count += 1;
-        bytes = bytes.saturating_add(size);
-        over = over || count > keep.transactions || bytes > keep.bytes || committed_ms < oldest;
-        if !over {
-            continue;
-        }
-        for (area, name) in ground.enter()?.look(|tx| journal::preimages(tx, txn))? {
-            if let Ok(area) = ground.area(area) {
-                area.drop_history(&name)?;
+        bytes = bytes.saturating_add(*size);
+        count > keep.transactions || bytes > keep.bytes || *committed_ms < oldest
+    };
+    // Newest first: from the first that is beyond a limit, all are.
+    let first = kept.iter().position(is_over).unwrap_or(kept.len());
+    let over: Vec<TxnId> = kept[first..].iter().map(|(txn, ..)| *txn).collect();
+    for chunk in over.chunks(CHUNK) {
+        let names = ground.store.peek(|tx| {
+            let names = chunk.iter().map(|&txn| journal::preimages(tx, txn));
+            names.collect::<Result<Vec<_>>>()
+        })?;
+        for (area, name) in names.iter().flatten() {
+            if let Ok(area) = ground.area(*area) {
+                area.drop_history(name)?;
             }
         }
-        ground.enter()?.write(Durability::Normal, |tx| journal::forget_history(tx, txn))?;
+        ground
+            .enter()?
+            .write(Durability::Normal, |tx| chunk.iter().try_for_each(|&txn| journal::forget_history(tx, txn)))?;
     }
     Ok(())
 }

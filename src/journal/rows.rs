@@ -29,19 +29,23 @@ pub(crate) struct NewTxn<'t> {
     pub(crate) kept: usize,
     pub(crate) history: u64,
     pub(crate) began_ms: i64,
-    /// With nothing to carry into the tree it is settled at once.
-    pub(crate) state: TxnState,
+    /// Where it is true what its apply will have done; none with nothing to carry into the tree: then it is settled.
+    pub(crate) mark: Option<Mark>,
 }
 
 /// Records a transaction; its number is the commit order.
 pub(crate) fn insert_txn(tx: &Tx<'_>, new: &NewTxn<'_>) -> Result<TxnId> {
-    let settled = (new.state == TxnState::Settled).then(now_ms);
+    let now = now_ms();
+    let (state, settled) = match new.mark {
+        Some(_) => (TxnState::Committed, None),
+        None => (TxnState::Settled, Some(now)),
+    };
     tx.execute(
         "INSERT INTO main.journal_txn (state, lock, fence, session, label, key, digest, ran_sql, structural, changes, \
-           bytes, kept, history, began_ms, committed_ms, settled_ms) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+           bytes, kept, history, began_ms, committed_ms, settled_ms, applied_mark) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
         rusqlite::params![
-            new.state.as_str(),
+            state.as_str(),
             new.lock,
             new.fence.get(),
             new.session.as_bytes(),
@@ -55,8 +59,9 @@ pub(crate) fn insert_txn(tx: &Tx<'_>, new: &NewTxn<'_>) -> Result<TxnId> {
             new.kept,
             new.history,
             new.began_ms,
-            now_ms(),
+            now,
             settled,
+            new.mark.as_ref().map(codec::encode).transpose()?,
         ],
     )?;
     Ok(TxnId(tx.last_insert_rowid()))
@@ -199,11 +204,26 @@ pub(crate) fn has_unsettled_structure(tx: &Tx<'_>) -> Result<bool> {
     )
 }
 
-/// True when a transaction was committed and nobody has tried to carry it into the tree since.
-pub(crate) fn has_unapplied(tx: &Tx<'_>) -> Result<bool> {
+/// True when a transaction was committed, and it is not known that it was carried into the tree. `but` is known to be.
+pub(crate) fn has_unapplied(tx: &Tx<'_>, but: Option<TxnId>) -> Result<bool> {
     tx.query_row(
-        "SELECT EXISTS (SELECT 1 FROM main.journal_txn WHERE state <> 'settled' AND state = 'committed')",
-        (),
+        "SELECT EXISTS (SELECT 1 FROM main.journal_txn \
+           WHERE state <> 'settled' AND state = 'committed' AND id <> ?1)",
+        [but.map_or(0, TxnId::get)],
+        |row| row.get(0),
+    )
+}
+
+/// True when a commit has to look closer first: something is not applied, could not be, is in quarantine, or has moved
+/// directories and is not settled. `but` is known to be applied.
+pub(crate) fn is_in_the_way(tx: &Tx<'_>, but: Option<TxnId>) -> Result<bool> {
+    // One lookup a word: a list of words would be sorted into a table of its own each time.
+    tx.query_row(
+        "SELECT EXISTS (SELECT 1 FROM main.journal_txn WHERE state <> 'settled' AND state = 'committed' AND id <> ?1) \
+           OR EXISTS (SELECT 1 FROM main.journal_txn WHERE state <> 'settled' AND state = 'pending') \
+           OR EXISTS (SELECT 1 FROM main.journal_txn WHERE state <> 'settled' AND state = 'quarantined') \
+           OR EXISTS (SELECT 1 FROM main.journal_txn WHERE structural = 1 AND state IN ('applied', 'settling'))",
+        [but.map_or(0, TxnId::get)],
         |row| row.get(0),
     )
 }
@@ -297,6 +317,12 @@ pub(crate) fn transition(tx: &Tx<'_>, txn: TxnId, from: TxnState, to: TxnState) 
 pub(crate) fn note_applied(tx: &Tx<'_>, txn: TxnId, from: TxnState, mark: &Mark) -> Result<()> {
     transition(tx, txn, from, TxnState::Applied)?;
     tx.execute("UPDATE main.journal_txn SET applied_mark = ?2 WHERE id = ?1", (txn.get(), codec::encode(mark)?))
+        .map(drop)
+}
+
+/// Notes that a transaction was carried into the tree where its mark says. Fine when somebody has noted it before.
+pub(crate) fn note_carried_out(tx: &Tx<'_>, txn: TxnId) -> Result<()> {
+    tx.execute("UPDATE main.journal_txn SET state = 'applied' WHERE id = ?1 AND state = 'committed'", [txn.get()])
         .map(drop)
 }
 

@@ -1,8 +1,13 @@
 //! Named locks, exclusive: first come, first served within the process, the kernel's queue across processes.
+//!
+//! Exclusion is the OS lock's. The row (who, why, which fence) need not be there before somebody can see the
+//! difference: COMMIT records acquisition and release with the rest of the transaction, and what is held longer than
+//! that is recorded in the background ([`Locks::record_held`]). A crash before either leaves no trace, and nobody has
+//! seen the fence.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::rows;
 use crate::error::{Error, Result};
@@ -13,52 +18,83 @@ use crate::time::Deadline;
 
 /// The longest name of a lock, in bytes; escaped it still fits a file's name.
 const NAME_MAX: usize = 80;
+/// This many lock files stay open between acquisitions.
+const FILES_KEPT: usize = 32;
 
 /// All named locks, as this process sees them.
 #[derive(Debug)]
 pub(crate) struct Locks {
     dir: PathBuf,
     session: SessionId,
-    queues: Arc<Queues>,
+    names: Arc<Names>,
 }
 
 #[derive(Debug, Default)]
-struct Queues {
-    waiting: Mutex<HashMap<String, VecDeque<u64>>>,
+struct Names {
+    known: Mutex<HashMap<String, Name>>,
     moved: Condvar,
+}
+
+/// One name, while anybody in this process has or wants it, or its file is open.
+#[derive(Debug, Default)]
+struct Name {
+    /// Tickets of those who have it or wait, in order.
+    queue: VecDeque<u64>,
+    /// Who has it.
+    standing: Option<Arc<Standing>>,
+    /// The lock file, open and not locked, for the next one.
+    idle: Option<OsLock>,
 }
 
 /// A place in this process's queue for one name. Leaves the queue on drop.
 #[derive(Debug)]
 struct Ticket {
-    queues: Arc<Queues>,
+    names: Arc<Names>,
     name: String,
     number: u64,
+    /// The lock file, to be left open for the next one.
+    leave: Option<OsLock>,
 }
 
-/// A held lock. Dropping it frees the OS lock at once and leaves a row that says "held"; [`Lease::release`] mends
-/// the row first.
+/// What the row of a held lock says of its holder. Changes only within a turn.
+#[derive(Debug)]
+struct Standing {
+    name: String,
+    purpose: String,
+    record: Mutex<Record>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Record {
+    /// Nothing yet. The newest acquisition that the row knows had this fence; `seen` by the background before.
+    Unwritten { newest: i64, seen: bool },
+    /// The row says that this holder has the lock, with this fence.
+    Written(Fence),
+    /// The row says that it was released.
+    Over,
+}
+
+/// A held lock. Dropping it frees the OS lock at once; a row that says "held" is mended by [`Lease::release`] first.
 #[derive(Debug)]
 #[must_use = "the lock is freed when this is dropped"]
 pub(crate) struct Lease {
-    pub(crate) name: String,
-    pub(crate) fence: Fence,
-    os: OsLock,
-    _ticket: Ticket,
+    standing: Arc<Standing>,
+    session: SessionId,
+    os: Option<OsLock>,
+    ticket: Ticket,
 }
 
-/// The OS lock, before the acquisition is recorded.
+/// The OS lock, before anybody looked at the row.
 #[derive(Debug)]
 #[must_use = "the lock is freed when this is dropped"]
 pub(crate) struct Granted {
-    name: String,
     os: OsLock,
     ticket: Ticket,
 }
 
 impl Locks {
     pub(crate) fn new(dir: PathBuf, session: SessionId) -> Self {
-        Self { dir, session, queues: Arc::default() }
+        Self { dir, session, names: Arc::default() }
     }
 
     /// Waits for the OS lock `name`. [`Error::Busy`] names the holder when the deadline passes.
@@ -75,14 +111,17 @@ impl Locks {
                 waited: deadline.waited(),
             }
         };
-        let Some(ticket) = Ticket::draw(&self.queues, name, deadline) else { return Err(busy()) };
+        let Some((ticket, mut idle)) = Ticket::draw(&self.names, name, deadline) else { return Err(busy()) };
         loop {
-            let mut os = OsLock::open(&self.dir, &file)?;
+            let mut os = match idle.take() {
+                Some(open) => open,
+                None => OsLock::open(&self.dir, &file)?,
+            };
             if !os.lock_until(deadline)? {
                 return Err(busy());
             }
             match os.check_same() {
-                Ok(()) => return Ok(Granted { name: name.to_owned(), os, ticket }),
+                Ok(()) => return Ok(Granted { os, ticket }),
                 // Replaced while we waited: the lock is on whatever has the name now.
                 Err(Error::LockFileReplaced { .. }) if !deadline.passed() => {}
                 Err(error) => return Err(error),
@@ -90,70 +129,160 @@ impl Locks {
         }
     }
 
-    /// Records the acquisition: a larger fence, who and why. Not synced: a power cut frees every lock anyway, and the
-    /// fences' ceiling is durable.
-    pub(crate) fn record(&self, granted: Granted, turn: &mut Turn<'_>, purpose: &str) -> Result<Lease> {
-        let Granted { name, os, ticket } = granted;
-        let acquire = |tx: &Tx<'_>| rows::acquire(tx, &name, self.session, purpose);
-        let fence = match turn.write(Durability::Normal, acquire)? {
-            Some(fence) => fence,
-            // Once in a million: a new block of fences has to be durable before one of them is handed out.
-            None => {
-                turn.write(Durability::Full, rows::raise_ceiling)?;
-                let fence = turn.write(Durability::Normal, acquire)?;
-                fence.ok_or_else(|| Error::corrupt("journal_meta", "the ceiling of fences does not rise"))?
+    /// Holds a granted lock whose row has the fence `newest`.
+    pub(crate) fn hold(&self, granted: Granted, newest: i64, purpose: &str) -> Lease {
+        let Granted { os, ticket } = granted;
+        let record = Mutex::new(Record::Unwritten { newest, seen: false });
+        let standing = Arc::new(Standing { name: ticket.name.clone(), purpose: purpose.to_owned(), record });
+        if let Some(name) = self.names.lock().get_mut(&standing.name) {
+            name.standing = Some(Arc::clone(&standing));
+        }
+        Lease { standing, session: self.session, os: Some(os), ticket }
+    }
+
+    /// Sees which locks are held and not recorded; true when one of them was seen so before, and is due.
+    pub(crate) fn see_unrecorded(&self) -> Unrecorded {
+        let known = self.names.lock();
+        let mut found = Unrecorded::default();
+        for standing in known.values().filter_map(|name| name.standing.as_ref()) {
+            if let Record::Unwritten { seen, .. } = &mut *standing.record() {
+                found.any = true;
+                found.due |= std::mem::replace(seen, true);
             }
-        };
-        Ok(Lease { name, fence, os, _ticket: ticket })
+        }
+        found
+    }
+
+    /// Records who holds what: a larger fence, who and why. Not synced: a power cut frees every lock anyway, and the
+    /// fences' ceiling is durable.
+    pub(crate) fn record_held(&self, turn: &mut Turn<'_>) -> Result<()> {
+        let held: Vec<Arc<Standing>> = self.names.lock().values().filter_map(|name| name.standing.clone()).collect();
+        for standing in held {
+            let Record::Unwritten { newest, .. } = *standing.record() else { continue };
+            // Once in a million a new block of fences has to be durable before one of them is handed out.
+            let durability = match turn.look(rows::has_fences)? {
+                true => Durability::Normal,
+                false => Durability::Full,
+            };
+            let fence = turn.write(durability, |tx| standing.acquire(tx, self.session, newest, false));
+            match fence {
+                Ok(fence) => *standing.record() = Record::Written(fence),
+                // The holder finds out at its next use.
+                Err(Error::LockLost { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Locks of this process that are held and whose rows do not say so.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Unrecorded {
+    /// There are some.
+    pub(crate) any: bool,
+    /// Some have been so for a while.
+    pub(crate) due: bool,
+}
+
+impl Names {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Name>> {
+        self.known.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+}
+
+impl Standing {
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    fn acquire(&self, tx: &Tx<'_>, session: SessionId, newest: i64, over: bool) -> Result<Fence> {
+        if rows::newest_fence(tx, &self.name)? != newest {
+            return Err(self.lost(Fence(newest)));
+        }
+        rows::acquire(tx, &self.name, session, &self.purpose, over)
+    }
+
+    fn lost(&self, fence: Fence) -> Error {
+        Error::LockLost { name: self.name.clone(), fence }
     }
 }
 
 impl Lease {
-    /// Refuses to go on when the lock file is no longer the one that was locked.
-    pub(crate) fn check_same(&self) -> Result<()> {
-        self.os.check_same()
+    pub(crate) fn name(&self) -> &str {
+        &self.standing.name
     }
 
-    /// Records the release inside a transaction that is being written anyway. The OS lock goes with the lease.
-    pub(crate) fn note_release(&self, tx: &Tx<'_>) -> Result<()> {
-        rows::release(tx, &self.name, self.fence)
+    /// Refuses to go on when the lock file is no longer the one that was locked.
+    pub(crate) fn check_same(&self) -> Result<()> {
+        self.os.as_ref().map_or(Err(Error::Closed), OsLock::check_same)
+    }
+
+    /// Inside COMMIT: refuses when somebody else has acquired the lock since, and records the release; the
+    /// acquisition too where that has not been done. Answers the fence.
+    pub(crate) fn conclude(&self, tx: &Tx<'_>) -> Result<Fence> {
+        match *self.standing.record() {
+            Record::Unwritten { newest, .. } => self.standing.acquire(tx, self.session, newest, true),
+            Record::Written(fence) if rows::release(tx, self.name(), fence)? => Ok(fence),
+            Record::Written(fence) => Err(self.standing.lost(fence)),
+            Record::Over => Err(Error::Closed),
+        }
+    }
+
+    /// After a COMMIT that has concluded it: the row needs nothing more.
+    pub(crate) fn concluded(&self) {
+        *self.standing.record() = Record::Over;
+    }
+
+    /// True when the row says that this lock is held.
+    pub(crate) fn is_recorded(&self) -> bool {
+        matches!(*self.standing.record(), Record::Written(_))
     }
 
     /// Counts that this lock was lost.
     pub(crate) fn note_loss(&self, turn: &mut Turn<'_>) -> Result<()> {
-        turn.write(Durability::Normal, |tx| rows::count_loss(tx, &self.name))
+        turn.write(Durability::Normal, |tx| rows::count_loss(tx, self.name()))
     }
 
-    /// Records the release, then frees the lock.
-    pub(crate) fn release(self, turn: &mut Turn<'_>) -> Result<()> {
-        turn.write(Durability::Normal, |tx| self.note_release(tx))
+    /// Records the release, if the row says that the lock is held.
+    pub(crate) fn note_release(&self, turn: &mut Turn<'_>) -> Result<()> {
+        let record = *self.standing.record();
+        if let Record::Written(fence) = record {
+            turn.write(Durability::Normal, |tx| rows::release(tx, self.name(), fence))?;
+        }
+        self.concluded();
+        Ok(())
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         // Explicitly: a forked child may have inherited the descriptor, and would keep the lock.
-        let _ = self.os.unlock();
+        self.ticket.leave = self.os.take().filter(|os| os.unlock().is_ok());
     }
 }
 
 impl Ticket {
-    fn draw(queues: &Arc<Queues>, name: &str, deadline: Deadline) -> Option<Self> {
-        let mut waiting = queues.waiting.lock().unwrap_or_else(|poison| poison.into_inner());
-        let queue = waiting.entry(name.to_owned()).or_default();
-        let number = queue.back().map_or(0, |last| last + 1);
-        queue.push_back(number);
-        let ticket = Self { queues: Arc::clone(queues), name: name.to_owned(), number };
+    /// Waits for this process's turn at a name; comes with the lock file if it is open already.
+    fn draw(names: &Arc<Names>, name: &str, deadline: Deadline) -> Option<(Self, Option<OsLock>)> {
+        let mut known = names.lock();
+        let entry = known.entry(name.to_owned()).or_default();
+        let number = entry.queue.back().map_or(0, |last| last + 1);
+        entry.queue.push_back(number);
+        let ticket = Self { names: Arc::clone(names), name: name.to_owned(), number, leave: None };
         loop {
-            if waiting.get(name).and_then(VecDeque::front) == Some(&number) {
-                return Some(ticket);
+            if let Some(entry) = known.get_mut(name)
+                && entry.queue.front() == Some(&number)
+            {
+                let idle = entry.idle.take();
+                return Some((ticket, idle));
             }
             if deadline.passed() {
-                drop(waiting);
+                drop(known);
                 return None;
             }
-            waiting = match queues.moved.wait_timeout(waiting, deadline.left()) {
-                Ok((waiting, _)) => waiting,
+            known = match names.moved.wait_timeout(known, deadline.left()) {
+                Ok((known, _)) => known,
                 Err(poison) => poison.into_inner().0,
             };
         }
@@ -162,15 +291,20 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut waiting = self.queues.waiting.lock().unwrap_or_else(|poison| poison.into_inner());
-        if let Some(queue) = waiting.get_mut(&self.name) {
-            queue.retain(|&number| number != self.number);
-            if queue.is_empty() {
-                waiting.remove(&self.name);
-            }
+        let mut known = self.names.lock();
+        let open = known.len();
+        let Some(entry) = known.get_mut(&self.name) else { return };
+        if entry.queue.front() == Some(&self.number) {
+            entry.standing = None;
+            entry.idle = self.leave.take().filter(|_| open <= FILES_KEPT);
         }
-        drop(waiting);
-        self.queues.moved.notify_all();
+        entry.queue.retain(|&number| number != self.number);
+        if !entry.queue.is_empty() {
+            drop(known);
+            self.names.moved.notify_all();
+        } else if entry.idle.is_none() {
+            known.remove(&self.name);
+        }
     }
 }
 

@@ -10,5 +10,5 @@ mod rows;
 mod session;
 
 pub(crate) use lease::{Lease, Locks, file_name};
-pub(crate) use rows::{check_fence, open_sessions};
+pub(crate) use rows::{newest_fence, open_sessions, others_open};
 pub(crate) use session::{Session, sweep_dead};

@@ -1,6 +1,6 @@
 //! The SQL of sessions, locks and fences.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::id::{Fence, SessionId};
 use crate::store::Tx;
 use crate::time::{boot_id, now_ms, process_start};
@@ -42,8 +42,13 @@ pub(super) fn fences_are_current(tx: &Tx<'_>, mark: &[u8]) -> Result<bool> {
     )
 }
 
+/// True when tokens are left below the durable ceiling.
+pub(super) fn has_fences(tx: &Tx<'_>) -> Result<bool> {
+    tx.query_row("SELECT fence < fence_ceiling FROM main.journal_meta WHERE id = 1", (), |row| row.get(0))
+}
+
 /// Begins a new block of fences.
-pub(super) fn raise_ceiling(tx: &Tx<'_>) -> Result<()> {
+fn raise_ceiling(tx: &Tx<'_>) -> Result<()> {
     tx.execute("UPDATE main.journal_meta SET fence_ceiling = fence_ceiling + ?1 WHERE id = 1", [FENCE_BLOCK]).map(drop)
 }
 
@@ -64,16 +69,31 @@ pub(crate) fn open_sessions(tx: &Tx<'_>) -> Result<Vec<SessionId>> {
     Ok(ids.into_iter().flatten().collect())
 }
 
-/// Records an acquisition: the next token, and who has the lock from now on. None when the durable ceiling has to be
-/// raised first.
-pub(super) fn acquire(tx: &Tx<'_>, name: &str, session: SessionId, purpose: &str) -> Result<Option<Fence>> {
-    // Two plain statements: RETURNING would build a table of its own each time.
+/// True when a row says that another session is open, alive or not.
+pub(crate) fn others_open(tx: &Tx<'_>, own: SessionId) -> Result<bool> {
+    tx.query_row(
+        "SELECT EXISTS (SELECT 1 FROM main.journal_session WHERE state = 'open' AND id <> ?1)",
+        [own.as_bytes()],
+        |row| row.get(0),
+    )
+}
+
+/// The token of a lock's newest recorded acquisition; 0 when there was none yet.
+pub(crate) fn newest_fence(tx: &Tx<'_>, name: &str) -> Result<i64> {
+    let newest = tx.query_opt("SELECT fence FROM main.journal_lock WHERE name = ?1", [name], |row| row.get(0))?;
+    Ok(newest.unwrap_or(0))
+}
+
+/// Records an acquisition: the next token, and who has the lock from now on; nobody, when it is `over` with this very
+/// transaction. Where [`has_fences`] says no, the transaction has to be durable.
+pub(super) fn acquire(tx: &Tx<'_>, name: &str, session: SessionId, purpose: &str, over: bool) -> Result<Fence> {
+    // Plain statements: RETURNING would build a table of its own each time.
     let (fence, ceiling): (i64, i64) =
         tx.query_row("SELECT fence + 1, fence_ceiling FROM main.journal_meta WHERE id = 1", (), |row| {
             Ok((row.get(0)?, row.get(1)?))
         })?;
     if fence > ceiling {
-        return Ok(None);
+        raise_ceiling(tx)?;
     }
     tx.execute("UPDATE main.journal_meta SET fence = ?1 WHERE id = 1", [fence])?;
     tx.execute(
@@ -83,30 +103,19 @@ pub(super) fn acquire(tx: &Tx<'_>, name: &str, session: SessionId, purpose: &str
            session = excluded.session, pid = excluded.pid, purpose = excluded.purpose, \
            acquired_ms = excluded.acquired_ms, heartbeat_ms = excluded.heartbeat_ms, progress = '', \
            acquisitions = acquisitions + 1",
-        (name, fence, session.as_bytes(), std::process::id(), purpose, now_ms()),
+        (name, fence, (!over).then(|| session.as_bytes()), (!over).then(std::process::id), purpose, now_ms()),
     )?;
-    Ok(Some(Fence(fence)))
+    Ok(Fence(fence))
 }
 
-/// Records a release, unless somebody else has the lock by now.
-pub(super) fn release(tx: &Tx<'_>, name: &str, fence: Fence) -> Result<()> {
-    tx.execute(
-        "UPDATE main.journal_lock SET session = NULL, pid = NULL WHERE name = ?1 AND fence = ?2",
+/// Records a release. Answers false, and does nothing, when somebody else has the lock by now.
+pub(super) fn release(tx: &Tx<'_>, name: &str, fence: Fence) -> Result<bool> {
+    let released = tx.execute(
+        "UPDATE main.journal_lock SET session = NULL, pid = NULL \
+         WHERE name = ?1 AND fence = ?2 AND session IS NOT NULL",
         (name, fence.get()),
-    )
-    .map(drop)
-}
-
-/// Refuses when the lock's newest acquisition is no longer the one with this fence.
-pub(crate) fn check_fence(tx: &Tx<'_>, name: &str, fence: Fence) -> Result<()> {
-    let newest =
-        tx.query_opt("SELECT fence FROM main.journal_lock WHERE name = ?1 AND session IS NOT NULL", [name], |row| {
-            row.get::<_, i64>(0)
-        })?;
-    if newest == Some(fence.get()) {
-        return Ok(());
-    }
-    Err(Error::LockLost { name: name.to_owned(), fence })
+    )?;
+    Ok(released == 1)
 }
 
 /// Counts a loss, for `status`.

@@ -18,7 +18,7 @@ pub(crate) enum Live {
 /// What recovery knows of one path's newest effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Evidence {
-    /// The transaction noted "applied", in this boot and on these mounts.
+    /// It was in the tree in this boot and on these mounts: the stage shows that its new version left it.
     pub(crate) applied: bool,
     /// What the live tree has.
     pub(crate) live: Live,

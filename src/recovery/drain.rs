@@ -9,17 +9,18 @@
 //! A structural transaction (moves, removed directories) was alone when it committed: everything before it was
 //! settled, and it is carried out again step by step, each step looking how far it had come.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::decide::{Decision, Evidence, Live, decide};
+use super::decide::Decision;
+use super::evidence::{Newest, Unreadable, decisions, newest};
 use crate::error::{Error, IoContext, Result};
-use crate::fs::area;
-use crate::fs::exchange::{self, ASIDE};
-use crate::fs::opener::Found;
-use crate::fs::root::{self, Dir, Dirs, Kind};
+use crate::fs::area::Area;
+use crate::fs::exchange::{self};
+use crate::fs::root::{Dir, Dirs, Kind};
+use crate::fs::temp;
 use crate::id::TxnId;
-use crate::journal::{self, Identity, Level, Redo, TxnState, Unsettled, What};
+use crate::journal::{self, Level, TxnState, Unsettled, What};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
 use crate::txn::{self, AGAIN, Drained, Ground, Outcome, Scene, Step, Which};
@@ -36,22 +37,15 @@ pub(crate) struct Plan {
     pub(crate) reason: String,
 }
 
-/// The newest effect on a path, and what any unsettled commit found there.
-struct Newest {
-    txn: TxnId,
-    n: i64,
-    redo: Redo,
-    inline: bool,
-    older: Vec<Identity>,
-}
-
 /// Applies what is committed and not in the tree.
 pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Result<Drained> {
     // Every commit asks this; marks are compared only when a journal is opened, because no mount changes under one
     // that is open.
-    if which == Which::Unapplied && !turn.look(journal::has_unapplied)? {
+    let unnoted = ground.late.unnoted();
+    if which == Which::Unapplied && !turn.look(|tx| journal::has_unapplied(tx, unnoted))? {
         return Ok(Drained::default());
     }
+    ground.write_late(turn)?;
     let unsettled = turn.look(journal::unsettled)?;
     if unsettled.is_empty() {
         return Ok(Drained::default());
@@ -66,6 +60,7 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
     let found = due.len();
     let due = begin_attempt(turn, due)?;
     drained.quarantined = (found - due.len()) as u64;
+    ground.touch();
     let (newest, unreadable) = turn.look(|tx| newest(&scene, tx, &unsettled))?;
     let mut troubles: HashMap<TxnId, Outcome> = HashMap::new();
     let mut dirs = Dirs::new(&ground.root);
@@ -199,129 +194,6 @@ fn begin_attempt(turn: &mut Turn<'_>, due: Vec<Unsettled>) -> Result<Vec<Unsettl
     })
 }
 
-/// A row of the redo log that cannot be read, or names what is not the tree's.
-struct Unreadable {
-    txn: TxnId,
-    n: i64,
-    path: Option<RelPath>,
-    error: String,
-    /// It says something, of a mount that is not there now.
-    unmounted: bool,
-}
-
-/// The newest effect on each path, of everything that is neither settled nor set aside, and the rows that say nothing.
-/// Structural transactions are carried out whole, so they do not take part.
-fn newest(
-    scene: &Scene<'_>,
-    tx: &Tx<'_>,
-    unsettled: &[Unsettled],
-) -> Result<(BTreeMap<RelPath, Newest>, Vec<Unreadable>)> {
-    let mut newest: BTreeMap<RelPath, Newest> = BTreeMap::new();
-    let mut unreadable = Vec::new();
-    for txn in unsettled.iter().filter(|txn| txn.state != TxnState::Quarantined) {
-        for row in journal::redo_rows(tx, txn.id)? {
-            let checked = row.path.and_then(|path| scene.check(&path).map(|()| path));
-            let readable = |redo: Redo| area::check_name(&redo.staged).map(|()| redo);
-            let (path, redo) = match (checked, row.redo.and_then(readable)) {
-                (Ok(path), Ok(redo)) => match scene.area(redo.area) {
-                    Ok(_) => (path, redo),
-                    Err(error) => {
-                        let (txn, n, error) = (row.txn, row.n, error.to_string());
-                        unreadable.push(Unreadable { txn, n, path: Some(path), error, unmounted: true });
-                        continue;
-                    }
-                },
-                (path, redo) => {
-                    let error = path.as_ref().err().or(redo.as_ref().err()).map(ToString::to_string);
-                    let (txn, n, error) = (row.txn, row.n, error.unwrap_or_default());
-                    unreadable.push(Unreadable { txn, n, path: path.ok(), error, unmounted: false });
-                    continue;
-                }
-            };
-            if txn.structural {
-                continue;
-            }
-            let mut older = newest.remove(&path).map(|older| older.older).unwrap_or_default();
-            older.extend(redo.old.clone());
-            newest.insert(path, Newest { txn: row.txn, n: row.n, redo, inline: row.content, older });
-        }
-    }
-    Ok((newest, unreadable))
-}
-
-type Decided<'n> = (&'n RelPath, &'n Newest, Decision);
-
-fn decisions<'n>(
-    scene: &Scene<'_>,
-    newest: &'n BTreeMap<RelPath, Newest>,
-    due: &[Unsettled],
-) -> Result<Vec<Decided<'n>>> {
-    let due: Vec<(&RelPath, &Newest)> =
-        newest.iter().filter(|(_, effect)| due.iter().any(|txn| txn.id == effect.txn && !txn.structural)).collect();
-    let sizes = due.iter().map(|(path, effect)| {
-        let size = match effect.redo.what {
-            What::Content { size, .. } => size,
-            _ => 0,
-        };
-        ((*path).clone(), size)
-    });
-    let found = scene.opener.examine(sizes.collect())?;
-    due.into_iter()
-        .zip(found)
-        .map(|((path, effect), found)| {
-            // What cannot be looked at is left to the step itself, which will say why.
-            let found = found.unwrap_or_default();
-            let live = classify(scene, effect, found.as_ref())?;
-            let available = is_available(scene, effect)?;
-            Ok((path, effect, decide(Evidence { applied: false, live, available })))
-        })
-        .collect()
-}
-
-fn classify(scene: &Scene<'_>, effect: &Newest, found: Option<&Found>) -> Result<Live> {
-    let Some(found) = found else {
-        return Ok(if effect.redo.what == What::Absence { Live::New } else { Live::Empty });
-    };
-    let meta = &found.meta;
-    let is_new = match &effect.redo.what {
-        What::Content { ino, size, hash, .. } => {
-            found.hash == Some(*hash) && meta.kind == Kind::File && meta.size == *size
-                || !effect.inline && meta.ino == *ino
-        }
-        What::Symlink { target, .. } => {
-            meta.kind == Kind::Symlink && found.hash == Some(*blake3::hash(target).as_bytes())
-        }
-        What::Directory { .. } => meta.kind == Kind::Directory,
-        What::Absence => false,
-        What::Move { ino, .. } => meta.ino == *ino,
-    };
-    if is_new {
-        return Ok(Live::New);
-    }
-    if effect.older.iter().any(|old| old.is(meta, false)) {
-        return Ok(Live::PreImage);
-    }
-    // The fallback without an exchange links the old version aside before it renames, which moves its ctime on.
-    let area = scene.area(effect.redo.area)?;
-    let aside = root::look(&area.stage, format!("{}{ASIDE}", effect.redo.staged));
-    let linked = aside.at("look at", &area.path)?.is_some_and(|aside| aside.ino == meta.ino);
-    if linked && effect.older.iter().any(|old| old.is(meta, true)) {
-        return Ok(Live::PreImage);
-    }
-    let wants_something = effect.redo.what != What::Absence;
-    Ok(if wants_something && meta.kind == Kind::File && meta.size == 0 { Live::Empty } else { Live::Other })
-}
-
-/// True when the new version can be had.
-fn is_available(scene: &Scene<'_>, effect: &Newest) -> Result<bool> {
-    let What::Content { ino, .. } = effect.redo.what else { return Ok(true) };
-    if effect.inline {
-        return Ok(true);
-    }
-    let area = scene.area(effect.redo.area)?;
-    Ok(area.look_staged(&effect.redo.staged)?.is_some_and(|staged| staged.ino == ino))
-}
-
 /// Carries one decision out. Answers where somebody's version was put, if it was.
 fn carry_out(
     ground: &Ground,
@@ -336,7 +208,7 @@ fn carry_out(
     let live = txn::look(dirs, path)?;
     let left = txn::reconcile(&area, effect.txn, &effect.redo, &effect.older, live.as_ref())?;
     match decision {
-        Decision::Keep | Decision::KeepTheirs => return Ok(left),
+        Decision::Keep | Decision::KeepTheirs => return Ok(unjudged(ground, &area, effect)?.or(left)),
         Decision::Lost => return Err(Error::NotFound { path: area.stage_path(&effect.redo.staged) }),
         Decision::Apply | Decision::ApplyAside => {}
     }
@@ -384,6 +256,25 @@ fn carry_out(
         area.unlink_staged(&effect.redo.staged)?;
     }
     Ok(kept)
+}
+
+/// What an effect displaced just before its process died, and nobody has looked at yet.
+fn unjudged(ground: &Ground, area: &Area, effect: &Newest) -> Result<Option<String>> {
+    let name = &effect.redo.staged;
+    let Some(meta) = area.look_staged(name)? else { return Ok(None) };
+    // The new version itself, or what an earlier try wrote of it.
+    let ours = match &effect.redo.what {
+        What::Content { ino, size, hash, .. } => {
+            let equal = || -> Result<bool> {
+                let same_size = meta.kind == Kind::File && meta.size == *size;
+                Ok(same_size && blake3::hash(&ground.opener.read_own(area.stage_path(name))?) == *hash)
+            };
+            meta.ino == *ino || (effect.inline && equal()?)
+        }
+        What::Symlink { target, .. } => temp::symlink_says(area, name, target),
+        _ => false,
+    };
+    if ours { Ok(None) } else { txn::keep(area, effect.txn, &effect.redo, &effect.older, name) }
 }
 
 /// The directory a path lies in, made again where somebody removed it: what is committed has to be somewhere.

@@ -14,6 +14,8 @@ use crate::fs::state;
 const OLDEST_SQLITE: i32 = 3_051_003;
 /// Statements kept prepared on one connection; the engine has about forty.
 const STATEMENTS: usize = 192;
+/// How much of the write-ahead log's file stays when it begins again from its start: blocks that are there already.
+const LOG_KEPT: i64 = 32 << 20;
 /// How long SQLite itself waits for a writer that does not use the turnstile: the application's own connections.
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -57,7 +59,7 @@ pub(crate) fn writer(database: &Database) -> Result<Connection> {
     pragma(&conn, "foreign_keys", i64::from(database.foreign_keys))?;
     // The background settler checkpoints; a commit must not be the one that pays for it.
     pragma(&conn, "wal_autocheckpoint", 0)?;
-    pragma(&conn, "journal_size_limit", 4 << 20)?;
+    pragma(&conn, "journal_size_limit", LOG_KEPT)?;
     pragma(&conn, "temp_store", 2)?;
     common(&conn)?;
     Ok(conn)

@@ -5,10 +5,13 @@
 //!    not. Whoever holds it may also carry commits into the tree, so that the tree follows commit order;
 //! 3. `BEGIN IMMEDIATE`, the work, `COMMIT` at the durability asked for.
 //!
+//! [`Store::peek`] only reads, so it needs the first alone.
+//!
 //! A sync of the write-ahead log that fails poisons the process and leaves the marker `sync-failed`: the kernel has
 //! marked the pages clean, so a later COMMIT would say Ok for frames that never reach the disk. Whoever takes the
 //! turnstile next must first carry the whole log over (`wal_checkpoint(TRUNCATE)`), which writes those pages anew.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -50,7 +53,20 @@ struct Writer {
     conn: Connection,
     turnstile: OsLock,
     full: bool,
+    /// How many frames the write-ahead log had after the last COMMIT of this process.
+    log_frames: u32,
 }
+
+thread_local! {
+    /// What SQLite says of its log after a COMMIT on this thread.
+    static LOG_FRAMES: Cell<u32> = const { Cell::new(0) };
+}
+
+/// This many frames of log are too many: whoever has the turn carries them over before it adds to them.
+const TOO_MANY_FRAMES: u32 = 16 * LOG_FRAMES_ENOUGH;
+/// With this many frames the log is carried over in the background: 8 MiB of pages of 4 KiB, on blocks that are then
+/// used again and again. To append to a file costs the filesystem's own journal, to write over it does not.
+pub(crate) const LOG_FRAMES_ENOUGH: u32 = 2048;
 
 impl Store {
     /// Opens the database, makes or migrates the engine's schema.
@@ -62,10 +78,14 @@ impl Store {
             return Err(Error::Busy { what: "the turnstile".into(), holder: "another process".into(), waited: wait });
         }
         let conn = connect::writer(&database)?;
+        conn.wal_hook(Some(|_, frames| {
+            LOG_FRAMES.set(u32::try_from(frames).unwrap_or(0));
+            Ok(())
+        }));
         let mode = CallerMode::install(&conn).during("installing the authorizer")?;
         turnstile.unlock()?;
         let store = Self {
-            writer: Mutex::new(Writer { conn, turnstile, full: true }),
+            writer: Mutex::new(Writer { conn, turnstile, full: true, log_frames: 0 }),
             mode,
             database,
             state_dir,
@@ -95,6 +115,17 @@ impl Store {
         let turn = Turn { store: self, writer };
         turn.writer.turnstile.check_same()?;
         Ok(turn)
+    }
+
+    /// Reads one snapshot of what is committed, without waiting for anybody's turn in other processes.
+    pub(crate) fn peek<T>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        refuse_reentry("a read of the journal")?;
+        let writer = self.writer.lock().unwrap_or_else(|poison| poison.into_inner());
+        self.refuse_poisoned()?;
+        let tx = Tx { conn: &writer.conn, mode: &self.mode };
+        tx.run("BEGIN DEFERRED", "beginning a read")?;
+        let _end = RollBack(&writer.conn);
+        work(&tx)
     }
 
     /// Runs the application's own migrations.
@@ -148,6 +179,13 @@ impl Turn<'_> {
     /// Runs one SQLite transaction. On `Ok` it is committed, at the durability asked for; on `Err` nothing of it
     /// happened, unless [`Error::is_outcome_unknown`].
     pub(crate) fn write<T>(&mut self, durability: Durability, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        let writing = self.begin(durability)?;
+        let value = work(&writing.tx())?;
+        writing.commit().map(|()| value)
+    }
+
+    /// Begins a SQLite transaction. Dropped without [`Writing::commit`] nothing of it happened.
+    pub(crate) fn begin(&mut self, durability: Durability) -> Result<Writing<'_>> {
         let full = durability == Durability::Full;
         if full {
             self.cure_failed_sync()?;
@@ -156,25 +194,17 @@ impl Turn<'_> {
             connect::set_synchronous(&self.writer.conn, full)?;
             self.writer.full = full;
         }
+        if self.writer.log_frames >= TOO_MANY_FRAMES {
+            self.carry_over_soon()?;
+        }
         let tx = Tx { conn: &self.writer.conn, mode: &self.store.mode };
         tx.run("BEGIN IMMEDIATE", "beginning")?;
-        // Rolls back on an error and on a panic alike.
-        let guard = RollBack(&self.writer.conn);
-        let value = work(&tx)?;
-        if tx.ended() {
-            return Err(Error::EndedBySql);
-        }
-        match tx.prepare("COMMIT")?.raw_execute() {
-            Ok(_) => {
-                std::mem::forget(guard);
-                Ok(value)
-            }
-            Err(source) if source.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) => {
-                self.store.mark_failed_sync(&format!("COMMIT failed: {source}"));
-                Err(Error::OutcomeUnknown { source })
-            }
-            Err(source) => Err(Error::sql("committing", source)),
-        }
+        Ok(Writing { store: self.store, writer: &mut self.writer, committed: false })
+    }
+
+    /// How many frames the write-ahead log has, as of this process's last COMMIT.
+    pub(crate) fn log_frames(&self) -> u32 {
+        self.writer.log_frames
     }
 
     /// Reads what is committed, outside any transaction.
@@ -207,6 +237,15 @@ impl Turn<'_> {
         })
     }
 
+    /// The background does not keep up, or a reader is in its way: copy what can be copied, and look again after as
+    /// many frames more.
+    fn carry_over_soon(&mut self) -> Result<()> {
+        let row = self.writer.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()));
+        row.map_err(|source| self.store.checkpoint_failed(source))?;
+        self.writer.log_frames = 0;
+        Ok(())
+    }
+
     fn cure_failed_sync(&mut self) -> Result<()> {
         if !self.store.state_dir.has_mark(MARKER) {
             return Ok(());
@@ -225,12 +264,56 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// A SQLite transaction that is being written. Rolls back on drop, on an error and on a panic alike.
+#[derive(Debug)]
+#[must_use = "a transaction that is dropped is rolled back; call commit()"]
+pub(crate) struct Writing<'t> {
+    store: &'t Store,
+    writer: &'t mut Writer,
+    committed: bool,
+}
+
+impl Writing<'_> {
+    pub(crate) fn tx(&self) -> Tx<'_> {
+        Tx { conn: &self.writer.conn, mode: &self.store.mode }
+    }
+
+    /// The commit point.
+    pub(crate) fn commit(mut self) -> Result<()> {
+        let tx = self.tx();
+        if tx.ended() {
+            return Err(Error::EndedBySql);
+        }
+        let done = tx.prepare("COMMIT")?.raw_execute();
+        match done {
+            Ok(_) => {
+                self.committed = true;
+                self.writer.log_frames = LOG_FRAMES.get();
+                Ok(())
+            }
+            Err(source) if source.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) => {
+                self.store.mark_failed_sync(&format!("COMMIT failed: {source}"));
+                Err(Error::OutcomeUnknown { source })
+            }
+            Err(source) => Err(Error::sql("committing", source)),
+        }
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        if !self.committed {
+            drop(RollBack(&self.writer.conn));
+        }
+    }
+}
+
 struct RollBack<'c>(&'c Connection);
 
 impl Drop for RollBack<'_> {
     fn drop(&mut self) {
         if !self.0.is_autocommit() {
-            let _ = self.0.execute_batch("ROLLBACK");
+            let _ = self.0.prepare_cached("ROLLBACK").and_then(|mut rollback| rollback.raw_execute());
         }
     }
 }
@@ -285,6 +368,11 @@ impl<'c> Tx<'c> {
         let mut statement = self.prepare(sql)?;
         let rows = statement.query_map(params, map).during(sql)?;
         rows.collect::<rusqlite::Result<_>>().during(sql)
+    }
+
+    /// A number that changes whenever another connection, of any process, has written to the database.
+    pub(crate) fn version(&self) -> Result<i64> {
+        self.query_row("PRAGMA main.data_version", (), |row| row.get(0))
     }
 
     pub(crate) fn batch(&self, sql: &str, op: &'static str) -> Result<()> {

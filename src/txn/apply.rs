@@ -118,6 +118,7 @@ impl Apply<'_, '_, '_> {
         let full = self.ground.root.full(&step.path);
         let What::Directory { mode } = step.redo.what else { return Ok(()) };
         let dir = self.dirs.parent(&step.path)?;
+        self.dirs.forget(&step.path);
         let make = || dir.make_dir(step.path.name(), mode);
         match make() {
             Err(Errno::EXIST) => {
@@ -200,6 +201,7 @@ impl Apply<'_, '_, '_> {
             // What the exchange displaced may not have been judged yet.
             return self.judge(step, &step.redo.staged);
         }
+        self.dirs.forget(&step.path);
         if !self.place(step, &step.redo.staged)? {
             return Ok(());
         }

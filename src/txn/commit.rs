@@ -1,25 +1,27 @@
 //! The commit: one SQLite COMMIT decides, then the tree follows, under one turn.
 //!
 //! 1. prepare everything that can fail (`prepare`);
-//! 2. take the turnstile; carry into the tree what a dead process committed and could not apply;
-//! 3. look at the paths again; refuse what overlaps a transaction that is pending or in quarantine;
-//! 4. one SQLite transaction at `synchronous=FULL`: fence, key, the caller's SQL, redo records, changes;
-//! 5. apply; note that it was, and that the lock is released; leave the turnstile.
+//! 2. take the turnstile and begin the SQLite transaction, at `synchronous=FULL`;
+//! 3. when anything is in the way, roll back and look closer: carry into the tree what a dead process committed and
+//!    could not apply, settle what moved directories, refuse what overlaps a transaction that is pending or in
+//!    quarantine; then begin again;
+//! 4. look at the paths again, unless nobody has touched the tree through the journal since they were looked at;
+//! 5. fence, key, the caller's SQL, redo records, changes, what was not noted yet of the commit before: COMMIT;
+//! 6. apply; leave the turnstile. That it was applied is noted with the next COMMIT, or a little later.
 //!
-//! A crash before 4 leaves temporary files of a dead session, swept later. A crash after 4 leaves a committed
-//! transaction that the next one at the turnstile applies.
+//! A crash before 5 leaves temporary files of a dead session, swept later. A crash after 5 leaves a committed
+//! transaction that the next one at the turnstile applies, as far as the stage shows that it was not.
 
-use super::apply::{self, Outcome};
-use super::ground::{Ground, Which};
+use super::apply::Outcome;
+use super::ground::{Ground, Version, Which};
 use super::overlay::Overlay;
 use super::prepare::{Prepared, Step};
 use super::receipt::{Receipt, Warning};
 use super::settle::{self, SettleLock};
 use super::transaction::SqlFn;
 use crate::error::{Error, Result};
-use crate::fs::root::Dirs;
-use crate::id::TxnId;
-use crate::journal::{self, Change, Level, NewTxn, TxnState, What};
+use crate::id::{Fence, TxnId};
+use crate::journal::{self, Level, NewTxn, TxnState, What};
 use crate::lock::{self, Lease};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
@@ -32,6 +34,8 @@ pub(super) struct Request<'r> {
     pub(super) key: Option<&'r str>,
     pub(super) began_ms: i64,
     pub(super) overlay: &'r Overlay,
+    /// What of the tree's versions its lock was taken in.
+    pub(super) version: Version,
     /// Of what was asked for, to compare a repeat of the key with.
     pub(super) digest: [u8; 32],
     pub(super) sql: &'r mut [SqlFn],
@@ -43,26 +47,35 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
         // Before anything is prepared: the second time, sources are gone that were moved the first time.
         let mut turn = ground.enter()?;
         if let Some(receipt) = turn.look(|tx| first(tx, key, &request.digest))? {
-            turn.write(Durability::Normal, |tx| request.lease.note_release(tx))?;
+            request.lease.note_release(&mut turn)?;
             return Ok(receipt);
         }
     }
-    let mut prepared = Prepared::new(ground, request.overlay.effects())?;
-    let (mut turn, settling) = take_turn(ground, prepared.structural)?;
-    request.lease.check_same()?;
-    // Opened under the turn: a directory that was open before may have been moved away by somebody's commit since.
-    let mut dirs = Dirs::new(&ground.root);
-    prepared.bind(&mut dirs)?;
-    refuse_overlaps(ground, &mut turn, &prepared.steps)?;
-
-    let changes = prepared.changes();
-    let committed = turn.write(Durability::Full, |tx| record(ground, tx, &mut request, &prepared, &changes));
-    let id = match committed {
-        Ok(Recorded::New(id)) => id,
+    let mut prepared = Prepared::new(ground, request.version, request.overlay.effects())?;
+    // Who moves directories has to look closer anyway.
+    let (mut turn, mut settling) = match prepared.structural {
+        false => (ground.enter()?, None),
+        true => clear_the_way(ground, true)?,
+    };
+    let mut recorded = match prepared.structural {
+        false => record(ground, &mut turn, &mut request, &mut prepared, false),
+        true => Ok(Recorded::NotYet),
+    };
+    if let Ok(Recorded::NotYet) = recorded {
+        if !prepared.structural {
+            drop(turn);
+            (turn, settling) = clear_the_way(ground, false)?;
+        }
+        refuse_overlaps(ground, &mut turn, &prepared.steps)?;
+        recorded = record(ground, &mut turn, &mut request, &mut prepared, true);
+    }
+    let (id, fence, alone) = match recorded {
+        Ok(Recorded::New { id, fence, alone }) => (id, fence, alone),
         Ok(Recorded::Before(receipt)) => {
-            turn.write(Durability::Normal, |tx| request.lease.note_release(tx))?;
+            request.lease.note_release(&mut turn)?;
             return Ok(receipt);
         }
+        Ok(Recorded::NotYet) => return Err(Error::corrupt("the journal", "something is in the way of every commit")),
         Err(error) => {
             match &error {
                 // The rows may be there: what they refer to has to be, too.
@@ -74,18 +87,21 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
         }
     };
     prepared.keep();
-    let warnings = carry_out(ground, &mut turn, &mut dirs, id, &prepared, request.lease, settling.as_ref());
-    Ok(Receipt { id, fence: request.lease.fence, changes, warnings, repeated: false })
+    request.lease.concluded();
+    let changes = prepared.changes();
+    let warnings = carry_out(ground, &mut turn, id, &mut prepared, alone, settling.as_ref());
+    Ok(Receipt { id, fence, changes, warnings, repeated: false })
 }
 
 /// Waits for the turn. Whatever a dead process committed is in the tree then, and settled where directories moved.
 /// A transaction that moves directories itself also holds the right to settle, and everything before it is settled.
-fn take_turn(ground: &Ground, structural: bool) -> Result<(Turn<'_>, Option<SettleLock>)> {
+fn clear_the_way(ground: &Ground, structural: bool) -> Result<(Turn<'_>, Option<SettleLock>)> {
     let settle_lock = || SettleLock::wait(ground, Deadline::after(ground.limits.turn_wait));
     // Always before the turnstile: a settler holds this one while it waits for that.
     let mut lock = if structural { Some(settle_lock()?) } else { None };
     loop {
         let mut turn = ground.enter()?;
+        ground.write_late(&mut turn)?;
         (ground.drain)(ground, &mut turn, Which::Unapplied)?;
         if let Some(held) = &lock {
             settle::settle_in_turn(ground, &mut turn, held)?;
@@ -116,20 +132,35 @@ fn first(tx: &Tx<'_>, key: &str, digest: &[u8; 32]) -> Result<Option<Receipt>> {
 
 /// What a COMMIT recorded.
 enum Recorded {
-    New(TxnId),
+    New {
+        id: TxnId,
+        fence: Fence,
+        /// No other session has the journal open.
+        alone: bool,
+    },
     /// Nothing: the key was committed before, by somebody who came first.
     Before(Receipt),
+    /// Nothing: something is in the way.
+    NotYet,
 }
 
-/// Inside COMMIT.
+/// One SQLite transaction: everything, or nothing.
 fn record(
     ground: &Ground,
-    tx: &Tx<'_>,
+    turn: &mut Turn<'_>,
     request: &mut Request<'_>,
-    prepared: &Prepared<'_>,
-    changes: &[Change],
+    prepared: &mut Prepared<'_>,
+    cleared: bool,
 ) -> Result<Recorded> {
-    lock::check_fence(tx, &request.lease.name, request.lease.fence)?;
+    request.lease.check_same()?;
+    let writing = turn.begin(Durability::Full)?;
+    let tx = &writing.tx();
+    let unnoted = ground.late.unnoted();
+    if !cleared && journal::is_in_the_way(tx, unnoted)? {
+        return Ok(Recorded::NotYet);
+    }
+    prepared.bind(tx)?;
+    let fence = request.lease.conclude(tx)?;
     if let Some(key) = request.key
         && let Some(receipt) = first(tx, key, &request.digest)?
     {
@@ -138,6 +169,20 @@ fn record(
     for sql in request.sql.iter_mut() {
         tx.caller(|rows| sql(rows))?;
     }
+    let id = insert(ground, tx, request, fence, prepared)?;
+    if let Some(before) = unnoted {
+        journal::note_carried_out(tx, before)?;
+    }
+    let alone = !lock::others_open(tx, ground.session.id)?;
+    prepared.refuse_databases_in_use()?;
+    writing.commit()?;
+    if unnoted.is_some() {
+        ground.late.set_unnoted(None);
+    }
+    Ok(Recorded::New { id, fence, alone })
+}
+
+fn insert(ground: &Ground, tx: &Tx<'_>, request: &Request<'_>, fence: Fence, prepared: &Prepared<'_>) -> Result<TxnId> {
     let steps = &prepared.steps;
     if steps.len() as i64 >= journal::MAX_EFFECTS {
         return Err(Error::TooLarge {
@@ -146,11 +191,12 @@ fn record(
         });
     }
     let history = steps.iter().filter_map(|step| step.redo.old.as_ref()).map(|old| old.size).sum();
+    let mark = (!steps.is_empty()).then(|| ground.mark(steps.iter().map(|step| step.area.id)));
     let id = journal::insert_txn(
         tx,
         &NewTxn {
-            lock: &request.lease.name,
-            fence: request.lease.fence,
+            lock: request.lease.name(),
+            fence,
             session: ground.session.id,
             label: request.label,
             key: request.key,
@@ -162,42 +208,46 @@ fn record(
             kept: steps.iter().filter(|step| step.redo.old.is_some()).count(),
             history,
             began_ms: request.began_ms,
-            state: if steps.is_empty() { TxnState::Settled } else { TxnState::Committed },
+            mark,
         },
     )?;
-    for (step, change) in steps.iter().zip(changes) {
-        let n = step.n;
-        journal::insert_redo(tx, id, n, &step.path, &step.redo, step.content.as_deref())?;
-        journal::insert_change(tx, id, n, change)?;
+    for step in steps {
+        journal::insert_redo(tx, id, step.n, &step.path, &step.redo, step.content.as_deref())?;
+        journal::insert_change(tx, id, step.n, &step.change())?;
     }
-    Ok(Recorded::New(id))
+    Ok(id)
 }
 
 /// After the commit point: nothing here turns a success into a failure.
 fn carry_out(
     ground: &Ground,
     turn: &mut Turn<'_>,
-    dirs: &mut Dirs<'_>,
     id: TxnId,
-    prepared: &Prepared<'_>,
-    lease: &Lease,
+    prepared: &mut Prepared<'_>,
+    alone: bool,
     settling: Option<&SettleLock>,
 ) -> Vec<Warning> {
+    let outcome = prepared.apply(id);
     let steps = &prepared.steps;
-    let outcome = apply::apply(ground, dirs, id, steps, None);
     let messages = outcome.messages();
-    let noted = turn.write(Durability::Normal, |tx| {
-        if outcome.failed.is_empty() && !steps.is_empty() {
-            let mark = ground.mark(steps.iter().map(|step| step.area.id));
-            journal::note_applied(tx, id, TxnState::Committed, &mark)?;
-        } else if !steps.is_empty() {
-            journal::transition(tx, id, TxnState::Committed, TxnState::Pending)?;
+    // Others would have to look for themselves whether it was applied; after a crash the stage tells.
+    let later = messages.is_empty() && settling.is_none() && alone;
+    let noted = match (steps.is_empty(), later) {
+        (true, _) => Ok(()),
+        (false, true) => {
+            ground.late.set_unnoted(Some(id));
+            Ok(())
         }
-        for (path, message) in &messages {
-            journal::insert_event(tx, Level::Warn, "apply", Some(id), Some(path), message)?;
-        }
-        lease.note_release(tx)
-    });
+        (false, false) => turn.write(Durability::Normal, |tx| {
+            match outcome.failed.is_empty() {
+                true => journal::note_carried_out(tx, id)?,
+                false => journal::transition(tx, id, TxnState::Committed, TxnState::Pending)?,
+            }
+            messages.iter().try_for_each(|(path, message)| {
+                journal::insert_event(tx, Level::Warn, "apply", Some(id), Some(path), message)
+            })
+        }),
+    };
     let mut warnings: Vec<Warning> = messages.into_iter().map(|(_, message)| Warning(message)).collect();
     let mut warn = |what: &str, error: Error| {
         tracing::warn!(txn = %id, %error, "{what}");
@@ -205,8 +255,8 @@ fn carry_out(
     };
     if let Err(error) = noted {
         warn("committed and applied, but that could not be noted; recovery will look again", error);
-    } else if outcome.failed.is_empty() && !steps.is_empty() {
-        ground.backlog.add(steps.len() as u64, bytes(steps));
+    } else if outcome.failed.is_empty() {
+        ground.backlog.add(steps.len() as u64, bytes(steps), turn.log_frames());
     }
     if let Some(lock) = settling
         && let Err(error) = settle::settle_in_turn(ground, turn, lock)

@@ -1,4 +1,8 @@
 //! SQLite databases among the paths of a transaction.
+//!
+//! A database that is replaced, removed or moved must not be in use, and its sidecars must go with it: a new database
+//! beside an old `-wal` silently reads as the old one. To tell a database its header has to be read, on the thread that
+//! may open files of the tree: it is asked early and answers while the rest is prepared.
 
 use std::collections::BTreeSet;
 
@@ -7,51 +11,76 @@ use super::layout::Layout;
 use super::prepare::Step;
 use crate::error::{Error, Result};
 use crate::fs::opener::{Held, SIDECARS};
-use crate::fs::root::{Dirs, Kind};
+use crate::fs::root::{Dirs, Kind, Meta};
 use crate::journal::What;
 use crate::path::RelPath;
 
-/// A database that is replaced, removed or moved must not be in use, and its sidecars must go with it: a new
-/// database beside an old `-wal` silently reads as the old one.
-pub(super) fn hold(ground: &Ground, dirs: &mut Dirs<'_>, steps: &[Step], layout: &Layout) -> Result<Option<Held>> {
-    let mut held = None;
-    let mut candidates = BTreeSet::new();
-    let mut alone = BTreeSet::new();
-    for step in steps {
-        let displaces = step.seen.filter(|meta| meta.kind == Kind::File);
-        let moves = match &step.redo.what {
-            What::Move { from: Some(from), directory: false, .. } => Some(from),
-            _ => None,
+/// The databases of one transaction, locked against everybody until released.
+#[derive(Debug, Default)]
+pub(super) struct Databases {
+    held: Option<Held>,
+    /// Paths that are databases, or may be: their sidecars must not be there on their own.
+    alone: BTreeSet<RelPath>,
+}
+
+impl Databases {
+    /// Asks which of the paths are databases, and has them locked.
+    pub(super) fn hold(ground: &Ground, steps: &[Step]) -> Result<Self> {
+        let mut candidates = BTreeSet::new();
+        let mut alone = BTreeSet::new();
+        for step in steps {
+            let displaced = step.seen.filter(|meta| meta.kind == Kind::File);
+            let moved = match &step.redo.what {
+                What::Move { from: Some(from), directory: false, .. } => Some(from),
+                _ => None,
+            };
+            match displaced {
+                // An empty file may be a database whose content is all in its log.
+                Some(meta) if meta.size == 0 => drop(alone.insert(step.path.clone())),
+                Some(meta) if may_be_database(&meta) => drop(candidates.insert(step.path.clone())),
+                _ => {}
+            }
+            candidates.extend(moved.cloned());
+            if step.database {
+                alone.insert(step.path.clone());
+            }
+            // Whoever touches a sidecar touches its database.
+            let name = step.path.as_bytes();
+            let base = SIDECARS.iter().find_map(|suffix| name.strip_suffix(suffix.as_bytes()));
+            candidates.extend(base.and_then(|base| RelPath::from_stored(base).ok()));
+        }
+        let held = match candidates.is_empty() {
+            true => None,
+            false => Some(ground.opener.hold_databases(candidates.into_iter().collect())?),
         };
-        for path in displaces.map(|_| &step.path).into_iter().chain(moves) {
-            // An empty file may be a database whose content is all in its log.
-            match displaces {
-                Some(meta) if meta.size == 0 => drop(alone.insert(path.clone())),
-                _ => drop(candidates.insert(path.clone())),
+        Ok(Self { held, alone })
+    }
+
+    /// Waits for the answer. [`Error::DatabaseInUse`] when somebody has one open, or has left a sidecar.
+    pub(super) fn refuse_in_use(&mut self, ground: &Ground, dirs: &mut Dirs<'_>, layout: &Layout) -> Result<()> {
+        if let Some(held) = &mut self.held {
+            self.alone.extend(held.databases()?);
+        }
+        for database in &self.alone {
+            for suffix in SIDECARS {
+                let Some(sidecar) = database.with_suffix(suffix.as_bytes()) else { continue };
+                if !layout.lifted.contains(&sidecar) && layout.look(dirs, &sidecar)?.is_some() {
+                    return Err(Error::DatabaseInUse { path: ground.root.full(database) });
+                }
             }
         }
-        if step.database {
-            alone.insert(step.path.clone());
-        }
-        // Whoever touches a sidecar touches its database.
-        let name = step.path.as_bytes();
-        let base = SIDECARS.iter().find_map(|suffix| name.strip_suffix(suffix.as_bytes()));
-        if let Some(base) = base.and_then(|base| RelPath::from_stored(base).ok()) {
-            candidates.insert(base);
-        }
+        Ok(())
     }
-    if !candidates.is_empty() {
-        let (locked, databases) = ground.opener.hold_databases(candidates.into_iter().collect())?;
-        held = Some(locked);
-        alone.extend(databases);
-    }
-    for database in alone {
-        for suffix in SIDECARS {
-            let Some(sidecar) = database.with_suffix(suffix.as_bytes()) else { continue };
-            if !layout.lifted.contains(&sidecar) && layout.look(dirs, &sidecar)?.is_some() {
-                return Err(Error::DatabaseInUse { path: ground.root.full(&database) });
-            }
+
+    /// Lets them go.
+    pub(super) fn release(&mut self, ground: &Ground) {
+        if let Some(held) = self.held.take() {
+            ground.opener.release(held);
         }
     }
-    Ok(held)
+}
+
+/// A database is a whole number of pages, of 512 bytes at least.
+fn may_be_database(meta: &Meta) -> bool {
+    meta.size.is_multiple_of(512)
 }

@@ -4,9 +4,11 @@ use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use super::backlog::Backlog;
+use super::late::Late;
 use crate::error::{Error, Result};
 use crate::fs::area::{Area, STATE_AREA};
 use crate::fs::opener::Opener;
@@ -14,7 +16,7 @@ use crate::fs::root::{Dir, RootDir};
 use crate::journal::{self, Mark};
 use crate::lock::{Locks, Session};
 use crate::path::RelPath;
-use crate::store::{Durability, Store, Turn};
+use crate::store::{Durability, Store, Turn, Tx};
 
 /// Limits that a transaction keeps.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +35,20 @@ pub(crate) struct Ground {
     parts: Parts,
     /// What waits for the background settler.
     pub(crate) backlog: Backlog,
+    /// What is to be written down a little later.
+    pub(crate) late: Late,
     areas: RwLock<Vec<Arc<Area>>>,
     names: AtomicU64,
+    /// Counts what this process does to the tree.
+    touched: AtomicU64,
+}
+
+/// When the tree was looked at, by what the journal has done to it: while this stays the same, nobody has committed,
+/// recovered or rewritten anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Version {
+    others: i64,
+    ours: u64,
 }
 
 impl Deref for Ground {
@@ -64,74 +78,6 @@ pub(crate) struct Drained {
     pub(crate) pending: u64,
     pub(crate) quarantined: u64,
     pub(crate) aside: u64,
-}
-
-/// How much this process has applied and not settled, and the bell for the thread that settles it.
-#[derive(Debug)]
-pub(crate) struct Backlog {
-    state: Mutex<BacklogState>,
-    bell: Condvar,
-}
-
-/// The figures of a [`Backlog`].
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct BacklogState {
-    pub(crate) transactions: u64,
-    pub(crate) paths: u64,
-    pub(crate) bytes: u64,
-    pub(crate) stop: bool,
-    /// From how many bytes on it is settled at once.
-    pub(crate) enough_bytes: u64,
-}
-
-/// This many unsettled paths are settled at once, without waiting for a pause.
-const ENOUGH_PATHS: u64 = 2048;
-
-impl BacklogState {
-    /// True when the settler should not wait for a pause.
-    pub(crate) fn is_enough(&self) -> bool {
-        self.stop || self.bytes >= self.enough_bytes || self.paths >= ENOUGH_PATHS
-    }
-}
-
-impl Backlog {
-    fn new(enough_bytes: u64) -> Self {
-        let state = BacklogState { enough_bytes, ..BacklogState::default() };
-        Self { state: Mutex::new(state), bell: Condvar::new() }
-    }
-
-    /// Adds an applied transaction. Rings only when there was none before or when enough has come together: to wake a
-    /// thread costs as much as a good part of a commit.
-    pub(crate) fn add(&self, paths: u64, bytes: u64) {
-        let mut state = self.state.lock().unwrap_or_else(|poison| poison.into_inner());
-        let before = *state;
-        state.transactions += 1;
-        state.paths += paths;
-        state.bytes += bytes;
-        if before.transactions == 0 || (state.is_enough() && !before.is_enough()) {
-            self.bell.notify_all();
-        }
-    }
-
-    /// Takes all figures, and leaves none.
-    pub(crate) fn take(&self) -> BacklogState {
-        let mut state = self.state.lock().unwrap_or_else(|poison| poison.into_inner());
-        let none = BacklogState { stop: state.stop, enough_bytes: state.enough_bytes, ..BacklogState::default() };
-        std::mem::replace(&mut *state, none)
-    }
-
-    /// Tells the settler to end.
-    pub(crate) fn stop(&self) {
-        self.state.lock().unwrap_or_else(|poison| poison.into_inner()).stop = true;
-        self.bell.notify_all();
-    }
-
-    /// Waits, at most this long, until `enough` says so of the figures; answers them.
-    pub(crate) fn wait(&self, at_most: Duration, enough: impl Fn(&BacklogState) -> bool) -> BacklogState {
-        let state = self.state.lock().unwrap_or_else(|poison| poison.into_inner());
-        let waited = self.bell.wait_timeout_while(state, at_most, |state| !enough(state));
-        *waited.unwrap_or_else(|poison| poison.into_inner()).0
-    }
 }
 
 /// What recovery looks at before it decides: nothing here writes.
@@ -193,8 +139,10 @@ impl Ground {
         let ground = Self {
             parts,
             backlog: Backlog::new(settle_bytes),
+            late: Late::default(),
             areas: RwLock::new(vec![Arc::new(state_area)]),
             names: AtomicU64::new(0),
+            touched: AtomicU64::new(0),
         };
         ground.refresh_areas(&ground.enter()?)?;
         Ok(ground)
@@ -203,6 +151,25 @@ impl Ground {
     /// Waits for the turn to write.
     pub(crate) fn enter(&self) -> Result<Turn<'_>> {
         self.store.enter(self.limits.turn_wait)
+    }
+
+    /// Which version of the tree this is, as far as the journal changes it.
+    pub(crate) fn version(&self, tx: &Tx<'_>) -> Result<Version> {
+        Ok(Version { others: tx.version()?, ours: self.touched.load(Ordering::Acquire) })
+    }
+
+    /// Something is about to change in the tree.
+    pub(crate) fn touch(&self) {
+        self.touched.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Notes that the newest commit of this process is in the tree, if the row does not say so yet.
+    pub(crate) fn write_late(&self, turn: &mut Turn<'_>) -> Result<()> {
+        if let Some(txn) = self.late.unnoted() {
+            turn.write(Durability::Normal, |tx| journal::note_carried_out(tx, txn))?;
+            self.late.set_unnoted(None);
+        }
+        Ok(())
     }
 
     /// A name in a stage that was never used and never will be.

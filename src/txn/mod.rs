@@ -3,15 +3,19 @@
 //! - [`transaction`] is the caller's side; [`overlay`] remembers what was staged, [`effect`] is what remains of it.
 //! - [`prepare`] does all that can fail, [`commit`] decides, [`apply`] carries it into the tree, [`settle`] makes the
 //!   tree itself durable.
-//! - [`ground`] is what they all stand on.
+//! - [`bind`] looks once more, under the turn, at what was prepared before it.
+//! - [`ground`] is what they all stand on; [`backlog`] and [`late`] are what it does behind the commits.
 
 mod apply;
+mod backlog;
+mod bind;
 mod checks;
 mod commit;
 mod databases;
 mod displaced;
 mod effect;
 mod ground;
+mod late;
 mod layout;
 mod overlay;
 mod prepare;
@@ -20,8 +24,10 @@ mod settle;
 mod transaction;
 
 pub(crate) use apply::{Outcome, apply, write_again};
+pub(crate) use backlog::BacklogState;
 pub(crate) use displaced::{AGAIN, keep, reconcile, set_aside};
-pub(crate) use ground::{BacklogState, Drained, Ground, Limits, Parts, Scene, Which};
+pub(crate) use ground::{Drained, Ground, Limits, Parts, Scene, Which};
+pub(crate) use late::Late;
 pub(crate) use layout::look;
 pub(crate) use prepare::{KEEP, Step};
 pub use receipt::{Receipt, Warning};

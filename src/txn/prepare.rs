@@ -1,23 +1,25 @@
 //! Everything that can fail, before COMMIT: temporary files are written, parents opened, permissions and free space
 //! looked at, so that a full disk or a missing permission aborts instead of surprising later.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::apply::{self, Outcome};
+use super::checks;
+use super::databases::Databases;
 use super::effect::Effect;
-use super::ground::Ground;
+use super::ground::{Ground, Version};
 use super::layout::{Layout, look};
 use super::overlay::{Bytes, NewFile, Published};
-use super::{checks, databases};
 use crate::error::{Error, IoContext, Result};
 use crate::fs::area::Area;
 use crate::fs::attrs::{self, Attrs};
-use crate::fs::opener::{Held, SyncTarget};
+use crate::fs::opener::SyncTarget;
 use crate::fs::root::{Dirs, Kind, Meta};
 use crate::fs::temp;
+use crate::id::TxnId;
 use crate::journal::{Change, ChangeKind, Identity, Redo, What};
 use crate::path::RelPath;
 
@@ -48,33 +50,59 @@ pub(crate) struct Step {
 /// A transaction's effects, ready. Dropped without [`Prepared::keep`], everything it wrote goes away again.
 #[derive(Debug)]
 pub(crate) struct Prepared<'g> {
-    ground: &'g Ground,
+    pub(super) ground: &'g Ground,
     pub(crate) steps: Vec<Step>,
     pub(crate) structural: bool,
-    layout: Layout,
-    databases: Option<Held>,
+    pub(super) layout: Layout,
+    pub(super) dirs: Dirs<'g>,
+    /// As of which version of the tree all this is.
+    pub(super) version: Version,
+    databases: Databases,
     kept: bool,
 }
 
 impl<'g> Prepared<'g> {
-    /// Prepares the effects of a transaction.
-    pub(crate) fn new(ground: &'g Ground, effects: Vec<Effect>) -> Result<Self> {
-        let mut dirs = Dirs::new(&ground.root);
+    /// Prepares the effects of a transaction. `version` is one that the tree has, or had.
+    pub(crate) fn new(ground: &'g Ground, version: Version, effects: Vec<Effect>) -> Result<Self> {
         let layout = Layout::of(&effects);
-        let steps = Vec::with_capacity(effects.len());
-        let mut prepared = Self { ground, steps, structural: false, layout, databases: None, kept: false };
+        let mut prepared = Self {
+            ground,
+            steps: Vec::with_capacity(effects.len()),
+            structural: false,
+            layout,
+            dirs: Dirs::new(&ground.root),
+            version,
+            databases: Databases::default(),
+            kept: false,
+        };
         for effect in effects {
-            prepared.add(&mut dirs, effect)?;
+            prepared.add(effect)?;
         }
         prepared.structural = prepared.steps.iter().any(|step| match &step.redo.what {
             What::Move { .. } => true,
             What::Absence => step.seen.is_some_and(|meta| meta.kind == Kind::Directory),
             _ => false,
         });
-        checks::check(ground, &mut dirs, &prepared.steps, prepared.structural)?;
-        prepared.databases = databases::hold(ground, &mut dirs, &prepared.steps, &prepared.layout)?;
+        // Answered by another thread, meanwhile.
+        prepared.databases = Databases::hold(ground, &prepared.steps)?;
+        checks::check(ground, &mut prepared.dirs, &prepared.steps, prepared.structural)?;
         prepared.sync_large()?;
         Ok(prepared)
+    }
+
+    /// Refuses when a SQLite database among the paths is in use. The last thing before COMMIT.
+    pub(crate) fn refuse_databases_in_use(&mut self) -> Result<()> {
+        self.databases.refuse_in_use(self.ground, &mut self.dirs, &self.layout)
+    }
+
+    /// Carries the steps into the tree.
+    pub(crate) fn apply(&mut self, txn: TxnId) -> Outcome {
+        self.ground.touch();
+        if self.structural {
+            // Where directories move, a path does not stand for what it stood for before.
+            self.dirs = Dirs::new(&self.ground.root);
+        }
+        apply::apply(self.ground, &mut self.dirs, txn, &self.steps, None)
     }
 
     /// What was written is referred to by committed rows from here on.
@@ -82,21 +110,21 @@ impl<'g> Prepared<'g> {
         self.kept = true;
     }
 
-    fn add(&mut self, dirs: &mut Dirs<'_>, effect: Effect) -> Result<()> {
+    fn add(&mut self, effect: Effect) -> Result<()> {
         let layout = &self.layout;
         let full = |path: &RelPath| self.ground.root.full(path);
         match effect {
             Effect::Lift(path) => {
-                let seen = look(dirs, &path)?;
+                let seen = look(&mut self.dirs, &path)?;
                 match seen {
                     None => Ok(()),
                     // What comes to this path displaces it in one call; but a directory must go first, and so must
                     // what would travel along with one that goes.
                     Some(meta) if meta.kind != Kind::Directory && layout.displaces(&path) => Ok(()),
-                    Some(_) => self.step(dirs, path, What::Absence, seen),
+                    Some(_) => self.step(path, What::Absence, seen),
                 }
             }
-            Effect::Directory(path) => match layout.look(dirs, &path)? {
+            Effect::Directory(path) => match layout.look(&mut self.dirs, &path)? {
                 Some(meta) if meta.kind == Kind::Directory && !layout.lifted.contains(&path) => Ok(()),
                 Some(meta) if meta.kind == Kind::Symlink && !layout.lifted.contains(&path) => {
                     Err(Error::SymlinkOnTheWay { path: full(&path) })
@@ -104,25 +132,27 @@ impl<'g> Prepared<'g> {
                 Some(meta) if meta.kind != Kind::Directory && !layout.lifted.contains(&path) => {
                     Err(Error::NotADirectory { path: full(&path) })
                 }
-                seen => self.step(dirs, path, What::Directory { mode: None }, seen.filter(not_directory)),
+                seen => self.step(path, What::Directory { mode: None }, seen.filter(not_directory)),
             },
             Effect::File(path, file) => {
-                let seen = self.displaced(dirs, &path)?;
-                self.file(dirs, path, file, seen)
+                let seen = self.displaced(&path)?;
+                self.file(path, file, seen)
             }
             Effect::Symlink(path, target) => {
-                let seen = self.displaced(dirs, &path)?;
-                let (area, staged) = (self.area(dirs, &path)?, self.ground.fresh_name());
+                let seen = self.displaced(&path)?;
+                let (area, staged) = (self.area(&path)?, self.ground.fresh_name());
                 let meta = temp::symlink(&area, &staged, &target)?;
                 let target = std::os::unix::ffi::OsStringExt::into_vec(target.into_os_string());
                 self.push(path, What::Symlink { ino: meta.ino, target }, area, staged, None, seen);
                 Ok(())
             }
             Effect::Move { from, to } => {
-                let Some(meta) = look(dirs, &from)? else { return Err(Error::NotFound { path: full(&from) }) };
-                let seen = self.displaced(dirs, &to)?;
-                let area = self.area(dirs, &to)?;
-                if self.area(dirs, &from)?.id != area.id {
+                let Some(meta) = look(&mut self.dirs, &from)? else {
+                    return Err(Error::NotFound { path: full(&from) });
+                };
+                let seen = self.displaced(&to)?;
+                let area = self.area(&to)?;
+                if self.area(&from)?.id != area.id {
                     return Err(Error::CrossDevice { path: full(&from) });
                 }
                 let directory = meta.kind == Kind::Directory;
@@ -132,15 +162,15 @@ impl<'g> Prepared<'g> {
                 Ok(())
             }
             Effect::Publish(published, to) => {
-                let seen = self.displaced(dirs, &to)?;
-                self.publish(dirs, &published, to, seen)
+                let seen = self.displaced(&to)?;
+                self.publish(&published, to, seen)
             }
         }
     }
 
     /// What a new version will displace. A directory only if the transaction lifts it.
-    fn displaced(&self, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Option<Meta>> {
-        match self.layout.look(dirs, path)? {
+    fn displaced(&mut self, path: &RelPath) -> Result<Option<Meta>> {
+        match self.layout.look(&mut self.dirs, path)? {
             Some(meta) if meta.kind == Kind::Directory && self.layout.lifted.contains(path) => Ok(None),
             Some(meta) if meta.kind == Kind::Directory => {
                 Err(Error::IsADirectory { path: self.ground.root.full(path) })
@@ -149,11 +179,11 @@ impl<'g> Prepared<'g> {
         }
     }
 
-    fn area(&self, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<Area>> {
+    fn area(&mut self, path: &RelPath) -> Result<Arc<Area>> {
         // A parent that this transaction makes will lie on the mount of the nearest one that exists.
         let mut at = path.clone();
         loop {
-            match dirs.parent(&at) {
+            match self.dirs.parent(&at) {
                 Ok(dir) => return self.ground.area_of(&dir, &at),
                 Err(Error::NotFound { .. } | Error::NotADirectory { .. } | Error::SymlinkOnTheWay { .. }) => {}
                 Err(error) => return Err(error),
@@ -165,8 +195,8 @@ impl<'g> Prepared<'g> {
         }
     }
 
-    fn step(&mut self, dirs: &mut Dirs<'_>, path: RelPath, what: What, seen: Option<Meta>) -> Result<()> {
-        let (area, staged) = (self.area(dirs, &path)?, self.ground.fresh_name());
+    fn step(&mut self, path: RelPath, what: What, seen: Option<Meta>) -> Result<()> {
+        let (area, staged) = (self.area(&path)?, self.ground.fresh_name());
         self.push(path, what, area, staged, None, seen);
         Ok(())
     }
@@ -185,12 +215,12 @@ impl<'g> Prepared<'g> {
         self.steps.push(Step { n, path, redo, area, content, seen, database: false, came_from: None });
     }
 
-    fn file(&mut self, dirs: &mut Dirs<'_>, path: RelPath, file: NewFile, seen: Option<Meta>) -> Result<()> {
-        let area = self.area(dirs, &path)?;
+    fn file(&mut self, path: RelPath, file: NewFile, seen: Option<Meta>) -> Result<()> {
+        let area = self.area(&path)?;
         let like = match &file.like {
             Some(path) => {
-                let live = look(dirs, path)?;
-                like(dirs, path, live.as_ref())?
+                let live = look(&mut self.dirs, path)?;
+                like(&mut self.dirs, path, live.as_ref())?
             }
             // New, or in place of one that this transaction removed.
             None => None,
@@ -215,7 +245,7 @@ impl<'g> Prepared<'g> {
                 temp::finish(&temp::reopen(&area, &staged)?, like.as_ref(), false, &stage_path)?
             }
         };
-        let meta = self.inherit_group(dirs, meta, seen.as_ref())?;
+        let meta = self.inherit_group(meta, seen.as_ref())?;
         let step = self.steps.last_mut().ok_or(Error::Closed)?;
         let xattrs = like.map(|like| like.xattrs).unwrap_or_default();
         let attrs = Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs };
@@ -228,9 +258,9 @@ impl<'g> Prepared<'g> {
     }
 
     /// A new file in a set-group-id directory belongs to that group; made in the stage, it has to be told.
-    fn inherit_group(&self, dirs: &mut Dirs<'_>, meta: Meta, seen: Option<&Meta>) -> Result<Meta> {
+    fn inherit_group(&mut self, meta: Meta, seen: Option<&Meta>) -> Result<Meta> {
         let Some(step) = self.steps.last() else { return Ok(meta) };
-        let Ok(dir) = dirs.parent(&step.path) else { return Ok(meta) };
+        let Ok(dir) = self.dirs.parent(&step.path) else { return Ok(meta) };
         let gid = dir.meta.gid;
         if seen.is_some() || dir.meta.mode & libc::S_ISGID == 0 || gid == meta.gid {
             return Ok(meta);
@@ -239,14 +269,8 @@ impl<'g> Prepared<'g> {
         Ok(Meta { gid, ..meta })
     }
 
-    fn publish(
-        &mut self,
-        dirs: &mut Dirs<'_>,
-        published: &Arc<Published>,
-        to: RelPath,
-        seen: Option<Meta>,
-    ) -> Result<()> {
-        let area = self.area(dirs, &to)?;
+    fn publish(&mut self, published: &Arc<Published>, to: RelPath, seen: Option<Meta>) -> Result<()> {
+        let area = self.area(&to)?;
         let source = &published.source;
         let staged = self.ground.fresh_name() + KEEP;
         match area.adopt(source, &staged) {
@@ -290,87 +314,6 @@ impl<'g> Prepared<'g> {
         Ok(())
     }
 
-    /// Looks again at every path, now that nobody else commits. What changed in the meantime is judged anew; where
-    /// directories move, it is refused.
-    pub(crate) fn bind(&mut self, dirs: &mut Dirs<'_>) -> Result<()> {
-        if self.structural {
-            return self.bind_structure(dirs);
-        }
-        self.check_parents(dirs)?;
-        for step in &mut self.steps {
-            let now = match look(dirs, &step.path) {
-                // What stands on the way goes in this transaction.
-                Err(Error::NotADirectory { .. } | Error::SymlinkOnTheWay { .. }) if step.seen.is_none() => None,
-                other => other?,
-            };
-            let version = |meta: &Meta| (meta.ino, meta.ctime, meta.size);
-            if now.as_ref().map(version) == step.seen.as_ref().map(version) {
-                continue;
-            }
-            let directory = now.is_some_and(|meta| meta.kind == Kind::Directory);
-            match &mut step.redo.what {
-                What::Content { ino, attrs, .. } if !directory => {
-                    if let Some(wanted) = like(dirs, &step.path, now.as_ref())? {
-                        let file = temp::reopen(&step.area, &step.redo.staged)?;
-                        let path = step.area.stage_path(&step.redo.staged);
-                        let meta = temp::finish(&file, Some(&wanted), false, &path)?;
-                        *ino = meta.ino;
-                        *attrs = Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, ..wanted };
-                    }
-                }
-                What::Directory { .. } if now.is_some_and(|meta| not_directory(&meta)) => {
-                    return Err(Error::NotADirectory { path: self.ground.root.full(&step.path) });
-                }
-                What::Directory { .. } => {}
-                _ if directory => return Err(Error::IsADirectory { path: self.ground.root.full(&step.path) }),
-                _ => {}
-            }
-            step.seen = now;
-            step.redo.old = now.as_ref().map(Identity::from);
-        }
-        Ok(())
-    }
-
-    /// Every directory that something is put in is there, or made by this transaction.
-    fn check_parents(&self, dirs: &mut Dirs<'_>) -> Result<()> {
-        let makes = |step: &&Step| matches!(step.redo.what, What::Directory { .. });
-        let made: HashSet<&RelPath> = self.steps.iter().filter(makes).map(|step| &step.path).collect();
-        for step in self.steps.iter().filter(|step| step.redo.what != What::Absence) {
-            if let Some(parent) = step.path.parent()
-                && !made.contains(&parent)
-                && dirs.try_parent(&step.path)?.is_none()
-            {
-                return Err(Error::ChangedMeanwhile { path: parent.to_path_buf() });
-            }
-        }
-        Ok(())
-    }
-
-    /// Each step was prepared for one arrangement of directories. Any other is somebody's commit since.
-    fn bind_structure(&mut self, dirs: &mut Dirs<'_>) -> Result<()> {
-        for step in &mut self.steps {
-            let changed = |path: &RelPath| Error::ChangedMeanwhile { path: path.to_path_buf() };
-            if let What::Move { from: Some(from), ino, .. } = &step.redo.what
-                && look(dirs, from)?.is_none_or(|meta| meta.ino != *ino)
-            {
-                return Err(changed(from));
-            }
-            let now = match &step.redo.what {
-                What::Absence => look(dirs, &step.path)?,
-                _ => self.layout.look(dirs, &step.path)?,
-            };
-            // A directory that is lifted first displaces nothing, as when it was prepared.
-            let gone = |meta: &Meta| meta.kind == Kind::Directory && step.redo.what != What::Absence;
-            let now = now.filter(|meta| !gone(meta) || !self.layout.lifted.contains(&step.path));
-            if now.map(|meta| meta.ino) != step.seen.map(|meta| meta.ino) {
-                return Err(changed(&step.path));
-            }
-            step.seen = now;
-            step.redo.old = now.as_ref().map(Identity::from);
-        }
-        Ok(())
-    }
-
     /// The change rows of the steps.
     pub(crate) fn changes(&self) -> Vec<Change> {
         self.steps.iter().map(Step::change).collect()
@@ -402,9 +345,7 @@ impl Drop for Prepared<'_> {
         if !self.kept {
             self.put_back();
         }
-        if let Some(held) = self.databases.take() {
-            self.ground.opener.release(held);
-        }
+        self.databases.release(self.ground);
     }
 }
 
@@ -414,7 +355,8 @@ impl Step {
         Self { n, path, redo, area, content, seen: None, database: false, came_from: None }
     }
 
-    fn change(&self) -> Change {
+    /// Its row for people and history.
+    pub(super) fn change(&self) -> Change {
         let old = self.redo.old.as_ref();
         let (kind, origin, size, hash) = match &self.redo.what {
             What::Content { size, hash, .. } => (None, None, Some(*size), Some(*hash)),
@@ -449,12 +391,12 @@ impl Redo {
     }
 }
 
-fn not_directory(meta: &Meta) -> bool {
+pub(super) fn not_directory(meta: &Meta) -> bool {
     meta.kind != Kind::Directory
 }
 
 /// What a new file takes over: all of the version it replaces, or the group of a set-group-id directory.
-fn like(dirs: &mut Dirs<'_>, path: &RelPath, seen: Option<&Meta>) -> Result<Option<Attrs>> {
+pub(super) fn like(dirs: &mut Dirs<'_>, path: &RelPath, seen: Option<&Meta>) -> Result<Option<Attrs>> {
     if seen.is_none() {
         return Ok(None);
     }

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::apply::write_again;
 use super::displaced::{self, AGAIN};
@@ -22,7 +23,7 @@ use crate::fs::opener::SyncTarget;
 use crate::fs::os_lock::OsLock;
 use crate::fs::root::{Dirs, Meta};
 use crate::id::TxnId;
-use crate::journal::{self, Identity, Level, Redo, RedoRow, TxnState, What};
+use crate::journal::{self, Identity, Level, Redo, RedoRow, TxnState, Unsettled, What};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn};
 use crate::time::Deadline;
@@ -37,8 +38,12 @@ pub struct Settled {
     pub paths: u64,
 }
 
-/// At most this many transactions are settled at once, to bound memory and the length of a turn.
-const BATCH: usize = 512;
+/// At most this many transactions are settled with one sync, to bound memory.
+const BATCH: usize = 2048;
+/// At most this many are read or noted within one turn: commits go in between.
+const CHUNK: usize = 64;
+/// The pause between two turns. The mutex of the process is not fair: without it a waiting commit may not get in.
+const GIVE_WAY: Duration = Duration::from_micros(200);
 
 /// The right to settle: one process at a time.
 #[derive(Debug)]
@@ -82,12 +87,12 @@ pub(crate) fn settle(ground: &Ground, deadline: Deadline) -> Result<Settled> {
     let lock = SettleLock::wait(ground, deadline)?;
     let mut settled = Settled::default();
     loop {
-        let mut batch = begin(ground, &mut ground.enter()?, &lock)?;
+        let mut batch = begin(ground, &mut Turns::Each(ground), &lock)?;
         if batch.txns.is_empty() && !batch.more {
             return Ok(settled);
         }
         sync(ground, &batch)?;
-        finish(&mut ground.enter()?, &batch)?;
+        finish(&mut Turns::Each(ground), &batch)?;
         settled.transactions += batch.txns.len() as u64;
         settled.paths += batch.rows;
         if !std::mem::take(&mut batch.more) {
@@ -96,24 +101,48 @@ pub(crate) fn settle(ground: &Ground, deadline: Deadline) -> Result<Settled> {
     }
 }
 
+/// Where settling takes its turns from.
+enum Turns<'a, 's> {
+    /// One for each piece of work, with commits in between.
+    Each(&'a Ground),
+    /// The one that is held.
+    Held(&'a mut Turn<'s>),
+}
+
+impl Turns<'_, '_> {
+    fn with<T>(&mut self, work: impl FnOnce(&mut Turn<'_>) -> Result<T>) -> Result<T> {
+        match self {
+            Self::Held(turn) => work(turn),
+            Self::Each(ground) => {
+                let done = work(&mut ground.enter()?);
+                std::thread::sleep(GIVE_WAY);
+                done
+            }
+        }
+    }
+}
+
 /// Settles everything within one turn: before and after a transaction that moves or removes directories.
 pub(crate) fn settle_in_turn(ground: &Ground, turn: &mut Turn<'_>, lock: &SettleLock) -> Result<()> {
     loop {
-        let batch = begin(ground, turn, lock)?;
+        let batch = begin(ground, &mut Turns::Held(turn), lock)?;
         if batch.txns.is_empty() && !batch.more {
             return Ok(());
         }
         sync(ground, &batch)?;
-        finish(turn, &batch)?;
+        finish(&mut Turns::Held(turn), &batch)?;
     }
 }
 
-fn begin(ground: &Ground, turn: &mut Turn<'_>, _: &SettleLock) -> Result<Batch> {
-    let mut unsettled = turn.look(journal::unsettled)?;
-    if unsettled.is_empty() {
-        return Ok(Batch::default());
-    }
-    ground.refresh_areas(turn)?;
+fn begin(ground: &Ground, turns: &mut Turns<'_, '_>, _: &SettleLock) -> Result<Batch> {
+    let mut unsettled = turns.with(|turn| {
+        ground.write_late(turn)?;
+        let unsettled = turn.look(journal::unsettled)?;
+        if !unsettled.is_empty() {
+            ground.refresh_areas(turn)?;
+        }
+        Ok(unsettled)
+    })?;
     let now = ground.mark_now();
     unsettled.retain(|txn| match txn.state {
         TxnState::Settling => true,
@@ -122,38 +151,53 @@ fn begin(ground: &Ground, turn: &mut Turn<'_>, _: &SettleLock) -> Result<Batch> 
     });
     let mut batch = Batch { more: unsettled.len() > BATCH, ..Batch::default() };
     unsettled.truncate(BATCH);
-    let suspect: Vec<TxnId> =
-        unsettled.iter().filter(|txn| txn.state == TxnState::Settling).map(|txn| txn.id).collect();
-    let mut unreadable = Vec::new();
-    for txn in &unsettled {
-        let rows = turn.look(|tx| journal::redo_rows(tx, txn.id))?;
-        match rows.into_iter().map(|row| Readable::of(ground, row)).collect::<Result<Vec<_>>>() {
-            Ok(rows) => {
-                batch.txns.push(txn.id);
-                batch.whole |= txn.structural;
-                rows.into_iter().for_each(|row| batch.add(row));
-            }
-            // A mount that is not there now may come back.
-            Err(Error::NotMounted { .. }) => {}
-            Err(error) => unreadable.push((txn.id, txn.state, error.to_string())),
-        }
+    let mut suspect = Vec::new();
+    for chunk in unsettled.chunks(CHUNK) {
+        turns.with(|turn| batch.begin(ground, turn, chunk, &mut suspect))?;
     }
-    if !unreadable.is_empty() {
-        set_aside(turn, &unreadable)?;
-    }
-    unsettled.retain(|txn| batch.txns.contains(&txn.id));
-    // Marked before the rewrite below: it is this settle's sync that is in doubt from now on.
-    turn.write(Durability::Normal, |tx| {
-        let fresh = unsettled.iter().filter(|txn| txn.state == TxnState::Applied);
-        fresh.into_iter().try_for_each(|txn| journal::transition(tx, txn.id, TxnState::Applied, TxnState::Settling))
-    })?;
     if !suspect.is_empty() {
-        rewrite(ground, turn, &mut batch, &suspect)?;
+        turns.with(|turn| rewrite(ground, turn, &mut batch, &suspect))?;
     }
     Ok(batch)
 }
 
 impl Batch {
+    /// Takes transactions in, and notes that they are being settled. Those of which an earlier sync is in doubt are
+    /// `suspect`.
+    fn begin(
+        &mut self,
+        ground: &Ground,
+        turn: &mut Turn<'_>,
+        txns: &[Unsettled],
+        suspect: &mut Vec<TxnId>,
+    ) -> Result<()> {
+        let mut begun = Vec::with_capacity(txns.len());
+        let mut unreadable = Vec::new();
+        for txn in txns {
+            let rows = turn.look(|tx| journal::redo_rows(tx, txn.id))?;
+            match rows.into_iter().map(|row| Readable::of(ground, row)).collect::<Result<Vec<_>>>() {
+                Ok(rows) => {
+                    self.txns.push(txn.id);
+                    self.whole |= txn.structural;
+                    rows.into_iter().for_each(|row| self.add(row));
+                    match txn.state {
+                        TxnState::Settling => suspect.push(txn.id),
+                        _ => begun.push(txn.id),
+                    }
+                }
+                // A mount that is not there now may come back.
+                Err(Error::NotMounted { .. }) => {}
+                Err(error) => unreadable.push((txn.id, txn.state, error.to_string())),
+            }
+        }
+        if !unreadable.is_empty() {
+            set_aside(turn, &unreadable)?;
+        }
+        turn.write(Durability::Normal, |tx| {
+            begun.iter().try_for_each(|&txn| journal::transition(tx, txn, TxnState::Applied, TxnState::Settling))
+        })
+    }
+
     fn add(&mut self, row: Readable) {
         let Readable { txn, n, path, redo, area } = row;
         self.rows += 1;
@@ -239,18 +283,28 @@ fn sync(ground: &Ground, batch: &Batch) -> Result<()> {
     }
 }
 
-fn finish(turn: &mut Turn<'_>, batch: &Batch) -> Result<()> {
-    turn.write(Durability::Full, |tx| {
-        batch.txns.iter().try_for_each(|&txn| {
-            journal::transition(tx, txn, TxnState::Settling, TxnState::Settled)?;
-            journal::delete_redo(tx, txn)
-        })
-    })
+fn finish(turns: &mut Turns<'_, '_>, batch: &Batch) -> Result<()> {
+    let chunks = batch.txns.chunks(CHUNK);
+    let last = chunks.len();
+    for (n, chunk) in chunks.enumerate() {
+        // What comes later in the log is durable with all that comes before it.
+        let durability = if n + 1 == last { Durability::Full } else { Durability::Normal };
+        turns.with(|turn| {
+            turn.write(durability, |tx| {
+                chunk.iter().try_for_each(|&txn| {
+                    journal::transition(tx, txn, TxnState::Settling, TxnState::Settled)?;
+                    journal::delete_redo(tx, txn)
+                })
+            })
+        })?;
+    }
+    Ok(())
 }
 
 /// After a settle that was cut short, or whose sync failed: each path that still has the new content gets it again,
 /// in a new inode. Large content was synced before its COMMIT and has nothing in the journal to be rewritten from.
 fn rewrite(ground: &Ground, turn: &mut Turn<'_>, batch: &mut Batch, suspect: &[TxnId]) -> Result<()> {
+    ground.touch();
     let mut dirs = Dirs::new(&ground.root);
     let candidates: Vec<(RelPath, u64)> = batch
         .newest

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::commit::{self, Request};
-use super::ground::Ground;
+use super::ground::{Ground, Version};
 use super::overlay::{Bytes, NewFile, Node, Overlay, Published, View};
 use super::receipt::Receipt;
 use crate::error::{Error, IoContext, Result};
@@ -43,6 +43,8 @@ pub struct Transaction {
     /// Every operation as it was asked for.
     asked: blake3::Hasher,
     began_ms: i64,
+    /// Of the tree, when the lock was taken.
+    version: Version,
     inline: u64,
     paths: u64,
     spooled: HashSet<(i64, String)>,
@@ -52,7 +54,7 @@ pub struct Transaction {
 
 impl std::fmt::Debug for Transaction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let lock = self.lease.as_ref().map(|lease| &lease.name);
+        let lock = self.lease.as_ref().map(Lease::name);
         f.debug_struct("Transaction").field("label", &self.label).field("lock", &lock).finish_non_exhaustive()
     }
 }
@@ -65,6 +67,7 @@ impl Transaction {
         label: String,
         key: Option<String>,
         replay: bool,
+        version: Version,
     ) -> Self {
         Self {
             _alive: alive,
@@ -77,6 +80,7 @@ impl Transaction {
             replay,
             asked: blake3::Hasher::new(),
             began_ms: now_ms(),
+            version,
             inline: 0,
             paths: 0,
             spooled: HashSet::new(),
@@ -300,6 +304,7 @@ impl Transaction {
                 key: self.key.as_deref(),
                 began_ms: self.began_ms,
                 overlay: &self.overlay,
+                version: self.version,
                 digest: *self.asked.finalize().as_bytes(),
                 sql: &mut self.sql,
             },
@@ -450,9 +455,9 @@ impl Transaction {
 
 impl Drop for Transaction {
     fn drop(&mut self) {
-        if let Some(lease) = self.lease.take() {
+        if let Some(lease) = self.lease.take().filter(Lease::is_recorded) {
             // A rollback that cannot be noted is one all the same: the OS lock goes with the lease.
-            let released = self.ground.enter().and_then(|mut turn| lease.release(&mut turn));
+            let released = self.ground.enter().and_then(|mut turn| lease.note_release(&mut turn));
             if let Err(error) = released {
                 tracing::debug!(%error, "the release of a lock could not be noted");
             }

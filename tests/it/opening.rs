@@ -159,13 +159,64 @@ fn a_replaced_lock_file_is_noticed() {
 fn a_lost_fence_rolls_everything_back() {
     let tree = Tree::new();
     let journal = tree.journal();
-    let mut txn = journal.begin("robbed").unwrap();
-    txn.write("f", b"f").unwrap();
     let db = rusqlite::Connection::open(tree.path(".journal/journal.db")).unwrap();
-    db.execute("UPDATE journal_lock SET fence = fence + 1 WHERE name = 'main'", ()).unwrap();
-    let lost = txn.commit();
-    assert!(matches!(&lost, Err(error @ Error::LockLost { .. }) if error.is_lock_lost()), "{lost:?}");
-    assert!(!tree.path("f").exists());
+    let held = || -> Option<bool> {
+        let row = "SELECT session IS NOT NULL FROM journal_lock WHERE name = 'main'";
+        db.query_row(row, (), |row| row.get(0)).ok()
+    };
+    journal.transact(|txn| txn.write("before", b"f")).unwrap();
+    // Robbed before the row says who has it, and after.
+    for recorded in [false, true] {
+        let mut txn = journal.begin("robbed").unwrap();
+        txn.write("f", b"f").unwrap();
+        if recorded {
+            let named = (0..1000).any(|_| {
+                std::thread::sleep(Duration::from_millis(5));
+                held() == Some(true)
+            });
+            assert!(named, "a lock that is held for long is recorded");
+        }
+        db.execute("UPDATE journal_lock SET fence = fence + 1 WHERE name = 'main'", ()).unwrap();
+        let lost = txn.commit();
+        assert!(matches!(&lost, Err(error @ Error::LockLost { .. }) if error.is_lock_lost()), "{lost:?}");
+        assert!(!tree.path("f").exists());
+        let losses: i64 = db.query_row("SELECT losses FROM journal_lock", (), |row| row.get(0)).unwrap();
+        assert_eq!(losses, 1 + i64::from(recorded));
+    }
+    journal.transact(|txn| txn.write("after", b"f")).unwrap();
+}
+
+#[test]
+fn an_acquisition_is_recorded_once_and_so_is_its_release() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    let row = || -> (i64, i64, bool) {
+        let db = rusqlite::Connection::open(tree.path(".journal/journal.db")).unwrap();
+        let row = "SELECT acquisitions, crashes, session IS NOT NULL FROM journal_lock WHERE name = 'main'";
+        db.query_row(row, (), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap()
+    };
+    let wait = |wanted: (i64, i64, bool)| {
+        (0..1000).any(|_| {
+            std::thread::sleep(Duration::from_millis(5));
+            row() == wanted
+        })
+    };
+    for n in 1..=5 {
+        journal.transact(|txn| txn.write("f", b"f")).unwrap();
+        assert_eq!(row(), (n, 0, false));
+    }
+    let mut long = journal.begin("long").unwrap();
+    assert!(wait((6, 0, true)), "{:?}", row());
+    long.write("f", b"long").unwrap();
+    long.commit().unwrap();
+    assert_eq!(row(), (6, 0, false));
+    let dropped = journal.begin("dropped").unwrap();
+    assert!(wait((7, 0, true)), "{:?}", row());
+    drop(dropped);
+    assert_eq!(row(), (7, 0, false));
+    drop(journal.begin("short"));
+    journal.transact(|txn| txn.write("f", b"f")).unwrap();
+    assert_eq!(row(), (8, 0, false), "what was never recorded is not counted");
 }
 
 #[test]
@@ -211,7 +262,7 @@ fn threads_child() {
     let journal = Journal::open(&root).unwrap();
     journal.transact(|txn| txn.write("f", b"f")).unwrap();
     journal.read(|_| Ok(())).unwrap();
-    let ours = ["journal-settle", "journal-tree", "journal-pool"];
+    let ours = ["journal-settle", "journal-note", "journal-tree", "journal-pool"];
     let all = |names: &[String]| ours.iter().all(|name| names.iter().any(|thread| thread == name));
     // A thread takes its name itself, shortly after it is there.
     let named = (0..100).any(|_| {

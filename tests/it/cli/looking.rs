@@ -59,6 +59,15 @@ fn a_lock_is_held_while_somebody_holds_it_and_not_after() {
     for name in ["main", "sync:a/b é"] {
         let mut txn = journal.begin_with(Begin::new("add report").lock(name)).expect("begin");
         txn.write("a.md", "a").expect("write");
+        // Who holds it is recorded in the background, unless the commit comes first.
+        let listed = || {
+            at(dir.path(), &["locks", "--json"])
+                .code(0)
+                .json()
+                .iter()
+                .any(|lock| lock["name"] == name && lock["holder"] != Value::Null)
+        };
+        assert!((0..200).any(|_| listed()), "a lock that is held for long is recorded");
         let held = lock(name);
         assert_eq!(held["held"], true, "{held}");
         assert_eq!(held["pids"], serde_json::json!([std::process::id()]), "{held}");

@@ -1,6 +1,7 @@
 //! Crashes, power cuts and failing calls: made by strace, or by hand as they would leave things.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -71,6 +72,74 @@ fn moving_child() {
     txn.write("e/m", b"more").unwrap();
     txn.commit().unwrap();
     std::process::exit(0);
+}
+
+#[test]
+fn what_a_killed_commit_displaced_unawares_is_kept() {
+    let tree = Tree::new();
+    tree.journal().close().unwrap();
+    // The first rename meets a file that was not there before, the second is the exchange; the third sets it aside.
+    let inject = ["-e", "inject=renameat2:signal=KILL:when=3"];
+    let Some(output) = injected("review::crash::surprised_child", tree.root(), &inject) else { return };
+    assert!(!output.status.success(), "it was to be killed");
+    assert_eq!(read(&tree, "f").as_deref(), Some("ours"));
+    assert_eq!(states(&tree), ["committed"]);
+    tree.journal().recover().unwrap();
+    assert_eq!(whole(&tree), ["f=ours"]);
+    let kept = saying(tree.root(), "theirs");
+    assert!(kept.len() == 1 && kept[0].contains("quarantine"), "{kept:?}");
+}
+
+#[test]
+fn surprised_child() {
+    let Some(root) = child_root() else { return };
+    let journal = unsettled(&root);
+    let mut txn = journal.begin("x").unwrap();
+    txn.write("f", b"ours").unwrap();
+    // The last that runs before COMMIT: somebody makes the file that the transaction is to make.
+    let file = root.join("f");
+    txn.sql(move |_| {
+        fs::write(&file, "theirs").unwrap();
+        Ok(())
+    })
+    .unwrap();
+    txn.commit().unwrap();
+    std::process::exit(0);
+}
+
+#[test]
+fn an_edit_after_a_commit_that_nobody_noted_is_kept() {
+    // Killed before anything was written down but the commit itself; then somebody edits what it wrote.
+    let tree = Tree::new();
+    tree.put("over", "before");
+    tree.put("gone", "before");
+    tree.journal().close().unwrap();
+    let output = child("review::crash::unnoted_child", tree.root()).output().unwrap();
+    assert_eq!(output.status.signal(), Some(9), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(states(&tree), ["committed"]);
+    for file in ["new", "over", "gone"] {
+        tree.put(file, "an edit");
+    }
+    fs::remove_file(tree.path("link")).unwrap();
+    let recovered = tree.journal().recover().unwrap();
+    assert_eq!((recovered.moved_aside, recovered.quarantined), (0, 0), "{recovered:?}");
+    assert_eq!(whole(&tree), ["gone=an edit", "new=an edit", "over=an edit"]);
+    assert_eq!(states(&tree), ["settled"]);
+}
+
+#[test]
+fn unnoted_child() {
+    let Some(root) = child_root() else { return };
+    let journal = unsettled(&root);
+    let mut txn = journal.begin("x").unwrap();
+    for file in ["new", "over"] {
+        txn.write(file, b"committed").unwrap();
+    }
+    txn.remove("gone").unwrap();
+    txn.symlink("over", "link").unwrap();
+    txn.commit().unwrap();
+    // At once: what is written down a little later is not.
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
 }
 
 #[test]

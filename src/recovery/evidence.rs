@@ -1,0 +1,165 @@
+//! What the rows, the tree and the stage say, before anything is touched.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::decide::{Decision, Evidence, Live, decide};
+use crate::error::{IoContext, Result};
+use crate::fs::area;
+use crate::fs::exchange::ASIDE;
+use crate::fs::opener::Found;
+use crate::fs::root::{self, Kind};
+use crate::id::TxnId;
+use crate::journal::{self, Identity, Redo, TxnState, Unsettled, What};
+use crate::path::RelPath;
+use crate::store::Tx;
+use crate::txn::{AGAIN, Scene};
+
+/// The newest effect on a path, and what any unsettled commit found there.
+pub(super) struct Newest {
+    pub(super) txn: TxnId,
+    pub(super) n: i64,
+    pub(super) redo: Redo,
+    pub(super) inline: bool,
+    pub(super) older: Vec<Identity>,
+}
+
+/// A row of the redo log that cannot be read, or names what is not the tree's.
+pub(super) struct Unreadable {
+    pub(super) txn: TxnId,
+    pub(super) n: i64,
+    pub(super) path: Option<RelPath>,
+    pub(super) error: String,
+    /// It says something, of a mount that is not there now.
+    pub(super) unmounted: bool,
+}
+
+/// The newest effect on each path, of everything that is neither settled nor set aside, and the rows that say nothing.
+/// Structural transactions are carried out whole, so they do not take part.
+pub(super) fn newest(
+    scene: &Scene<'_>,
+    tx: &Tx<'_>,
+    unsettled: &[Unsettled],
+) -> Result<(BTreeMap<RelPath, Newest>, Vec<Unreadable>)> {
+    let mut newest: BTreeMap<RelPath, Newest> = BTreeMap::new();
+    let mut unreadable = Vec::new();
+    for txn in unsettled.iter().filter(|txn| txn.state != TxnState::Quarantined) {
+        for row in journal::redo_rows(tx, txn.id)? {
+            let checked = row.path.and_then(|path| scene.check(&path).map(|()| path));
+            let readable = |redo: Redo| area::check_name(&redo.staged).map(|()| redo);
+            let (path, redo) = match (checked, row.redo.and_then(readable)) {
+                (Ok(path), Ok(redo)) => match scene.area(redo.area) {
+                    Ok(_) => (path, redo),
+                    Err(error) => {
+                        let (txn, n, error) = (row.txn, row.n, error.to_string());
+                        unreadable.push(Unreadable { txn, n, path: Some(path), error, unmounted: true });
+                        continue;
+                    }
+                },
+                (path, redo) => {
+                    let error = path.as_ref().err().or(redo.as_ref().err()).map(ToString::to_string);
+                    let (txn, n, error) = (row.txn, row.n, error.unwrap_or_default());
+                    unreadable.push(Unreadable { txn, n, path: path.ok(), error, unmounted: false });
+                    continue;
+                }
+            };
+            if txn.structural {
+                continue;
+            }
+            let mut older = newest.remove(&path).map(|older| older.older).unwrap_or_default();
+            older.extend(redo.old.clone());
+            newest.insert(path, Newest { txn: row.txn, n: row.n, redo, inline: row.content, older });
+        }
+    }
+    Ok((newest, unreadable))
+}
+
+pub(super) type Decided<'n> = (&'n RelPath, &'n Newest, Decision);
+
+pub(super) fn decisions<'n>(
+    scene: &Scene<'_>,
+    newest: &'n BTreeMap<RelPath, Newest>,
+    due: &[Unsettled],
+) -> Result<Vec<Decided<'n>>> {
+    let now = scene.mark();
+    let counts = |txn: &&Unsettled| txn.mark.as_ref().is_some_and(|mark| mark.counts_in(&now));
+    let marked: HashSet<TxnId> = due.iter().filter(counts).map(|txn| txn.id).collect();
+    let due: Vec<(&RelPath, &Newest)> =
+        newest.iter().filter(|(_, effect)| due.iter().any(|txn| txn.id == effect.txn && !txn.structural)).collect();
+    let sizes = due.iter().map(|(path, effect)| {
+        let size = match effect.redo.what {
+            What::Content { size, .. } => size,
+            _ => 0,
+        };
+        ((*path).clone(), size)
+    });
+    let found = scene.opener.examine(sizes.collect())?;
+    due.into_iter()
+        .zip(found)
+        .map(|((path, effect), found)| {
+            // What cannot be looked at is left to the step itself, which will say why.
+            let found = found.unwrap_or_default();
+            let live = classify(scene, effect, found.as_ref())?;
+            let available = is_available(scene, effect)?;
+            let applied = marked.contains(&effect.txn) && has_left_stage(scene, effect)?;
+            Ok((path, effect, decide(Evidence { applied, live, available })))
+        })
+        .collect()
+}
+
+fn classify(scene: &Scene<'_>, effect: &Newest, found: Option<&Found>) -> Result<Live> {
+    let Some(found) = found else {
+        return Ok(if effect.redo.what == What::Absence { Live::New } else { Live::Empty });
+    };
+    let meta = &found.meta;
+    let is_new = match &effect.redo.what {
+        What::Content { ino, size, hash, .. } => {
+            found.hash == Some(*hash) && meta.kind == Kind::File && meta.size == *size
+                || !effect.inline && meta.ino == *ino
+        }
+        What::Symlink { target, .. } => {
+            meta.kind == Kind::Symlink && found.hash == Some(*blake3::hash(target).as_bytes())
+        }
+        What::Directory { .. } => meta.kind == Kind::Directory,
+        What::Absence => false,
+        What::Move { ino, .. } => meta.ino == *ino,
+    };
+    if is_new {
+        return Ok(Live::New);
+    }
+    if effect.older.iter().any(|old| old.is(meta, false)) {
+        return Ok(Live::PreImage);
+    }
+    // The fallback without an exchange links the old version aside before it renames, which moves its ctime on.
+    let area = scene.area(effect.redo.area)?;
+    let aside = root::look(&area.stage, format!("{}{ASIDE}", effect.redo.staged));
+    let linked = aside.at("look at", &area.path)?.is_some_and(|aside| aside.ino == meta.ino);
+    if linked && effect.older.iter().any(|old| old.is(meta, true)) {
+        return Ok(Live::PreImage);
+    }
+    let wants_something = effect.redo.what != What::Absence;
+    Ok(if wants_something && meta.kind == Kind::File && meta.size == 0 { Live::Empty } else { Live::Other })
+}
+
+/// True when the stage shows that an effect was carried out. A name in the stage is never reused, and what it holds is
+/// the new version until that is in place, then the old one. Says nothing once something unsynced may be lost.
+fn has_left_stage(scene: &Scene<'_>, effect: &Newest) -> Result<bool> {
+    let area = scene.area(effect.redo.area)?;
+    let again = format!("{}{AGAIN}", effect.redo.staged);
+    let names = [area.look_staged(&effect.redo.staged)?, area.look_staged(&again)?];
+    let old = names.iter().flatten().any(|meta| effect.redo.old.as_ref().is_some_and(|old| old.is(meta, true)));
+    Ok(match effect.redo.what {
+        What::Content { .. } | What::Symlink { .. } => old || names.iter().all(Option::is_none),
+        What::Absence => old,
+        What::Directory { .. } | What::Move { .. } => false,
+    })
+}
+
+/// True when the new version can be had.
+fn is_available(scene: &Scene<'_>, effect: &Newest) -> Result<bool> {
+    let What::Content { ino, .. } = effect.redo.what else { return Ok(true) };
+    if effect.inline {
+        return Ok(true);
+    }
+    let area = scene.area(effect.redo.area)?;
+    Ok(area.look_staged(&effect.redo.staged)?.is_some_and(|staged| staged.ino == ino))
+}

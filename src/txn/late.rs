@@ -1,0 +1,99 @@
+//! What is written down a little later than it happened.
+//!
+//! That a commit was applied, and who holds a lock, are rows that only other processes need, and only if they come by
+//! before the next COMMIT, which carries them along. So they cost no SQLite transaction of their own, unless it is quiet.
+
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use super::ground::Ground;
+use crate::id::TxnId;
+
+/// What this process knows and the rows do not say yet. The next COMMIT carries it along; what is still there a little
+/// later is written in the background. Nothing of it is needed after a crash: recovery can see it for itself.
+#[derive(Debug, Default)]
+pub(crate) struct Late {
+    state: Mutex<LateState>,
+    bell: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct LateState {
+    /// Applied by this process, and its row says `committed`.
+    unnoted: Option<TxnId>,
+    /// The background has seen it so before.
+    seen: bool,
+    awake: bool,
+    stop: bool,
+}
+
+/// How long what is not written down yet waits for a COMMIT that carries it along.
+const LATE: Duration = Duration::from_millis(10);
+/// After this many looks without anything to write the background sleeps until it is rung for.
+const IDLE_LOOKS: u32 = 20;
+
+impl Late {
+    fn state(&self) -> MutexGuard<'_, LateState> {
+        self.state.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// The transaction that is applied, while its row does not say so.
+    pub(crate) fn unnoted(&self) -> Option<TxnId> {
+        self.state().unnoted
+    }
+
+    /// Sets which that is. Only within a turn.
+    pub(crate) fn set_unnoted(&self, txn: Option<TxnId>) {
+        let mut state = self.state();
+        (state.unnoted, state.seen) = (txn, false);
+        drop(state);
+        if txn.is_some() {
+            self.ring();
+        }
+    }
+
+    /// Says that something is to be written down. Costs nothing while the background is awake.
+    pub(crate) fn ring(&self) {
+        let mut state = self.state();
+        if !std::mem::replace(&mut state.awake, true) {
+            self.bell.notify_all();
+        }
+    }
+
+    /// Tells the background to end.
+    pub(crate) fn stop(&self) {
+        self.state().stop = true;
+        self.bell.notify_all();
+    }
+
+    /// The background's work, until [`Late::stop`].
+    pub(crate) fn keep_up(ground: &Ground) {
+        let late = &ground.late;
+        let mut idle = 0;
+        loop {
+            let state = late.state();
+            let waited = late.bell.wait_while(state, |state| !state.stop && !state.awake);
+            let state = waited.unwrap_or_else(|poison| poison.into_inner());
+            let waited = late.bell.wait_timeout_while(state, LATE, |state| !state.stop);
+            let mut state = waited.unwrap_or_else(|poison| poison.into_inner()).0;
+            if state.stop {
+                return;
+            }
+            let locks = ground.locks.see_unrecorded();
+            let due = locks.due || (state.unnoted.is_some() && state.seen);
+            let any = locks.any || state.unnoted.is_some();
+            state.seen = true;
+            idle = if any { 0 } else { idle + 1 };
+            state.awake = idle < IDLE_LOOKS;
+            drop(state);
+            if due
+                && let Err(error) = ground.enter().and_then(|mut turn| {
+                    ground.write_late(&mut turn)?;
+                    ground.locks.record_held(&mut turn)
+                })
+            {
+                tracing::debug!(%error, "notes could not be written; recovery would find out for itself");
+            }
+        }
+    }
+}
