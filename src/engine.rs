@@ -23,7 +23,7 @@ use crate::recovery;
 use crate::store::{self, Checkpointer, Database, ReadPool, Rows, Store, Turn};
 use crate::time::{Deadline, boot_id};
 use crate::txn::{
-    self, BacklogState, Drained, Ground, Late, Limits, Parts, Receipt, Scene, Settled, Transaction, Which,
+    self, Backlog, BacklogState, Drained, Ground, Late, Limits, Parts, Receipt, Scene, Settled, Transaction, Which,
 };
 
 /// The lock of a transaction that names none.
@@ -375,7 +375,7 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
         reserved,
         drain: recovery::drain,
     };
-    Ground::lay(parts, state_area, options.settle_bytes)
+    Ground::lay(parts, state_area, Backlog::new(options.settle_bytes, options.settle_paths))
 }
 
 /// The paths of the tree that are not the tree's: the state directory, and the database with its sidecars.

@@ -22,6 +22,7 @@ pub struct Options {
     pub(crate) turn_wait: Duration,
     pub(crate) settle_after: Duration,
     pub(crate) settle_bytes: u64,
+    pub(crate) settle_paths: u64,
     pub(crate) retention: Retention,
 }
 
@@ -41,6 +42,7 @@ impl Default for Options {
             turn_wait: Duration::from_secs(60),
             settle_after: Duration::from_secs(1),
             settle_bytes: 8 << 20,
+            settle_paths: 2048,
             retention: Retention::default(),
         }
     }
@@ -125,6 +127,12 @@ impl Options {
     /// After how many bytes of new content it does so at once. Default: 8 MiB.
     pub fn settle_bytes(mut self, bytes: u64) -> Self {
         self.settle_bytes = bytes;
+        self
+    }
+
+    /// After how many changed paths it does so at once. Default: 2048.
+    pub fn settle_paths(mut self, paths: u64) -> Self {
+        self.settle_paths = paths;
         self
     }
 

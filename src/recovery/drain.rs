@@ -9,24 +9,27 @@
 //! A structural transaction (moves, removed directories) was alone when it committed: everything before it was
 //! settled, and it is carried out again step by step, each step looking how far it had come.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::decide::Decision;
-use super::evidence::{Newest, Unreadable, decisions, newest};
+use super::evidence::{Decided, Newest, Unreadable, decisions, newest};
 use crate::error::{Error, IoContext, Result};
 use crate::fs::area::Area;
 use crate::fs::exchange::{self};
 use crate::fs::root::{Dir, Dirs, Kind};
 use crate::fs::temp;
 use crate::id::TxnId;
-use crate::journal::{self, Level, TxnState, Unsettled, What};
+use crate::journal::{self, Level, Mark, TxnState, Unsettled, What};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
-use crate::txn::{self, AGAIN, Drained, Ground, Outcome, Scene, Step, Which};
+use crate::txn::{self, AGAIN, Again, Drained, Ground, Outcome, Scene, Step, Which};
 
 /// Recoveries begun for a transaction before it goes to quarantine.
 const MAX_ATTEMPTS: i64 = 5;
+
+/// How many new versions are recorded at once, and open at once.
+const AT_ONCE: usize = 64;
 
 /// One row of what recovery would do.
 #[derive(Clone, Debug)]
@@ -64,14 +67,10 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
     let (newest, unreadable) = turn.look(|tx| newest(&scene, tx, &unsettled))?;
     let mut troubles: HashMap<TxnId, Outcome> = HashMap::new();
     let mut dirs = Dirs::new(&ground.root);
-    for (path, effect, decision) in decisions(&scene, &newest, &due)? {
-        let trouble = troubles.entry(effect.txn).or_default();
-        match carry_out(ground, turn, &mut dirs, path, effect, decision) {
-            Ok(Some(kept)) => trouble.aside.push((path.clone(), kept)),
-            Ok(None) => {}
-            Err(error) => trouble.failed.push((path.clone(), error)),
-        }
+    for some in decisions(&scene, &newest, &due)?.chunks(AT_ONCE) {
+        carry_out_some(ground, turn, &mut dirs, some, &mut troubles);
     }
+    let mut ended = Vec::new();
     for txn in &due {
         let of_it = || unreadable.iter().filter(|row| row.txn == txn.id);
         let rows: Vec<&Unreadable> = of_it().filter(|row| !row.unmounted).collect();
@@ -81,6 +80,7 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
             outcome.failed.push((path, missing));
         }
         if txn.structural && rows.is_empty() && outcome.failed.is_empty() {
+            note(ground, turn, &mut ended)?;
             let steps = steps(ground, turn, txn.id)?;
             outcome = txn::apply(ground, &mut dirs, txn.id, &steps, Some(turn));
         }
@@ -94,8 +94,12 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
             true => drained.applied += 1,
             false => drained.pending += 1,
         }
-        note(ground, turn, txn, outcome)?;
+        ended.push((txn, outcome));
+        if ended.len() >= AT_ONCE {
+            note(ground, turn, &mut ended)?;
+        }
     }
+    note(ground, turn, &mut ended)?;
     Ok(drained)
 }
 
@@ -142,7 +146,8 @@ pub(crate) fn plan(scene: &Scene<'_>, tx: &Tx<'_>) -> Result<Vec<Plan>> {
             reason: "a transaction with moves or removed directories".into(),
         }));
     }
-    for txn in unsettled.iter().filter(|txn| !due.iter().any(|due| due.id == txn.id)) {
+    let due: HashSet<TxnId> = due.iter().map(|txn| txn.id).collect();
+    for txn in unsettled.iter().filter(|txn| !due.contains(&txn.id)) {
         let (action, reason) = match txn.state {
             TxnState::Settling => ("rewrite and settle", "a settle was cut short"),
             TxnState::Quarantined => ("leave", "in quarantine: a person has to look"),
@@ -194,68 +199,130 @@ fn begin_attempt(turn: &mut Turn<'_>, due: Vec<Unsettled>) -> Result<Vec<Unsettl
     })
 }
 
-/// Carries one decision out. Answers where somebody's version was put, if it was.
-fn carry_out(
+/// Carries out a few decisions, recording what it needs to for all of them at once.
+fn carry_out_some(
+    ground: &Ground,
+    turn: &mut Turn<'_>,
+    dirs: &mut Dirs<'_>,
+    decided: &[Decided<'_>],
+    troubles: &mut HashMap<TxnId, Outcome>,
+) {
+    let mut placings = Vec::with_capacity(decided.len());
+    for &(path, effect, decision) in decided {
+        let trouble = troubles.entry(effect.txn).or_default();
+        match begin_carrying_out(ground, turn, dirs, path, effect, decision) {
+            Ok(Begun::Done(kept)) => trouble.aside.extend(kept.map(|kept| (path.clone(), kept))),
+            Ok(Begun::ToPlace(placing)) => placings.push((path, effect, placing)),
+            Err(error) => trouble.failed.push((path.clone(), error)),
+        }
+    }
+    let record = |tx: &Tx<'_>, effect: &Newest, placing: &Placing| match &placing.again {
+        Some(again) => journal::update_redo(tx, effect.txn, effect.n, &again.recorded(&effect.redo)),
+        None => Ok(()),
+    };
+    let all = turn.write(Durability::Normal, |tx| {
+        placings.iter().try_for_each(|(_, effect, placing)| record(tx, effect, placing))
+    });
+    for (path, effect, placing) in placings {
+        // Where not all can be recorded, each says for itself why.
+        let recorded = match all {
+            Ok(()) => Ok(()),
+            Err(_) => turn.write(Durability::Normal, |tx| record(tx, effect, &placing)),
+        };
+        let trouble = troubles.entry(effect.txn).or_default();
+        match recorded.and_then(|()| placing.place(dirs, path, effect)) {
+            Ok(kept) => trouble.aside.extend(kept.map(|kept| (path.clone(), kept))),
+            Err(error) => trouble.failed.push((path.clone(), error)),
+        }
+    }
+}
+
+/// How far a decision got before anything had to be recorded.
+enum Begun {
+    /// All the way; and where somebody's version was put, if it was.
+    Done(Option<String>),
+    ToPlace(Placing),
+}
+
+/// A new version on its way to its path.
+struct Placing {
+    step: Step,
+    /// Small content and symlinks are written once more. Large content is in the stage under the recorded inode, synced
+    /// before its COMMIT.
+    again: Option<Again>,
+    /// Something is at the path.
+    occupied: bool,
+    left: Option<String>,
+}
+
+fn begin_carrying_out(
     ground: &Ground,
     turn: &mut Turn<'_>,
     dirs: &mut Dirs<'_>,
     path: &RelPath,
     effect: &Newest,
     decision: Decision,
-) -> Result<Option<String>> {
+) -> Result<Begun> {
     let area = ground.area(effect.redo.area)?;
     let full = || ground.root.full(path);
     let live = txn::look(dirs, path)?;
     let left = txn::reconcile(&area, effect.txn, &effect.redo, &effect.older, live.as_ref())?;
     match decision {
-        Decision::Keep | Decision::KeepTheirs => return Ok(unjudged(ground, &area, effect)?.or(left)),
+        Decision::Keep | Decision::KeepTheirs => return Ok(Begun::Done(unjudged(ground, &area, effect)?.or(left))),
         Decision::Lost => return Err(Error::NotFound { path: area.stage_path(&effect.redo.staged) }),
         Decision::Apply | Decision::ApplyAside => {}
     }
     // A name that belongs to this row: whatever cuts this short, the next recovery knows what it may find there.
     let again = format!("{}{AGAIN}", effect.redo.staged);
-    let keep = |name: &str| txn::keep(&area, effect.txn, &effect.redo, &effect.older, name);
     if matches!(effect.redo.what, What::Absence | What::Directory { .. }) {
         let dir = parent_again(dirs, path)?;
         let mut kept = left;
         if live.is_some() {
             exchange::take(&dir.fd, path.name(), &area.stage, &again).at("remove", full())?;
-            kept = keep(&again)?.or(kept);
+            kept = txn::keep(&area, effect.txn, &effect.redo, &effect.older, &again)?.or(kept);
         }
         if let What::Directory { mode } = effect.redo.what {
+            dirs.forget(path);
             dir.make_dir(path.name(), mode).at("make the directory", full())?;
         }
-        return Ok(kept);
+        return Ok(Begun::Done(kept));
     }
-    // Small content and symlinks are written once more. Large content is in the stage under the recorded inode,
-    // synced before its COMMIT.
     let large = matches!(effect.redo.what, What::Content { .. }) && !effect.inline;
-    let name = if large { &effect.redo.staged } else { &again };
-    if !large {
-        let content = turn.look(|tx| journal::redo_content(tx, effect.txn, effect.n))?;
-        let step = Step::again(effect.n, path.clone(), effect.redo.clone(), Arc::clone(&area), content.map(Into::into));
-        let mut redo = effect.redo.clone();
-        txn::write_again(&step, &again, |renewed| {
-            if let What::Content { ino, .. } | What::Symlink { ino, .. } = &mut redo.what {
-                *ino = renewed;
-            }
-            turn.write(Durability::Normal, |tx| journal::update_redo(tx, effect.txn, effect.n, &redo))
-        })?;
-    }
-    let dir = parent_again(dirs, path)?;
-    let placed = exchange::place(&area, &area.stage, name, &dir.fd, path.name(), true);
-    let kept = match placed.at("put in place", full())? {
-        exchange::Placed::New => left,
-        exchange::Placed::Exchanged => keep(name)?.or(left),
+    let content = match large {
+        true => None,
+        false => turn.look(|tx| journal::redo_content(tx, effect.txn, effect.n))?,
     };
-    if let What::Content { ino, .. } | What::Symlink { ino, .. } = effect.redo.what
-        && !large
-        && area.look_staged(&effect.redo.staged)?.is_some_and(|staged| staged.ino == ino)
-    {
-        // The temporary file of the first try, under its recorded inode: never published.
-        area.unlink_staged(&effect.redo.staged)?;
+    let step = Step::again(effect.n, path.clone(), effect.redo.clone(), area, content.map(Into::into));
+    let again = if large { None } else { Some(Again::begin(&step, again)?) };
+    Ok(Begun::ToPlace(Placing { step, again, occupied: live.is_some(), left }))
+}
+
+impl Placing {
+    /// Puts it in place. Answers where somebody's version was put, if it was.
+    fn place(self, dirs: &mut Dirs<'_>, path: &RelPath, effect: &Newest) -> Result<Option<String>> {
+        let (area, staged) = (&self.step.area, &effect.redo.staged);
+        let large = self.again.is_none();
+        let name = self.again.as_ref().map_or_else(|| staged.clone(), |again| again.staged.clone());
+        if let Some(again) = self.again {
+            again.fill(&self.step)?;
+        }
+        let dir = parent_again(dirs, path)?;
+        let placed = exchange::place(area, &area.stage, &name, &dir.fd, path.name(), self.occupied);
+        let kept = match placed.at("put in place", dirs.root().full(path))? {
+            exchange::Placed::New => self.left,
+            exchange::Placed::Exchanged => {
+                txn::keep(area, effect.txn, &effect.redo, &effect.older, &name)?.or(self.left)
+            }
+        };
+        if let What::Content { ino, .. } | What::Symlink { ino, .. } = effect.redo.what
+            && !large
+            && area.look_staged(staged)?.is_some_and(|staged| staged.ino == ino)
+        {
+            // The temporary file of the first try, under its recorded inode: never published.
+            area.unlink_staged(staged)?;
+        }
+        Ok(kept)
     }
-    Ok(kept)
 }
 
 /// What an effect displaced just before its process died, and nobody has looked at yet.
@@ -285,6 +352,7 @@ fn parent_again(dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<Dir>> {
     let mut missing: Vec<RelPath> = std::iter::successors(path.parent(), RelPath::parent).collect();
     while let Some(at) = missing.pop() {
         let above = dirs.parent(&at)?;
+        dirs.forget(&at);
         match above.make_dir(at.name(), None) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error).at("make the directory", dirs.root().full(&at)),
@@ -306,27 +374,32 @@ fn steps(ground: &Ground, turn: &mut Turn<'_>, txn: TxnId) -> Result<Vec<Step>> 
     Ok(steps)
 }
 
-/// Notes how the attempt on one transaction ended.
-fn note(ground: &Ground, turn: &mut Turn<'_>, txn: &Unsettled, outcome: Outcome) -> Result<()> {
+/// Notes how the attempts on some transactions ended.
+fn note(ground: &Ground, turn: &mut Turn<'_>, ended: &mut Vec<(&Unsettled, Outcome)>) -> Result<()> {
+    let mark = ground.mark_now();
+    turn.write(Durability::Normal, |tx| ended.iter().try_for_each(|(txn, outcome)| note_one(tx, &mark, txn, outcome)))?;
+    ended.clear();
+    Ok(())
+}
+
+fn note_one(tx: &Tx<'_>, mark: &Mark, txn: &Unsettled, outcome: &Outcome) -> Result<()> {
     // A full or read-only disk, or a busy file, is nobody's fault: the attempt is given back.
     let excused = outcome.failed.iter().any(|(_, error)| {
         matches!(error.errno(), Some(libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EBUSY)) || error.is_full()
     });
-    turn.write(Durability::Normal, |tx| {
-        for (path, message) in outcome.messages() {
-            journal::insert_event(tx, Level::Warn, "recovery", Some(txn.id), Some(&path), &message)?;
-        }
-        if outcome.failed.is_empty() {
-            journal::set_attempts(tx, txn.id, 0)?;
-            journal::note_applied(tx, txn.id, txn.state, &ground.mark_now())?;
-            return journal::insert_event(tx, Level::Info, "recovered", Some(txn.id), None, "applied by recovery");
-        }
-        if excused {
-            journal::set_attempts(tx, txn.id, txn.attempts)?;
-        }
-        match txn.state {
-            TxnState::Committed => journal::transition(tx, txn.id, TxnState::Committed, TxnState::Pending),
-            _ => Ok(()),
-        }
-    })
+    for (path, message) in outcome.messages() {
+        journal::insert_event(tx, Level::Warn, "recovery", Some(txn.id), Some(&path), &message)?;
+    }
+    if outcome.failed.is_empty() {
+        journal::set_attempts(tx, txn.id, 0)?;
+        journal::note_applied(tx, txn.id, txn.state, mark)?;
+        return journal::insert_event(tx, Level::Info, "recovered", Some(txn.id), None, "applied by recovery");
+    }
+    if excused {
+        journal::set_attempts(tx, txn.id, txn.attempts)?;
+    }
+    match txn.state {
+        TxnState::Committed => journal::transition(tx, txn.id, TxnState::Committed, TxnState::Pending),
+        _ => Ok(()),
+    }
 }

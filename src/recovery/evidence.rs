@@ -83,8 +83,8 @@ pub(super) fn decisions<'n>(
     let now = scene.mark();
     let counts = |txn: &&Unsettled| txn.mark.as_ref().is_some_and(|mark| mark.counts_in(&now));
     let marked: HashSet<TxnId> = due.iter().filter(counts).map(|txn| txn.id).collect();
-    let due: Vec<(&RelPath, &Newest)> =
-        newest.iter().filter(|(_, effect)| due.iter().any(|txn| txn.id == effect.txn && !txn.structural)).collect();
+    let due: HashSet<TxnId> = due.iter().filter(|txn| !txn.structural).map(|txn| txn.id).collect();
+    let due: Vec<(&RelPath, &Newest)> = newest.iter().filter(|(_, effect)| due.contains(&effect.txn)).collect();
     let sizes = due.iter().map(|(path, effect)| {
         let size = match effect.redo.what {
             What::Content { size, .. } => size,

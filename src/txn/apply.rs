@@ -6,6 +6,8 @@
 //! An old version that is not the one the row expected was somebody's work since: it goes to quarantine, with a
 //! warning. Done again after a crash, each step first looks how far it had come.
 
+use std::os::fd::OwnedFd;
+
 use rustix::io::Errno;
 
 use super::displaced::{self, AGAIN};
@@ -18,7 +20,7 @@ use crate::fs::exchange::{self, Placed};
 use crate::fs::root::{self, Dirs, Kind};
 use crate::fs::temp;
 use crate::id::TxnId;
-use crate::journal::{self, What};
+use crate::journal::{self, Redo, What};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn};
 
@@ -158,17 +160,12 @@ impl Apply<'_, '_, '_> {
     /// Writes a new version once more from the journal, where the temporary file did not survive.
     fn rewrite(&mut self, step: &Step) -> Result<()> {
         let staged = format!("{}{AGAIN}", step.redo.staged);
-        let (mut redo, txn, n) = (step.redo.clone(), self.txn, step.n);
-        let turn = self.again.as_deref_mut();
-        write_again(step, &staged, |renewed| {
-            if let What::Content { ino, .. } | What::Symlink { ino, .. } = &mut redo.what {
-                *ino = renewed;
-            }
-            match turn {
-                Some(turn) => turn.write(Durability::Normal, |tx| journal::update_redo(tx, txn, n, &redo)),
-                None => Ok(()),
-            }
-        })?;
+        let again = Again::begin(step, staged.clone())?;
+        if let Some(turn) = self.again.as_deref_mut() {
+            let redo = again.recorded(&step.redo);
+            turn.write(Durability::Normal, |tx| journal::update_redo(tx, self.txn, step.n, &redo))?;
+        }
+        again.fill(step)?;
         if self.place(step, &staged)? {
             self.judge(step, &staged)?;
         }
@@ -235,22 +232,47 @@ impl Apply<'_, '_, '_> {
     }
 }
 
-/// Writes the new version of a step from the journal under `staged`, which is free. `record` is told the inode before
-/// there is a byte in it, so that a later recovery knows it for what it is. Answers the inode.
-pub(crate) fn write_again(step: &Step, staged: &str, record: impl FnOnce(u64) -> Result<()>) -> Result<u64> {
-    let path = step.area.stage_path(staged);
-    match (&step.redo.what, &step.content) {
-        (What::Content { attrs, .. }, Some(bytes)) => {
-            let file = temp::create(&step.area, staged)?;
-            record(root::look_at(&file).at("look at", &path)?.ino)?;
-            temp::write_all(&file, bytes, &path)?;
-            temp::finish(&file, Some(attrs), true, &path).map(|meta| meta.ino)
+/// A new version that is written once more: there, with an inode, and empty yet.
+pub(crate) struct Again {
+    pub(crate) staged: String,
+    pub(crate) ino: u64,
+    /// None: a symlink, which is never empty.
+    file: Option<OwnedFd>,
+}
+
+impl Again {
+    pub(crate) fn begin(step: &Step, staged: String) -> Result<Self> {
+        match (&step.redo.what, &step.content) {
+            (What::Content { .. }, Some(_)) => {
+                let file = temp::create(&step.area, &staged)?;
+                let ino = root::look_at(&file).at("look at", step.area.stage_path(&staged))?.ino;
+                Ok(Self { staged, ino, file: Some(file) })
+            }
+            (What::Symlink { target, .. }, _) => {
+                let target: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(target);
+                let ino = temp::symlink(&step.area, &staged, target.as_ref())?.ino;
+                Ok(Self { staged, ino, file: None })
+            }
+            _ => Err(Error::NotFound { path: step.area.stage_path(&step.redo.staged) }),
         }
-        (What::Symlink { target, .. }, _) => {
-            let target: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(target);
-            let ino = temp::symlink(&step.area, staged, target.as_ref())?.ino;
-            record(ino).map(|()| ino)
+    }
+
+    /// The redo record that knows of it.
+    pub(crate) fn recorded(&self, redo: &Redo) -> Redo {
+        let mut redo = redo.clone();
+        if let What::Content { ino, .. } | What::Symlink { ino, .. } = &mut redo.what {
+            *ino = self.ino;
         }
-        _ => Err(Error::NotFound { path: step.area.stage_path(&step.redo.staged) }),
+        redo
+    }
+
+    /// Writes its bytes, once its inode is recorded.
+    pub(crate) fn fill(self, step: &Step) -> Result<()> {
+        if let (Some(file), What::Content { attrs, .. }, Some(bytes)) = (&self.file, &step.redo.what, &step.content) {
+            let path = step.area.stage_path(&self.staged);
+            temp::write_all(file, bytes, &path)?;
+            temp::finish(file, Some(attrs), true, &path)?;
+        }
+        Ok(())
     }
 }

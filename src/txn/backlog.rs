@@ -23,10 +23,9 @@ pub(crate) struct BacklogState {
     pub(crate) stop: bool,
     /// From how many bytes on it is settled at once.
     pub(crate) enough_bytes: u64,
+    /// From how many paths on.
+    pub(crate) enough_paths: u64,
 }
-
-/// This many unsettled paths are settled at once, without waiting for a pause.
-const ENOUGH_PATHS: u64 = 2048;
 
 impl BacklogState {
     /// True when the settler should not wait for a pause.
@@ -36,7 +35,7 @@ impl BacklogState {
 
     /// True when enough has come together to be settled.
     pub(crate) fn is_much(&self) -> bool {
-        self.bytes >= self.enough_bytes || self.paths >= ENOUGH_PATHS
+        self.bytes >= self.enough_bytes || self.paths >= self.enough_paths
     }
 
     /// True when the log is long enough to be carried over.
@@ -46,8 +45,8 @@ impl BacklogState {
 }
 
 impl Backlog {
-    pub(super) fn new(enough_bytes: u64) -> Self {
-        let state = BacklogState { enough_bytes, ..BacklogState::default() };
+    pub(crate) fn new(enough_bytes: u64, enough_paths: u64) -> Self {
+        let state = BacklogState { enough_bytes, enough_paths, ..BacklogState::default() };
         Self { state: Mutex::new(state), bell: Condvar::new() }
     }
 
@@ -68,8 +67,8 @@ impl Backlog {
     /// Takes all figures, and leaves none.
     pub(crate) fn take(&self) -> BacklogState {
         let mut state = self.state.lock().unwrap_or_else(|poison| poison.into_inner());
-        let none = BacklogState { stop: state.stop, enough_bytes: state.enough_bytes, ..BacklogState::default() };
-        std::mem::replace(&mut *state, none)
+        let BacklogState { stop, enough_bytes, enough_paths, .. } = *state;
+        std::mem::replace(&mut *state, BacklogState { stop, enough_bytes, enough_paths, ..BacklogState::default() })
     }
 
     /// Forgets how long the log is.

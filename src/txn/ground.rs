@@ -135,10 +135,10 @@ pub(crate) struct Parts {
 
 impl Ground {
     /// Lays the ground and opens the areas that earlier sessions recorded.
-    pub(crate) fn lay(parts: Parts, state_area: Area, settle_bytes: u64) -> Result<Self> {
+    pub(crate) fn lay(parts: Parts, state_area: Area, backlog: Backlog) -> Result<Self> {
         let ground = Self {
             parts,
-            backlog: Backlog::new(settle_bytes),
+            backlog,
             late: Late::default(),
             areas: RwLock::new(vec![Arc::new(state_area)]),
             names: AtomicU64::new(0),

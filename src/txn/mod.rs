@@ -23,8 +23,8 @@ mod receipt;
 mod settle;
 mod transaction;
 
-pub(crate) use apply::{Outcome, apply, write_again};
-pub(crate) use backlog::BacklogState;
+pub(crate) use apply::{Again, Outcome, apply};
+pub(crate) use backlog::{Backlog, BacklogState};
 pub(crate) use displaced::{AGAIN, keep, reconcile, set_aside};
 pub(crate) use ground::{Drained, Ground, Limits, Parts, Scene, Which};
 pub(crate) use late::Late;

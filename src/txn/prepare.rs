@@ -218,9 +218,13 @@ impl<'g> Prepared<'g> {
     fn file(&mut self, path: RelPath, file: NewFile, seen: Option<Meta>) -> Result<()> {
         let area = self.area(&path)?;
         let like = match &file.like {
-            Some(path) => {
-                let live = look(&mut self.dirs, path)?;
-                like(&mut self.dirs, path, live.as_ref())?
+            // Where it is going to be, unless it was moved: that was looked at just now.
+            Some(from) if *from == path && !self.layout.lifted.contains(&path) => {
+                like(&mut self.dirs, from, seen.as_ref())?
+            }
+            Some(from) => {
+                let live = look(&mut self.dirs, from)?;
+                like(&mut self.dirs, from, live.as_ref())?
             }
             // New, or in place of one that this transaction removed.
             None => None,

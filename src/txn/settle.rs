@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::apply::write_again;
+use super::apply::Again;
 use super::displaced::{self, AGAIN};
 use super::ground::Ground;
 use super::prepare::{SYNC_ONE_BY_ONE, Step, failed_sync};
@@ -328,12 +328,10 @@ fn rewrite(ground: &Ground, turn: &mut Turn<'_>, batch: &mut Batch, suspect: &[T
         let Some(content) = turn.look(|tx| journal::redo_content(tx, *txn, *n))? else { continue };
         let staged = format!("{}{AGAIN}", redo.staged);
         let step = Step::again(*n, path.clone(), redo.clone(), area, Some(content.into()));
-        write_again(&step, &staged, |renewed| {
-            if let What::Content { ino, .. } = &mut redo.what {
-                *ino = renewed;
-            }
-            turn.write(Durability::Normal, |tx| journal::update_redo(tx, *txn, *n, redo))
-        })?;
+        let again = Again::begin(&step, staged.clone())?;
+        *redo = again.recorded(redo);
+        turn.write(Durability::Normal, |tx| journal::update_redo(tx, *txn, *n, redo))?;
+        again.fill(&step)?;
         let dir = dirs.parent(&path)?;
         exchange::place(&step.area, &step.area.stage, &staged, &dir.fd, path.name(), true)
             .at("rewrite", ground.root.full(&path))?;
