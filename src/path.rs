@@ -1,9 +1,11 @@
 //! Paths of the tree: bytes relative to the root, checked once, at the door.
 
+use std::borrow::Borrow;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +23,7 @@ const PATH_MAX: usize = 4095;
 /// that a directory comes right before all that lies below it.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
-pub(crate) struct RelPath(Box<[u8]>);
+pub(crate) struct RelPath(Arc<[u8]>);
 
 impl RelPath {
     /// Checks what a caller names. `./a//b/` is taken as `a/b`.
@@ -99,8 +101,13 @@ impl RelPath {
 
     /// The directory it lies in; none when that is the root.
     pub(crate) fn parent(&self) -> Option<RelPath> {
+        self.parent_bytes().map(|parent| Self(parent.into()))
+    }
+
+    /// The same, to look it up with.
+    pub(crate) fn parent_bytes(&self) -> Option<&[u8]> {
         let at = self.0.iter().rposition(|&byte| byte == b'/')?;
-        Some(Self(self.0[..at].into()))
+        Some(&self.0[..at])
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &[u8]> {
@@ -127,6 +134,12 @@ impl RelPath {
     /// True when one of the two is the other or lies below it.
     pub(crate) fn overlaps(&self, other: &RelPath) -> bool {
         self.is_within(other) || other.is_within(self)
+    }
+}
+
+impl Borrow<[u8]> for RelPath {
+    fn borrow(&self) -> &[u8] {
+        &self.0
     }
 }
 
@@ -164,7 +177,7 @@ impl TryFrom<Vec<u8>> for RelPath {
 
 impl From<RelPath> for Vec<u8> {
     fn from(path: RelPath) -> Self {
-        path.0.into_vec()
+        path.0.to_vec()
     }
 }
 

@@ -334,19 +334,27 @@ impl From<rusqlite::Error> for Error {
 /// Gives a bare system error its operation and path, so that none crosses a function without them.
 pub(crate) trait IoContext<T> {
     fn at(self, op: &'static str, path: impl AsRef<Path>) -> Result<T>;
+
+    /// The same for a name in a directory, joined only where there is something to say.
+    fn at_in(self, op: &'static str, dir: impl AsRef<Path>, name: impl AsRef<Path>) -> Result<T>;
 }
 
 impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
     fn at(self, op: &'static str, path: impl AsRef<Path>) -> Result<T> {
-        self.map_err(|source| {
-            let (source, path) = (source.into(), path.as_ref().to_owned());
-            match source.raw_os_error() {
-                Some(libc::ENOTDIR) => Error::NotADirectory { path },
-                Some(libc::ENOENT) => Error::NotFound { path },
-                Some(libc::ELOOP) => Error::SymlinkOnTheWay { path },
-                _ => Error::Io { op, path, source },
-            }
-        })
+        self.map_err(|source| understand(op, path.as_ref().to_owned(), source.into()))
+    }
+
+    fn at_in(self, op: &'static str, dir: impl AsRef<Path>, name: impl AsRef<Path>) -> Result<T> {
+        self.map_err(|source| understand(op, dir.as_ref().join(name), source.into()))
+    }
+}
+
+fn understand(op: &'static str, path: PathBuf, source: io::Error) -> Error {
+    match source.raw_os_error() {
+        Some(libc::ENOTDIR) => Error::NotADirectory { path },
+        Some(libc::ENOENT) => Error::NotFound { path },
+        Some(libc::ELOOP) => Error::SymlinkOnTheWay { path },
+        _ => Error::Io { op, path, source },
     }
 }
 

@@ -27,6 +27,7 @@ pub(crate) struct Area {
     /// The top of its mount inside the root; none for the root's own and the state directory's.
     pub(crate) top: Option<RelPath>,
     pub(crate) path: PathBuf,
+    pub(crate) stage_dir: PathBuf,
     pub(crate) place: Place,
     pub(crate) dir: OwnedFd,
     pub(crate) stage: OwnedFd,
@@ -42,7 +43,19 @@ impl Area {
         let place = root::look_at(&dir).at("look at", &path)?.place;
         let sub = |name: &str| subdirectory(&dir, name, &path, 0o700);
         let (stage, history, quarantine) = (sub("stage")?, sub("history")?, sub("quarantine")?);
-        Ok(Self { id, top: None, path, place, dir, stage, history, quarantine, exchanges: AtomicBool::new(true) })
+        let stage_dir = path.join("stage");
+        Ok(Self {
+            id,
+            top: None,
+            path,
+            stage_dir,
+            place,
+            dir,
+            stage,
+            history,
+            quarantine,
+            exchanges: AtomicBool::new(true),
+        })
     }
 
     /// Opens, and where needed makes, the area of the mount whose topmost directory inside the root is `top`.
@@ -63,7 +76,7 @@ impl Area {
     }
 
     pub(crate) fn stage_path(&self, name: &str) -> PathBuf {
-        self.path.join("stage").join(name)
+        self.stage_dir.join(name)
     }
 
     pub(crate) fn can_exchange(&self) -> bool {
@@ -108,7 +121,7 @@ impl Area {
     /// Looks at a name of the stage.
     pub(crate) fn look_staged(&self, name: &str) -> Result<Option<Meta>> {
         check_name(name)?;
-        root::look(&self.stage, name).at("look at", self.stage_path(name))
+        root::look(&self.stage, name).at_in("look at", &self.stage_dir, name)
     }
 
     /// Makes a directory in the stage.

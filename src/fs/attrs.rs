@@ -62,9 +62,11 @@ pub(crate) fn xattrs(dir: impl AsFd, name: &OsStr, path: &Path) -> Result<Xattrs
 }
 
 /// Gives a freshly created file what an old version had. Owner and protected xattrs are kept as far as this process
-/// may set them.
-pub(crate) fn dress(file: &OwnedFd, has: &Meta, want: &Attrs, path: &Path) -> Result<()> {
-    if (has.uid, has.gid) != (want.uid, want.gid) {
+/// may set them. Answers whether anything had to be changed.
+pub(crate) fn dress(file: &OwnedFd, has: &Meta, want: &Attrs, path: &Path) -> Result<bool> {
+    let owner_differs = (has.uid, has.gid) != (want.uid, want.gid);
+    let mode_differs = has.mode != want.mode;
+    if owner_differs {
         // chown clears set-user-id bits, so it comes before chmod. An ordinary user may change the group at most.
         let (owner, group) = (Uid::from_raw(want.uid), Gid::from_raw(want.gid));
         match rustix::fs::fchown(file, Some(owner), Some(group)) {
@@ -82,10 +84,10 @@ pub(crate) fn dress(file: &OwnedFd, has: &Meta, want: &Attrs, path: &Path) -> Re
             Err(error) => return Err(error).at("set an xattr of", path),
         }
     }
-    if has.mode != want.mode || (has.uid, has.gid) != (want.uid, want.gid) {
+    if mode_differs || owner_differs {
         rustix::fs::fchmod(file, Mode::from_raw_mode(want.mode)).at("change the mode of", path)?;
     }
-    Ok(())
+    Ok(owner_differs || mode_differs || !want.xattrs.is_empty())
 }
 
 /// Sets the modification time, leaving the access time to the kernel.

@@ -176,7 +176,7 @@ impl RootDir {
     pub(crate) fn open_dir(&self, path: &RelPath) -> Result<Dir> {
         // O_PATH: closing it drops nobody's locks, and no permission but search is needed.
         let fd = self.resolve(path, OFlags::PATH | OFlags::DIRECTORY)?;
-        let meta = look_at(&fd).at("look at", self.full(path))?;
+        let meta = look_at(&fd).at_in("look at", &self.path, path)?;
         Ok(Dir { fd, meta })
     }
 
@@ -191,7 +191,7 @@ impl RootDir {
                 Err(Errno::LOOP | Errno::XDEV) => {
                     return Err(Error::SymlinkOnTheWay { path: self.full(path) });
                 }
-                other => return other.at("open", self.full(path)),
+                other => return other.at_in("open", &self.path, path),
             }
         }
     }
@@ -207,7 +207,7 @@ impl RootDir {
             },
         };
         let fd = dir.as_ref().map_or(self.top.fd.as_fd(), |dir| dir.fd.as_fd());
-        look(fd, path.name()).at("look at", self.full(path))
+        look(fd, path.name()).at_in("look at", &self.path, path)
     }
 }
 
@@ -230,11 +230,14 @@ impl<'r> Dirs<'r> {
 
     /// The directory a path lies in.
     pub(crate) fn parent(&mut self, path: &RelPath) -> Result<Arc<Dir>> {
+        let Some(parent) = path.parent_bytes() else { return Ok(self.root.top.clone()) };
+        let known = self.open.get(parent);
+        if let Some(Some(dir)) = known {
+            return Ok(dir.clone());
+        }
         let Some(parent) = path.parent() else { return Ok(self.root.top.clone()) };
-        match self.open.get(&parent) {
-            Some(Some(dir)) => return Ok(dir.clone()),
-            Some(None) => return Err(Error::NotFound { path: self.root.full(&parent) }),
-            None => {}
+        if known.is_some() {
+            return Err(Error::NotFound { path: self.root.full(&parent) });
         }
         match self.root.open_dir(&parent) {
             Ok(dir) => {

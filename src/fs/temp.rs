@@ -15,7 +15,8 @@ use crate::error::{Error, IoContext, Result};
 /// Creates a file that was not there, with 0666 less the umask: what a new file of the tree gets.
 pub(crate) fn create(area: &Area, name: &str) -> Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(&area.stage, name, flags, Mode::from_raw_mode(0o666)).at("create", area.stage_path(name))
+    let created = rustix::fs::openat(&area.stage, name, flags, Mode::from_raw_mode(0o666));
+    created.at_in("create", &area.stage_dir, name)
 }
 
 /// Writes all of it.
@@ -44,9 +45,13 @@ pub(crate) fn write(area: &Area, name: &str, bytes: &[u8], like: Option<&Attrs>,
 pub(crate) fn finish(file: &OwnedFd, like: Option<&Attrs>, keep_mtime: bool, path: &Path) -> Result<Meta> {
     let meta = root::look_at(file).at("look at", path)?;
     let Some(like) = like else { return Ok(meta) };
-    attrs::dress(file, &meta, like, path)?;
+    let mut changed = attrs::dress(file, &meta, like, path)?;
     if keep_mtime {
         attrs::set_mtime(file, like.mtime, path)?;
+        changed = true;
+    }
+    if !changed {
+        return Ok(meta);
     }
     root::look_at(file).at("look at", path)
 }

@@ -241,7 +241,7 @@ fn carry_out_some(
 enum Begun {
     /// All the way; and where somebody's version was put, if it was.
     Done(Option<String>),
-    ToPlace(Placing),
+    ToPlace(Box<Placing>),
 }
 
 /// A new version on its way to its path.
@@ -294,7 +294,7 @@ fn begin_carrying_out(
     };
     let step = Step::again(effect.n, path.clone(), effect.redo.clone(), area, content.map(Into::into));
     let again = if large { None } else { Some(Again::begin(&step, again)?) };
-    Ok(Begun::ToPlace(Placing { step, again, occupied: live.is_some(), left }))
+    Ok(Begun::ToPlace(Box::new(Placing { step, again, occupied: live.is_some(), left })))
 }
 
 impl Placing {

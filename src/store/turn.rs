@@ -63,7 +63,7 @@ thread_local! {
 }
 
 /// This many frames of log are too many: whoever has the turn carries them over before it adds to them.
-const TOO_MANY_FRAMES: u32 = 16 * LOG_FRAMES_ENOUGH;
+const TOO_MANY_FRAMES: u32 = 4 * LOG_FRAMES_ENOUGH;
 /// With this many frames the log is carried over in the background: 8 MiB of pages of 4 KiB, on blocks that are then
 /// used again and again. To append to a file costs the filesystem's own journal, to write over it does not.
 pub(crate) const LOG_FRAMES_ENOUGH: u32 = 2048;

@@ -210,7 +210,7 @@ impl Apply<'_, '_, '_> {
         let expect_old = step.redo.old.is_some();
         exchange::place(&step.area, &step.area.stage, staged, &dir.fd, step.path.name(), expect_old)
             .map(|placed| placed == Placed::Exchanged)
-            .at("put in place", self.ground.root.full(&step.path))
+            .at_in("put in place", self.ground.root.path(), &step.path)
     }
 
     /// What came out of the tree is kept for history if it is what was expected, else for a person.

@@ -26,7 +26,10 @@ impl Layout {
                 layout.lifted.insert(from.clone());
                 layout.moves.insert(to.clone(), from.clone());
             }
-            layout.placed.extend(effect.placed_at().cloned());
+        }
+        // Only what is lifted asks what comes to its place.
+        if !layout.lifted.is_empty() {
+            layout.placed.extend(effects.iter().filter_map(Effect::placed_at).cloned());
         }
         layout
     }
@@ -40,6 +43,9 @@ impl Layout {
     /// Looks at what a path of the tree to be will hold just before it is filled: what lies there now, or what comes
     /// along with a moved directory, or nothing because its directory goes.
     pub(super) fn look(&self, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Option<Meta>> {
+        if self.lifted.is_empty() {
+            return look(dirs, path);
+        }
         let mut above = path.parent();
         while let Some(at) = above {
             if let Some(from) = self.moves.get(&at) {
@@ -62,6 +68,6 @@ impl Layout {
 pub(crate) fn look(dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Option<Meta>> {
     match dirs.try_parent(path)? {
         None => Ok(None),
-        Some(dir) => root::look(&dir.fd, path.name()).at("look at", dirs.root().full(path)),
+        Some(dir) => root::look(&dir.fd, path.name()).at_in("look at", dirs.root().path(), path),
     }
 }

@@ -1,6 +1,7 @@
 //! Transactions: what is staged becomes effects, effects are prepared, committed, applied and settled.
 //!
-//! - [`transaction`] is the caller's side; [`overlay`] remembers what was staged, [`effect`] is what remains of it.
+//! - [`transaction`] is the caller's side, [`content`] what it writes to files; [`overlay`] remembers what was staged,
+//!   [`effect`] is what remains of it.
 //! - [`prepare`] does all that can fail, [`commit`] decides, [`apply`] carries it into the tree, [`settle`] makes the
 //!   tree itself durable.
 //! - [`bind`] looks once more, under the turn, at what was prepared before it.
@@ -11,6 +12,7 @@ mod backlog;
 mod bind;
 mod checks;
 mod commit;
+mod content;
 mod databases;
 mod displaced;
 mod effect;

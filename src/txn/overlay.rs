@@ -166,19 +166,26 @@ impl Overlay {
     /// What the transaction sees at a path.
     pub(crate) fn view(&self, path: &RelPath) -> Result<View<'_>> {
         let mut dir = &self.root;
-        let mut names = path.names().peekable();
-        while let Some(name) = names.next() {
-            let last = names.peek().is_none();
+        let mut rest = path.as_bytes();
+        loop {
+            let (name, behind) = match rest.iter().position(|&byte| byte == b'/') {
+                Some(at) => (&rest[..at], Some(&rest[at + 1..])),
+                None => (rest, None),
+            };
+            let last = behind.is_none();
             let Some(entry) = dir.names.get(name) else {
-                return Ok(match dir.inherited(name) {
-                    None => View::Absent,
-                    Some(Origin::Live(Some(at))) => {
-                        View::Live(names.fold(at, |at, name| RelPath::join(Some(&at), name)))
+                return Ok(match &dir.origin {
+                    Origin::Fresh => View::Absent,
+                    // Nothing on the way was moved: it is where it always was.
+                    Origin::Live(at)
+                        if at.as_ref().map_or(0, |at| at.as_bytes().len() + 1) + rest.len()
+                            == path.as_bytes().len()
+                            && at.as_ref().is_none_or(|at| path.is_within(at)) =>
+                    {
+                        View::Live(path.clone())
                     }
-                    Some(Origin::Published(published)) => {
-                        View::Along(names.fold(published.source.clone(), |at, name| at.join(as_os(name))))
-                    }
-                    Some(Origin::Live(None) | Origin::Fresh) => View::Absent,
+                    Origin::Live(at) => View::Live(RelPath::join(at.as_ref(), rest)),
+                    Origin::Published(published) => View::Along(published.source.join(as_os(rest))),
                 });
             };
             match &entry.node {
@@ -191,8 +198,11 @@ impl Overlay {
                 Some(Node::Moved(from)) => return Ok(View::Live(from.clone())),
                 Some(Node::Published(published)) => return Ok(View::Outside(published.source.clone())),
             }
+            match behind {
+                Some(behind) => rest = behind,
+                None => return Ok(View::Dir),
+            }
         }
-        Ok(View::Dir)
     }
 
     /// Puts something at a path. Directories on the way come into being; what a file replaces is judged at COMMIT.

@@ -1,7 +1,6 @@
 //! A transaction as its caller sees it: staged, then committed or dropped.
 
 use std::collections::HashSet;
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,10 +10,7 @@ use super::ground::{Ground, Version};
 use super::overlay::{Bytes, NewFile, Node, Overlay, Published, View};
 use super::receipt::Receipt;
 use crate::error::{Error, IoContext, Result};
-use crate::fs::area::STATE_AREA;
-use crate::fs::opener;
 use crate::fs::root::{self, Kind};
-use crate::fs::temp;
 use crate::lock::Lease;
 use crate::path::RelPath;
 use crate::store::{self, Rows};
@@ -32,22 +28,24 @@ const MAX_PATHS: u64 = 1 << 20;
 /// lock from begin to end.
 #[must_use = "a transaction that is dropped is rolled back; call commit()"]
 pub struct Transaction {
-    ground: Arc<Ground>,
+    pub(super) ground: Arc<Ground>,
     lease: Option<Lease>,
     overlay: Overlay,
     sql: Vec<SqlFn>,
     label: String,
     key: Option<String>,
     /// The key was committed before: what is asked for is only compared with what was asked for then.
-    replay: bool,
+    pub(super) replay: bool,
     /// Every operation as it was asked for.
     asked: blake3::Hasher,
     began_ms: i64,
     /// Of the tree, when the lock was taken.
     version: Version,
-    inline: u64,
+    /// Something of it is published: a directory with whatever it holds.
+    publishes: bool,
+    pub(super) inline: u64,
     paths: u64,
-    spooled: HashSet<(i64, String)>,
+    pub(super) spooled: HashSet<(i64, String)>,
     /// The journal stays open, and its session alive, for as long as this transaction.
     _alive: Arc<dyn std::any::Any + Send + Sync>,
 }
@@ -81,49 +79,11 @@ impl Transaction {
             asked: blake3::Hasher::new(),
             began_ms: now_ms(),
             version,
+            publishes: false,
             inline: 0,
             paths: 0,
             spooled: HashSet::new(),
         }
-    }
-
-    /// Stages a file with these bytes, in place of whatever file or symlink is at the path. Missing directories on
-    /// the way are made. An overwritten file keeps its mode, owner and xattrs; a new one gets 0666 less the umask.
-    ///
-    /// Errors at once for a path that cannot be one; at commit when a directory is there.
-    pub fn write(&mut self, path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()> {
-        let bytes = bytes.as_ref();
-        self.write_from(path, bytes).map(drop)
-    }
-
-    /// Stages a file with what a reader gives until its end, and answers how many bytes that was. What does not fit
-    /// the limits for small content is streamed to the stage, so memory stays bounded.
-    pub fn write_from(&mut self, path: impl AsRef<Path>, mut reader: impl Read) -> Result<u64> {
-        let path = self.begin_staging(path.as_ref())?;
-        let like = match self.placing(&path)? {
-            View::Dir => return Err(Error::IsADirectory { path: self.ground.root.full(&path) }),
-            View::Live(live) => Some(live),
-            View::File(file) => file.like.clone(),
-            _ => None,
-        };
-        let limit = self.ground.limits.inline_file.min(self.ground.limits.inline_txn.saturating_sub(self.inline));
-        let mut start = Vec::new();
-        (&mut reader).take(limit + 1).read_to_end(&mut start).at("read the content of", &path)?;
-        let database = opener::is_database(&start);
-        let (bytes, hash) = if start.len() as u64 <= limit {
-            let hash = *blake3::hash(&start).as_bytes();
-            self.inline += start.len() as u64;
-            (Bytes::Inline(start.into()), hash)
-        } else {
-            self.spool(&start, reader)?
-        };
-        let size = bytes.size();
-        self.ask("write", &[path.as_bytes(), &hash]);
-        if self.replay {
-            return Ok(size);
-        }
-        self.replace(&path, Node::File(NewFile { bytes, hash, database, like }))?;
-        Ok(size)
     }
 
     /// Stages a symlink at `path` that says `target`. Where it leads is not looked at.
@@ -170,6 +130,7 @@ impl Transaction {
         let Some(meta) = found else { return Err(Error::NotFound { path: source }) };
         let directory = meta.kind == Kind::Directory;
         self.refuse_occupied(&to, directory)?;
+        self.publishes = true;
         let published = Arc::new(Published { source, directory });
         let node = match directory {
             true => Overlay::published_directory(published),
@@ -330,7 +291,7 @@ impl Transaction {
         drop(self);
     }
 
-    fn begin_staging(&mut self, path: &Path) -> Result<RelPath> {
+    pub(super) fn begin_staging(&mut self, path: &Path) -> Result<RelPath> {
         store::refuse_reentry("a change of the tree")?;
         self.ground.store.refuse_poisoned()?;
         self.paths += 1;
@@ -341,36 +302,11 @@ impl Transaction {
     }
 
     /// Puts a node, and gives back what its predecessor took of the limit for small content.
-    fn replace(&mut self, path: &RelPath, node: Node) -> Result<()> {
+    pub(super) fn replace(&mut self, path: &RelPath, node: Node) -> Result<()> {
         if let View::File(NewFile { bytes: Bytes::Inline(old), .. }) = self.overlay.view(path)? {
             self.inline = self.inline.saturating_sub(old.len() as u64);
         }
         self.overlay.put(path, node)
-    }
-
-    fn spool(&mut self, start: &[u8], mut rest: impl Read) -> Result<(Bytes, [u8; 32])> {
-        let (area, name) = (self.ground.area(STATE_AREA)?, self.ground.fresh_name());
-        let path = area.stage_path(&name);
-        let file = temp::create(&area, &name)?;
-        self.spooled.insert((area.id, name.clone()));
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(start);
-        temp::write_all(&file, start, &path)?;
-        let mut size = start.len() as u64;
-        let mut buffer = vec![0; 256 << 10];
-        loop {
-            match rest.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => {
-                    hasher.update(&buffer[..read]);
-                    temp::write_all(&file, &buffer[..read], &path)?;
-                    size += read as u64;
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error).at("read the content of", path),
-            }
-        }
-        Ok((Bytes::Staged { name, area: area.id, size }, *hasher.finalize().as_bytes()))
     }
 
     /// A staged node on its way to another path. A directory that only this transaction makes has nothing live to
@@ -385,7 +321,7 @@ impl Transaction {
     }
 
     /// Remembers an operation, to compare a repeat of the key with.
-    fn ask(&mut self, operation: &str, parts: &[&[u8]]) {
+    pub(super) fn ask(&mut self, operation: &str, parts: &[&[u8]]) {
         for part in [operation.as_bytes()].iter().chain(parts) {
             self.asked.update(&(part.len() as u64).to_le_bytes());
             self.asked.update(part);
@@ -394,7 +330,10 @@ impl Transaction {
 
     /// What is at a path that something is to be put to. What comes along with a published directory is the caller's
     /// own, to be arranged before.
-    fn placing(&self, path: &RelPath) -> Result<View<'_>> {
+    pub(super) fn placing(&self, path: &RelPath) -> Result<View<'_>> {
+        if !self.publishes {
+            return self.overlay.view(path);
+        }
         let along = |path: &RelPath| match self.overlay.view(path)? {
             View::Along(source) => root::look_outside(&source).at("look at", source),
             _ => Ok(None),

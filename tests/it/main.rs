@@ -1,6 +1,7 @@
 //! One binary for all integration tests: every further one would link SQLite again. A file per promise.
 #![allow(clippy::disallowed_methods, reason = "tests change trees by hand, read clocks and start processes")]
 
+mod background;
 mod cli;
 mod corpus;
 mod counts;
