@@ -27,6 +27,8 @@ const SQLITE_HEADER: &[u8] = b"SQLite format 3\0";
 pub(crate) const SIDECARS: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// How many files are synced at once: the device takes several flushes in about the time of one.
 const PARALLEL_SYNCS: usize = 8;
+/// A file, its directory and the stage: to start threads for these takes longer than they save.
+const FEW_SYNCS: usize = 3;
 
 /// True when bytes begin as a SQLite database does.
 pub(crate) fn is_database(bytes: &[u8]) -> bool {
@@ -284,7 +286,10 @@ impl Tree {
                 }
             }
         };
-        let workers = queue.lock().map_or(1, |queue| queue.len()).min(PARALLEL_SYNCS);
+        let workers = match queue.lock().map_or(1, |queue| queue.len()) {
+            ..=FEW_SYNCS => 1,
+            many => many.min(PARALLEL_SYNCS),
+        };
         std::thread::scope(|scope| {
             for _ in 1..workers {
                 // These share this thread's descriptor table. Without them it is slower, not wrong.

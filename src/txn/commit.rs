@@ -52,23 +52,7 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
         }
     }
     let mut prepared = Prepared::new(ground, request.version, request.overlay.effects())?;
-    // Who moves directories has to look closer anyway.
-    let (mut turn, mut settling) = match prepared.structural {
-        false => (ground.enter()?, None),
-        true => clear_the_way(ground, true)?,
-    };
-    let mut recorded = match prepared.structural {
-        false => record(ground, &mut turn, &mut request, &mut prepared, false),
-        true => Ok(Recorded::NotYet),
-    };
-    if let Ok(Recorded::NotYet) = recorded {
-        if !prepared.structural {
-            drop(turn);
-            (turn, settling) = clear_the_way(ground, false)?;
-        }
-        refuse_overlaps(ground, &mut turn, &prepared.steps)?;
-        recorded = record(ground, &mut turn, &mut request, &mut prepared, true);
-    }
+    let (mut turn, settling, recorded) = decide(ground, &mut request, &mut prepared)?;
     let (id, fence, alone) = match recorded {
         Ok(Recorded::New { id, fence, alone }) => (id, fence, alone),
         Ok(Recorded::Before(receipt)) => {
@@ -91,6 +75,26 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
     let changes = prepared.changes();
     let warnings = carry_out(ground, &mut turn, id, &mut prepared, alone, settling.as_ref());
     Ok(Receipt { id, fence, changes, warnings, repeated: false })
+}
+
+/// Takes the turn and commits in it, having looked closer where anything is in the way.
+fn decide<'g>(
+    ground: &'g Ground,
+    request: &mut Request<'_>,
+    prepared: &mut Prepared<'_>,
+) -> Result<(Turn<'g>, Option<SettleLock>, Result<Recorded>)> {
+    // Who moves directories has to look closer anyway.
+    if !prepared.structural {
+        let mut turn = ground.enter()?;
+        match record(ground, &mut turn, request, prepared, false) {
+            Ok(Recorded::NotYet) => {}
+            recorded => return Ok((turn, None, recorded)),
+        }
+    }
+    let (mut turn, settling) = clear_the_way(ground, prepared.structural)?;
+    refuse_overlaps(ground, &mut turn, &prepared.steps)?;
+    let recorded = record(ground, &mut turn, request, prepared, true);
+    Ok((turn, settling, recorded))
 }
 
 /// Waits for the turn. Whatever a dead process committed is in the tree then, and settled where directories moved.
