@@ -12,6 +12,8 @@ const VERSION: u8 = 1;
 /// The longest record, in bytes. Xattrs are the largest part of one: 64 KiB a file on the usual filesystems.
 const MAX_RECORD: usize = 1 << 20;
 const CHECKSUM: usize = 8;
+/// Most records are shorter.
+const USUAL_RECORD: usize = 256;
 
 fn config() -> impl bincode::config::Config {
     bincode::config::standard().with_limit::<MAX_RECORD>()
@@ -19,12 +21,15 @@ fn config() -> impl bincode::config::Config {
 
 /// Encodes a record. Errors when it is too long.
 pub(crate) fn encode<T: Serialize>(record: &T) -> Result<Vec<u8>> {
-    let payload = bincode::serde::encode_to_vec(record, config())
+    let mut bytes = Vec::with_capacity(USUAL_RECORD);
+    bytes.push(VERSION);
+    bincode::serde::encode_into_std_write(record, &mut bytes, config())
         .map_err(|error| Error::corrupt("a record to be written", error))?;
-    if payload.len() + 1 + CHECKSUM > MAX_RECORD {
+    if bytes.len() + CHECKSUM > MAX_RECORD {
         return Err(Error::TooLarge { what: "a record", limit: MAX_RECORD as u64 });
     }
-    Ok(frame(&payload))
+    seal(&mut bytes);
+    Ok(bytes)
 }
 
 /// Puts the version before a payload and the checksum behind it.
@@ -32,9 +37,13 @@ pub(crate) fn frame(payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1 + payload.len() + CHECKSUM);
     bytes.push(VERSION);
     bytes.extend_from_slice(payload);
-    let sum = blake3::hash(&bytes);
-    bytes.extend_from_slice(&sum.as_bytes()[..CHECKSUM]);
+    seal(&mut bytes);
     bytes
+}
+
+fn seal(bytes: &mut Vec<u8>) {
+    let sum = blake3::hash(bytes);
+    bytes.extend_from_slice(&sum.as_bytes()[..CHECKSUM]);
 }
 
 /// Decodes a record that may come from anybody.

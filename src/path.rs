@@ -116,9 +116,11 @@ impl RelPath {
 
     /// A path below this one, by a component known to be good.
     pub(crate) fn join(parent: Option<&RelPath>, name: &[u8]) -> RelPath {
-        let mut bytes = parent.map_or_else(Vec::new, |parent| [&parent.0[..], b"/"].concat());
-        bytes.extend_from_slice(name);
-        Self(bytes.into())
+        match parent {
+            None => Self(name.into()),
+            // One allocation: the length is known.
+            Some(parent) => Self(parent.0.iter().chain(b"/").chain(name).copied().collect()),
+        }
     }
 
     /// A path beside this one, whose name is longer by `suffix`; none when it would be too long.

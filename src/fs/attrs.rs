@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Gid, Mode, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
@@ -27,34 +27,37 @@ pub(crate) struct Attrs {
 }
 
 /// The xattrs of `name` in an open directory, without opening the file itself.
-pub(crate) fn xattrs(dir: impl AsFd, name: &OsStr, path: &Path) -> Result<Xattrs> {
-    // There is no `llistxattrat` on the kernels supported: go by the descriptor's name in /proc.
-    let by_fd = PathBuf::from(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd())).join(name);
+pub(crate) fn xattrs(dir: impl AsFd, name: &OsStr, dir_path: impl AsRef<Path>) -> Result<Xattrs> {
+    // There is no `llistxattrat` on the kernels supported: go by the descriptor's name in /proc, in the table of this
+    // thread, which need not be that of the process.
+    let mut by_fd = format!("/proc/thread-self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
+    by_fd.extend_from_slice(name.as_bytes());
+    let by_fd = OsStr::from_bytes(&by_fd);
     let mut list = Vec::with_capacity(256);
     loop {
         list.clear();
-        match rustix::fs::llistxattr(&by_fd, rustix::buffer::spare_capacity(&mut list)) {
+        match rustix::fs::llistxattr(by_fd, rustix::buffer::spare_capacity(&mut list)) {
             Ok(_) => break,
             Err(Errno::RANGE) => list.reserve(list.capacity() * 4),
             // No xattrs on this filesystem, or gone in the meantime.
             Err(Errno::NOTSUP | Errno::NOENT) => return Ok(Xattrs::new()),
-            Err(error) => return Err(error).at("list the xattrs of", path),
+            Err(error) => return Err(error).at_in("list the xattrs of", dir_path, name),
         }
     }
     let mut found = Xattrs::new();
-    for name in list.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
-        let key = OsStr::from_bytes(name);
+    for xattr in list.split(|&byte| byte == 0).filter(|xattr| !xattr.is_empty()) {
+        let key = OsStr::from_bytes(xattr);
         let mut value = Vec::with_capacity(256);
         loop {
             value.clear();
-            match rustix::fs::lgetxattr(&by_fd, key, rustix::buffer::spare_capacity(&mut value)) {
+            match rustix::fs::lgetxattr(by_fd, key, rustix::buffer::spare_capacity(&mut value)) {
                 Ok(_) => {
-                    found.push((name.to_vec(), value));
+                    found.push((xattr.to_vec(), value));
                     break;
                 }
                 Err(Errno::RANGE) => value.reserve(value.capacity() * 4),
                 Err(Errno::NODATA | Errno::NOENT | Errno::PERM | Errno::ACCESS) => break,
-                Err(error) => return Err(error).at("read the xattrs of", path),
+                Err(error) => return Err(error).at_in("read the xattrs of", dir_path, name),
             }
         }
     }

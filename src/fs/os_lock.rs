@@ -43,7 +43,7 @@ impl OsLock {
         match fs4::FileExt::try_lock(&self.file) {
             Ok(()) => Ok(true),
             Err(fs4::TryLockError::WouldBlock) => Ok(false),
-            Err(fs4::TryLockError::Error(error)) => Err(error).at("lock", self.path()),
+            Err(fs4::TryLockError::Error(error)) => Err(error).at_in("lock", &self.dir, &self.name),
         }
     }
 
@@ -87,7 +87,7 @@ impl OsLock {
     }
 
     pub(crate) fn unlock(&self) -> Result<()> {
-        fs4::FileExt::unlock(&self.file).at("unlock", self.path())
+        fs4::FileExt::unlock(&self.file).at_in("unlock", &self.dir, &self.name)
     }
 
     /// Refuses to go on when the name no longer stands for the file that is locked.

@@ -129,10 +129,11 @@ impl Dir {
         if meta.fixed {
             return Err(Errno::PERM);
         }
-        let me = rustix::process::geteuid().as_raw();
-        let sticky = self.meta.mode & libc::S_ISVTX != 0;
-        if sticky && me != 0 && me != meta.uid && me != self.meta.uid {
-            return Err(Errno::PERM);
+        if self.meta.mode & libc::S_ISVTX != 0 {
+            let me = rustix::process::geteuid().as_raw();
+            if me != 0 && me != meta.uid && me != self.meta.uid {
+                return Err(Errno::PERM);
+            }
         }
         // A directory's `..` is written when it gets another parent.
         if elsewhere && meta.kind == Kind::Directory {
@@ -260,6 +261,18 @@ impl<'r> Dirs<'r> {
             Ok(dir) => Ok(Some(dir)),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// True when a directory is at the path, which is then open for what lies in it.
+    pub(crate) fn is_there(&mut self, path: &RelPath) -> bool {
+        if let Some(known) = self.open.get(path) {
+            return known.is_some();
+        }
+        match self.root.open_dir(path) {
+            Ok(dir) => self.open.insert(path.clone(), Some(Arc::new(dir))).is_none(),
+            // What stands there instead, others say.
+            Err(_) => false,
         }
     }
 

@@ -20,7 +20,7 @@ pub(crate) fn create(area: &Area, name: &str) -> Result<OwnedFd> {
 }
 
 /// Writes all of it.
-pub(crate) fn write_all(file: &OwnedFd, mut bytes: &[u8], path: &Path) -> Result<()> {
+pub(crate) fn write_all(file: &OwnedFd, mut bytes: &[u8], path: impl AsRef<Path>) -> Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(file, bytes) {
             Ok(0) => return Err(std::io::Error::from(std::io::ErrorKind::WriteZero)).at("write", path),
@@ -35,10 +35,10 @@ pub(crate) fn write_all(file: &OwnedFd, mut bytes: &[u8], path: &Path) -> Result
 /// Writes a new version in one go and says what came of it. `like` are the attributes of the version it replaces, or
 /// of the version it is to be again; the modification time is set only where `keep_mtime` says so.
 pub(crate) fn write(area: &Area, name: &str, bytes: &[u8], like: Option<&Attrs>, keep_mtime: bool) -> Result<Meta> {
-    let path = area.stage_path(name);
     let file = create(area, name)?;
-    write_all(&file, bytes, &path)?;
-    finish(&file, like, keep_mtime, &path)
+    // For errors, the directory alone: the name in it says nothing to anybody.
+    write_all(&file, bytes, &area.stage_dir)?;
+    finish(&file, like, keep_mtime, &area.stage_dir)
 }
 
 /// Dresses a written file and looks at it.
@@ -78,7 +78,7 @@ pub(crate) fn copy(from: &Area, name: &str, to: &Area, staged: &str) -> Result<(
     loop {
         match rustix::io::read(&source, &mut buffer) {
             Ok(0) => return Ok(()),
-            Ok(read) => write_all(&target, &buffer[..read], &to.stage_path(staged))?,
+            Ok(read) => write_all(&target, &buffer[..read], to.stage_path(staged))?,
             Err(Errno::INTR) => {}
             Err(error) => return Err(error).at("read", path),
         }

@@ -79,30 +79,34 @@ fn redo_ids(txn: TxnId) -> (i64, i64) {
     (redo_id(txn, 0), redo_id(txn, MAX_EFFECTS - 1))
 }
 
-/// Records what recovery needs to carry effect `n` out again.
-pub(crate) fn insert_redo(
-    tx: &Tx<'_>,
-    txn: TxnId,
-    n: i64,
-    path: &RelPath,
-    redo: &Redo,
-    content: Option<&[u8]>,
-) -> Result<()> {
-    tx.execute(
-        "INSERT INTO main.journal_redo (id, path, record, content) VALUES (?1, ?2, ?3, ?4)",
-        (redo_id(txn, n), path.as_bytes(), codec::encode(redo)?, content),
-    )
-    .map(drop)
+/// What recovery needs to carry an effect out again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewRedo<'r> {
+    pub(crate) n: i64,
+    pub(crate) path: &'r RelPath,
+    pub(crate) redo: &'r Redo,
+    pub(crate) content: Option<&'r [u8]>,
 }
 
-/// Records what happened to a path, for people and for history.
-pub(crate) fn insert_change(tx: &Tx<'_>, txn: TxnId, n: i64, change: &Change) -> Result<()> {
-    tx.execute(
+/// Records what recovery needs to carry the effects of a transaction out again.
+pub(crate) fn insert_redo<'r>(tx: &Tx<'_>, txn: TxnId, effects: impl Iterator<Item = NewRedo<'r>>) -> Result<()> {
+    let mut insert = tx.prepare("INSERT INTO main.journal_redo (id, path, record, content) VALUES (?1, ?2, ?3, ?4)")?;
+    for NewRedo { n, path, redo, content } in effects {
+        insert.execute((redo_id(txn, n), path.as_bytes(), codec::encode(redo)?, content))?;
+    }
+    Ok(())
+}
+
+/// Records what happened to each path, for people and for history.
+pub(crate) fn insert_changes(tx: &Tx<'_>, txn: TxnId, changes: &[Change]) -> Result<()> {
+    let mut insert = tx.prepare(
         "INSERT INTO main.journal_change (txn, n, path, kind, origin, size, hash, old_size, preimage, area) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-        rusqlite::params![
+    )?;
+    for (n, change) in changes.iter().enumerate() {
+        insert.execute(rusqlite::params![
             txn.get(),
-            n,
+            n as i64,
             change.path.as_bytes(),
             change.kind.as_str(),
             change.origin.as_ref().map(RelPath::as_bytes),
@@ -111,9 +115,9 @@ pub(crate) fn insert_change(tx: &Tx<'_>, txn: TxnId, n: i64, change: &Change) ->
             change.old_size,
             change.preimage,
             change.area,
-        ],
-    )
-    .map(drop)
+        ])?;
+    }
+    Ok(())
 }
 
 /// The changes of a transaction. A row that makes no sense is left out: it is for people only.

@@ -19,8 +19,6 @@ const SPACE_MARGIN: u64 = 1 << 20;
 /// Looks at permission and space, once for each directory that exists and each area.
 pub(super) fn check(ground: &Ground, dirs: &mut Dirs<'_>, steps: &[Step], structural: bool) -> Result<()> {
     let mut checked = BTreeSet::new();
-    let full =
-        |path: &Option<RelPath>| path.as_ref().map_or(ground.root.path().to_owned(), |path| ground.root.full(path));
     for step in steps {
         let from = match &step.redo.what {
             What::Move { from, .. } => from.as_ref(),
@@ -30,7 +28,8 @@ pub(super) fn check(ground: &Ground, dirs: &mut Dirs<'_>, steps: &[Step], struct
             let parent = path.parent();
             if !checked.contains(&parent) {
                 if let Ok(dir) = dirs.parent(path) {
-                    dir.check_writable().at("write in", full(&parent))?;
+                    let shown = parent.as_ref().map_or(Path::new(""), RelPath::as_path);
+                    dir.check_writable().at_in("write in", ground.root.path(), shown)?;
                 }
                 checked.insert(parent);
             }
@@ -53,8 +52,11 @@ pub(super) fn check(ground: &Ground, dirs: &mut Dirs<'_>, steps: &[Step], struct
         });
         for (path, meta) in [taken, displaced.map(|meta| (&step.path, meta))].into_iter().flatten() {
             if let Ok(dir) = dirs.parent(path) {
-                dir.check_takeable(path.name(), &meta, structural)
-                    .at("take away or replace", ground.root.full(path))?;
+                dir.check_takeable(path.name(), &meta, structural).at_in(
+                    "take away or replace",
+                    ground.root.path(),
+                    path,
+                )?;
             }
         }
     }

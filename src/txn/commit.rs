@@ -21,7 +21,7 @@ use super::settle::{self, SettleLock};
 use super::transaction::SqlFn;
 use crate::error::{Error, Result};
 use crate::id::{Fence, TxnId};
-use crate::journal::{self, Level, NewTxn, TxnState, What};
+use crate::journal::{self, Change, Level, NewTxn, TxnState, What};
 use crate::lock::{self, Lease};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
@@ -53,8 +53,8 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
     }
     let mut prepared = Prepared::new(ground, request.version, request.overlay.effects())?;
     let (mut turn, settling, recorded) = decide(ground, &mut request, &mut prepared)?;
-    let (id, fence, alone) = match recorded {
-        Ok(Recorded::New { id, fence, alone }) => (id, fence, alone),
+    let (id, fence, changes, alone) = match recorded {
+        Ok(Recorded::New { id, fence, changes, alone }) => (id, fence, changes, alone),
         Ok(Recorded::Before(receipt)) => {
             request.lease.note_release(&mut turn)?;
             return Ok(receipt);
@@ -72,7 +72,6 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
     };
     prepared.keep();
     request.lease.concluded();
-    let changes = prepared.changes();
     let warnings = carry_out(ground, &mut turn, id, &mut prepared, alone, settling.as_ref());
     Ok(Receipt { id, fence, changes, warnings, repeated: false })
 }
@@ -139,6 +138,7 @@ enum Recorded {
     New {
         id: TxnId,
         fence: Fence,
+        changes: Vec<Change>,
         /// No other session has the journal open.
         alone: bool,
     },
@@ -173,7 +173,8 @@ fn record(
     for sql in request.sql.iter_mut() {
         tx.caller(|rows| sql(rows))?;
     }
-    let id = insert(ground, tx, request, fence, prepared)?;
+    let changes = prepared.changes();
+    let id = insert(ground, tx, request, fence, prepared, &changes)?;
     if let Some(before) = unnoted {
         journal::note_carried_out(tx, before)?;
     }
@@ -183,10 +184,17 @@ fn record(
     if unnoted.is_some() {
         ground.late.set_unnoted(None);
     }
-    Ok(Recorded::New { id, fence, alone })
+    Ok(Recorded::New { id, fence, changes, alone })
 }
 
-fn insert(ground: &Ground, tx: &Tx<'_>, request: &Request<'_>, fence: Fence, prepared: &Prepared<'_>) -> Result<TxnId> {
+fn insert(
+    ground: &Ground,
+    tx: &Tx<'_>,
+    request: &Request<'_>,
+    fence: Fence,
+    prepared: &Prepared<'_>,
+    changes: &[Change],
+) -> Result<TxnId> {
     let steps = &prepared.steps;
     if steps.len() as i64 >= journal::MAX_EFFECTS {
         return Err(Error::TooLarge {
@@ -215,9 +223,9 @@ fn insert(ground: &Ground, tx: &Tx<'_>, request: &Request<'_>, fence: Fence, pre
             mark,
         },
     )?;
-    for step in steps {
-        journal::insert_redo(tx, id, step.n, &step.path, &step.redo, step.content.as_deref())?;
-        journal::insert_change(tx, id, step.n, &step.change())?;
+    if !steps.is_empty() {
+        journal::insert_redo(tx, id, steps.iter().map(Step::row))?;
+        journal::insert_changes(tx, id, changes)?;
     }
     Ok(id)
 }

@@ -99,10 +99,7 @@ impl Scene<'_> {
 
     /// Refuses a path that is not the tree's.
     pub(crate) fn check(&self, path: &RelPath) -> Result<()> {
-        match self.reserved.iter().any(|reserved| path.is_within(reserved)) {
-            true => Err(Error::BadPath { path: path.to_path_buf(), reason: "it is the journal's own" }),
-            false => Ok(()),
-        }
+        refuse_reserved(self.reserved, path)
     }
 
     /// What is true now, to compare marks with.
@@ -111,6 +108,13 @@ impl Scene<'_> {
         mounts.sort_unstable();
         mounts.dedup();
         Mark { boot: self.boot.to_vec(), state_dir: self.state_ino, mounts }
+    }
+}
+
+fn refuse_reserved(reserved: &[RelPath], path: &RelPath) -> Result<()> {
+    match reserved.iter().any(|reserved| path.is_within(reserved)) {
+        true => Err(Error::BadPath { path: path.to_path_buf(), reason: "it is the journal's own" }),
+        false => Ok(()),
     }
 }
 
@@ -180,7 +184,7 @@ impl Ground {
     /// Checks a caller's path.
     pub(crate) fn path(&self, path: &Path) -> Result<RelPath> {
         let checked = RelPath::parse(path)?;
-        self.scene().check(&checked).map(|()| checked)
+        refuse_reserved(&self.reserved, &checked).map(|()| checked)
     }
 
     /// Checks a caller's path that is to go as a whole: nothing of the engine's may lie in it.

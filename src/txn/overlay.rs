@@ -253,13 +253,17 @@ impl Overlay {
             if names.peek().is_none() {
                 return Ok((dir, name.to_vec()));
             }
-            let inherited = dir.inherited(name);
-            let entry = dir.names.entry(name.to_vec()).or_insert(Entry { lifted: false, node: None });
-            if entry.node.is_none() {
-                let origin = if entry.lifted { Origin::Fresh } else { inherited.unwrap_or(Origin::Fresh) };
-                entry.node = Some(Node::Dir(DirNode::new(origin)));
+            let lifted = match dir.names.get(name) {
+                Some(Entry { node: None, lifted }) => Some(*lifted),
+                None => Some(false),
+                Some(_) => None,
+            };
+            if let Some(lifted) = lifted {
+                let inherited = if lifted { None } else { dir.inherited(name) };
+                let node = Node::Dir(DirNode::new(inherited.unwrap_or(Origin::Fresh)));
+                dir.names.insert(name.to_vec(), Entry { lifted, node: Some(node) });
             }
-            match &mut entry.node {
+            match dir.names.get_mut(name).and_then(|entry| entry.node.as_mut()) {
                 Some(Node::Dir(inner)) => dir = inner,
                 _ => return Err(Error::NotADirectory { path: path.to_path_buf() }),
             }

@@ -20,7 +20,7 @@ use crate::fs::opener::SyncTarget;
 use crate::fs::root::{Dirs, Kind, Meta};
 use crate::fs::temp;
 use crate::id::TxnId;
-use crate::journal::{Change, ChangeKind, Identity, Redo, What};
+use crate::journal::{Change, ChangeKind, Identity, NewRedo, Redo, What};
 use crate::path::RelPath;
 
 /// Up to this many files are synced one by one; beyond, one `syncfs` is cheaper.
@@ -124,6 +124,7 @@ impl<'g> Prepared<'g> {
                     Some(_) => self.step(path, What::Absence, seen),
                 }
             }
+            Effect::Directory(path) if layout.lifted.is_empty() && self.dirs.is_there(&path) => Ok(()),
             Effect::Directory(path) => match layout.look(&mut self.dirs, &path)? {
                 Some(meta) if meta.kind == Kind::Directory && !layout.lifted.contains(&path) => Ok(()),
                 Some(meta) if meta.kind == Kind::Symlink && !layout.lifted.contains(&path) => {
@@ -236,17 +237,19 @@ impl<'g> Prepared<'g> {
         // Recorded before it is filled, so that what a full disk leaves of it is removed.
         let empty = Attrs::default();
         let what = What::Content { ino: 0, size: file.bytes.size(), hash: file.hash, attrs: empty };
-        self.push(path, what, Arc::clone(&area), staged.clone(), None, seen);
+        self.push(path, what, Arc::clone(&area), staged, None, seen);
+        let step = self.steps.last().ok_or(Error::Closed)?;
+        let staged = step.redo.staged.as_str();
         let meta = match &file.bytes {
-            Bytes::Inline(bytes) => temp::write(&area, &staged, bytes, like.as_ref(), false)?,
+            Bytes::Inline(bytes) => temp::write(&area, staged, bytes, like.as_ref(), false)?,
             Bytes::Staged { name, area: at, .. } => {
-                let stage_path = area.stage_path(&staged);
+                let stage_path = area.stage_path(staged);
                 if *at != area.id {
                     let from = self.ground.area(*at)?;
-                    temp::copy(&from, name, &area, &staged)?;
+                    temp::copy(&from, name, &area, staged)?;
                     from.drop_staged(name)?;
                 }
-                temp::finish(&temp::reopen(&area, &staged)?, like.as_ref(), false, &stage_path)?
+                temp::finish(&temp::reopen(&area, staged)?, like.as_ref(), false, &stage_path)?
             }
         };
         let meta = self.inherit_group(meta, seen.as_ref())?;
@@ -354,6 +357,11 @@ impl Drop for Prepared<'_> {
 }
 
 impl Step {
+    /// What is recorded of it.
+    pub(super) fn row(&self) -> NewRedo<'_> {
+        NewRedo { n: self.n, path: &self.path, redo: &self.redo, content: self.content.as_deref() }
+    }
+
     /// A step as it stands in the journal, to be carried out once more.
     pub(crate) fn again(n: i64, path: RelPath, redo: Redo, area: Arc<Area>, content: Option<Arc<[u8]>>) -> Self {
         Self { n, path, redo, area, content, seen: None, database: false, came_from: None }
@@ -407,7 +415,7 @@ pub(super) fn like(dirs: &mut Dirs<'_>, path: &RelPath, seen: Option<&Meta>) -> 
     let Some(dir) = dirs.try_parent(path)? else { return Ok(None) };
     match seen {
         Some(meta) if meta.kind == Kind::File => {
-            let xattrs = attrs::xattrs(&dir.fd, path.name(), &dirs.root().full(path))?;
+            let xattrs = attrs::xattrs(&dir.fd, path.name(), dirs.root().path())?;
             Ok(Some(Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs }))
         }
         _ => Ok(None),

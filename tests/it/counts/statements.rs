@@ -1,0 +1,120 @@
+//! SQL statements: how many are run, and that none is prepared twice.
+//!
+//! Every connection of a process is traced, by an extension that SQLite runs for each that is opened; so all this is a
+//! process of its own. A statement that was never run before has just been prepared; and it counts itself how often
+//! SQLite prepared it anew. What is prepared and never run is not seen.
+#![expect(unsafe_code, reason = "SQLite runs an extension in each connection by C's calling convention")]
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ffi::{c_char, c_int};
+use std::sync::{Mutex, MutexGuard};
+
+use rusqlite::StatementStatus;
+use rusqlite::auto_extension::{init_auto_extension, register_auto_extension};
+use rusqlite::ffi::{sqlite3, sqlite3_api_routines};
+use rusqlite::trace::{TraceEvent, TraceEventCodes};
+
+use super::{Bound, Counts, NO_ROOM, PRINT, commit_all, journal};
+use crate::support::{Tree, child, child_root};
+
+const BOUNDS: &[Bound] =
+    &[Bound::new("run", 15.0, 2.0, 0.0, 2.0, 2.0), Bound::new("prepared", 0.0, 0.0, 0.0, 0.0, 0.0)];
+
+/// What takes effect as it is prepared, or is part of no transaction.
+const AGAIN: &[&str] = &["PRAGMA main.synchronous", "PRAGMA wal_checkpoint"];
+
+fn may_be_again(sql: &str) -> bool {
+    AGAIN.iter().any(|start| sql.starts_with(start))
+}
+
+/// Some times what the background waits for.
+const LONG: std::time::Duration = std::time::Duration::from_millis(60);
+
+/// How often each statement was prepared, and how often it says that it was prepared anew.
+static PREPARED: Mutex<BTreeMap<String, (usize, i32)>> = Mutex::new(BTreeMap::new());
+
+thread_local! {
+    /// Statements run by this thread, and whether they had to be prepared.
+    static RUN: RefCell<Vec<(String, bool)>> = const { RefCell::new(Vec::new()) };
+}
+
+fn prepared() -> MutexGuard<'static, BTreeMap<String, (usize, i32)>> {
+    PREPARED.lock().unwrap()
+}
+
+/// A statement begins to run, on any thread.
+fn begins(event: TraceEvent<'_>) {
+    let TraceEvent::Stmt(statement, _) = event else { return };
+    let sql = statement.sql().into_owned();
+    let (run, anew) = (statement.get_status(StatementStatus::Run), statement.get_status(StatementStatus::RePrepare));
+    let mut prepared = prepared();
+    let (times, before) = prepared.entry(sql.clone()).or_insert((0, 0));
+    let now = if run == 0 { 1 + anew } else { anew - *before };
+    *before = anew;
+    *times += now as usize;
+    RUN.with_borrow_mut(|all| all.push((sql, now > 0)));
+}
+
+unsafe extern "C" fn trace(db: *mut sqlite3, error: *mut *mut c_char, _: *const sqlite3_api_routines) -> c_int {
+    // SAFETY: SQLite calls this with a connection that has just been opened, and nothing here closes it.
+    unsafe {
+        init_auto_extension(db, error, |connection| {
+            connection.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(begins));
+            Ok(())
+        })
+    }
+}
+
+#[test]
+fn a_transaction_runs_few_statements_and_none_is_prepared_twice() {
+    let tree = Tree::new();
+    let output = child("counts::statements::traced_child", tree.root()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    if std::env::var_os(PRINT).is_some() {
+        println!("{said}");
+    }
+}
+
+/// The process whose statements are counted.
+#[test]
+fn traced_child() {
+    let Some(root) = child_root() else { return };
+    // SAFETY: it opens no connection and changes no extensions.
+    unsafe { register_auto_extension(trace) }.unwrap();
+    let journal = journal(&root);
+    // The migration has changed the schema: from here on each statement may be prepared once more.
+    prepared().values_mut().for_each(|(times, _)| *times = 0);
+    let mut counts = Counts::default();
+    let mut shown = BTreeMap::new();
+    commit_all(&journal, |kind, transaction| {
+        RUN.take();
+        transaction();
+        let run = RUN.take();
+        counts.note("run", kind, run.len());
+        counts.note("prepared", kind, run.iter().filter(|(sql, prepared)| *prepared && !may_be_again(sql)).count());
+        shown.insert(kind, run);
+    });
+    // What the background runs, given the time: it records a lock that is held for long, and notes what was applied.
+    for n in 0..3 {
+        let mut held = journal.begin("held").unwrap();
+        std::thread::sleep(LONG);
+        held.write("held", [n]).unwrap();
+        held.commit().unwrap();
+        std::thread::sleep(LONG);
+    }
+    let twice: Vec<_> = prepared()
+        .iter()
+        .filter(|(sql, (times, _))| *times > 1 && !may_be_again(sql))
+        .map(|(sql, (times, _))| format!("{times} times: {sql}"))
+        .collect();
+    assert!(twice.is_empty(), "prepared more than once:\n{}", twice.join("\n"));
+    counts.check("SQL statements of the committing thread", BOUNDS, NO_ROOM);
+    if std::env::var_os(PRINT).is_some() {
+        for (kind, run) in shown.iter().filter(|(kind, _)| kind.files <= 1) {
+            println!("{kind:?}");
+            run.iter().for_each(|(sql, prepared)| println!("  {}{sql}", if *prepared { "prepared: " } else { "" }));
+        }
+    }
+}
