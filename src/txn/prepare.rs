@@ -23,8 +23,9 @@ use crate::id::TxnId;
 use crate::journal::{Change, ChangeKind, Identity, NewRedo, Redo, What};
 use crate::path::RelPath;
 
-/// Up to this many files are synced one by one; beyond, one `syncfs` is cheaper.
-pub(crate) const SYNC_ONE_BY_ONE: usize = 8;
+/// Up to this many files are synced by themselves; beyond, one `syncfs` takes a third of the time. On a quiet filesystem it
+/// is quicker from two files on, but it also writes out what others have left unwritten (docs/performance.md).
+pub(crate) const SYNC_ONE_BY_ONE: usize = 4;
 /// What a published source is called in the stage, behind its number: never deleted as a stray.
 pub(crate) const KEEP: &str = ".keep";
 

@@ -1,0 +1,53 @@
+//! Measures what Criterion does not suit, and writes down what both found: `bash benches/run` calls it.
+//!
+//! - `measure RESULTS` measures, and keeps what it found in a file;
+//! - `report RESULTS CRITERION PERFORMANCE README` writes the page, and the table between the marks of the README;
+//! - `child TASK` is a part of a measurement that needs a process of its own.
+
+mod child;
+mod claims;
+mod criterion;
+mod filesystem;
+mod machine;
+mod markdown;
+mod memory;
+mod quantity;
+mod readme;
+mod recovery;
+mod report;
+mod results;
+mod scale;
+mod series;
+mod syncs;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use journal_kb_peers::Result;
+
+const USAGE: &str = "usage: journal-kb-peers measure RESULTS | report RESULTS CRITERION PERFORMANCE README";
+
+fn run(arguments: &[&str]) -> Result<()> {
+    match arguments {
+        ["measure", results] => results::measure(Path::new(results)),
+        ["report", results, criterion, performance, readme] => {
+            let found = results::Results::load(Path::new(results), Path::new(criterion))?;
+            report::write(&found, Path::new(performance))?;
+            readme::write(&found, Path::new(readme))
+        }
+        ["child", task] => child::become_one(task),
+        _ => Err(USAGE.into()),
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
