@@ -1,4 +1,4 @@
--- The fresh schema of a journal, version 1. `store::migrate` runs it by include_str!, and a test compares it with
+-- The fresh schema of a journal, version 2. `store::migrate` runs it by include_str!, and a test compares it with
 -- what the append-only list of migrations leads to. Times are milliseconds since 1970 in UTC and are for people only:
 -- no decision reads them. Paths are bytes relative to the root. BLOB columns named `record` and `details` are
 -- versioned, length-limited and checksummed by `codec`.
@@ -64,7 +64,8 @@ CREATE TABLE journal_txn (
     began_ms     INTEGER NOT NULL,
     committed_ms INTEGER NOT NULL,
     applied_mark BLOB,                          -- boot, mounts and state directory in which its apply counts
-    settled_ms   INTEGER
+    settled_ms   INTEGER,
+    rolled_back  INTEGER NOT NULL DEFAULT 0 CHECK (rolled_back IN (0, 1))   -- guarded paths, and put them back
 ) STRICT;
 CREATE UNIQUE INDEX journal_txn_key ON journal_txn (key) WHERE key IS NOT NULL;
 CREATE INDEX journal_txn_unsettled ON journal_txn (state) WHERE state <> 'settled';
@@ -78,6 +79,25 @@ CREATE TABLE journal_redo (
     path    BLOB NOT NULL,
     record  BLOB NOT NULL,                      -- journal::record::Redo
     content BLOB                                -- the new bytes, when small enough
+) STRICT;
+
+-- A transaction that guards paths, from its first guard until it commits or everything is put back. Whose lock is free
+-- while its row is here is dead.
+CREATE TABLE journal_guard (
+    id       INTEGER PRIMARY KEY,
+    state    TEXT NOT NULL CHECK (state IN ('active', 'quarantined')),
+    lock     TEXT NOT NULL,
+    session  BLOB NOT NULL,
+    label    TEXT NOT NULL DEFAULT '',
+    attempts INTEGER NOT NULL DEFAULT 0,        -- to put everything back, begun and not ended
+    began_ms INTEGER NOT NULL
+) STRICT;
+
+-- What each guarded path was.
+CREATE TABLE journal_preimage (
+    id     INTEGER PRIMARY KEY,                 -- guard * 2^20 + number of the path
+    path   BLOB NOT NULL,
+    record BLOB NOT NULL                        -- tree::PreImage
 ) STRICT;
 
 -- What a transaction did to each path, for people, history and the change feed.

@@ -68,6 +68,8 @@ pub struct Recovered {
     pub applied: u64,
     /// Transactions made durable there.
     pub settled: u64,
+    /// Transactions that had died, and whose guarded paths were put back.
+    pub rolled_back: u64,
     /// Paths whose version was somebody else's, and is kept in quarantine.
     pub moved_aside: u64,
     /// Transactions that some path still refuses.
@@ -183,7 +185,7 @@ impl Journal {
         let granted = ground.locks.wait(&ground.store, name, deadline)?;
         let look = || {
             ground.store.peek(|tx| {
-                let unapplied = journal::has_unapplied(tx, ground.late.unnoted())?;
+                let unapplied = journal::has_unapplied(tx, ground.late.unnoted())? || journal::has_guards(tx)?;
                 let replay = match &begin.key {
                     Some(key) => journal::by_key(tx, key)?.is_some(),
                     None => false,
@@ -235,10 +237,12 @@ impl Journal {
     }
 
     fn recover_in(&self, turn: &mut Turn<'_>) -> Result<()> {
-        let Drained { applied, pending, quarantined, aside } = recovery::drain(self.ground(), turn, Which::PendingToo)?;
+        let Drained { applied, pending, quarantined, aside, rolled_back } =
+            recovery::drain(self.ground(), turn, Which::PendingToo)?;
         let swept = recovery::sweep(self.ground(), turn)?;
         let mut recovered = self.inner.recovered.lock().unwrap_or_else(|poison| poison.into_inner());
         recovered.applied += applied;
+        recovered.rolled_back += rolled_back;
         recovered.moved_aside += aside;
         recovered.quarantined += quarantined;
         recovered.swept += swept;

@@ -19,9 +19,11 @@ impl Error {
     /// Says whether the same call can succeed later, and on whom that depends.
     pub fn retry(&self) -> Retry {
         match self {
-            Self::Busy { .. } | Self::PoolTimeout { .. } | Self::LockLost { .. } | Self::ChangedMeanwhile { .. } => {
-                Retry::Yes
-            }
+            Self::Busy { .. }
+            | Self::PathBusy { .. }
+            | Self::PoolTimeout { .. }
+            | Self::LockLost { .. }
+            | Self::ChangedMeanwhile { .. } => Retry::Yes,
             Self::Sql { source, .. } => sql_retry(source),
             Self::Migration { source, .. } => source.retry(),
             Self::Io { .. }
@@ -44,7 +46,7 @@ impl Error {
 
     /// True when somebody else was in the way.
     pub fn is_busy(&self) -> bool {
-        matches!(self, Self::Busy { .. } | Self::PoolTimeout { .. })
+        matches!(self, Self::Busy { .. } | Self::PathBusy { .. } | Self::PoolTimeout { .. })
             || matches!(self, Self::Sql { source, .. } if sql_retry(source) == Retry::Yes)
     }
 

@@ -4,12 +4,15 @@
 //! - [`root`] resolves paths of the tree and says what lies there.
 //! - [`area`] is a stage, history and quarantine on one mount, so that a rename reaches every path of that mount.
 //! - [`temp`] writes new versions; [`exchange`] puts them in place and hands back the old ones.
+//! - [`clone`] keeps a version of a file by link, reflink or copy; [`identity`] tells versions apart.
 //! - [`opener`] is the thread that opens files of the tree, with a descriptor table of its own.
 //! - [`os_lock`] takes OS locks; [`state`] makes the state directory.
 
 pub(crate) mod area;
 pub(crate) mod attrs;
+pub(crate) mod clone;
 pub(crate) mod exchange;
+pub(crate) mod identity;
 pub(crate) mod opener;
 pub(crate) mod os_lock;
 pub(crate) mod root;

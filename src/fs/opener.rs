@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::clone::{self, Keep, Kept};
 use super::root::{self, Kind, Meta, RootDir};
 use super::{sys, temp};
 use crate::error::{Error, IoContext, Result};
@@ -52,6 +53,17 @@ pub(crate) enum SyncTarget {
     Directory(Option<RelPath>),
     /// A file or directory of the engine's own.
     Own(PathBuf),
+}
+
+impl SyncTarget {
+    /// Its full path, for messages.
+    pub(crate) fn path(self, root: &RootDir) -> PathBuf {
+        match self {
+            Self::File(path, _) | Self::Directory(Some(path)) => root.full(&path),
+            Self::Directory(None) => root.path().to_owned(),
+            Self::Own(path) => path,
+        }
+    }
 }
 
 /// Databases that are, or are about to be, locked against everybody until [`Opener::release`].
@@ -158,6 +170,11 @@ impl Opener {
     /// What lies at each path, hashed where its size is the one expected.
     pub(crate) fn examine(&self, paths: Vec<(RelPath, u64)>) -> Result<Vec<Result<Option<Found>>>> {
         self.ask(move |tree| paths.iter().map(|(path, size)| tree.examine(path, *size)).collect())
+    }
+
+    /// Keeps what lies at each path, for as many as it can.
+    pub(crate) fn keep(&self, what: Vec<Keep>) -> Result<Vec<Result<Kept>>> {
+        self.ask(move |tree| what.iter().map(|what| clone::keep(&tree.root, what)).collect())
     }
 
     /// Has those of `paths` that are SQLite databases by their header locked, so that nobody uses them until released.

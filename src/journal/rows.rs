@@ -402,6 +402,7 @@ pub(crate) fn staged_names(tx: &Tx<'_>) -> Result<std::collections::HashSet<Stri
         .collect();
     let records = tx.query_map("SELECT record FROM main.journal_redo", (), |row| row.get::<_, Vec<u8>>(0))?;
     names.extend(records.iter().filter_map(|record| codec::decode::<Redo>(record).ok()).map(|redo| base(&redo.staged)));
+    super::guard::add_staged_names(tx, &mut names)?;
     Ok(names)
 }
 

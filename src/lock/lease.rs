@@ -129,6 +129,17 @@ impl Locks {
         }
     }
 
+    /// True when a holder of this process has the lock `name`.
+    pub(crate) fn holds(&self, name: &str) -> bool {
+        self.names.lock().get(name).is_some_and(|name| name.standing.is_some())
+    }
+
+    /// Takes the OS lock `name` if nobody at all has it, for as long as the answer lives.
+    pub(crate) fn try_os_lock(&self, name: &str) -> Result<Option<OsLock>> {
+        let lock = OsLock::open(&self.dir, &file_name(name)?)?;
+        Ok(lock.try_lock()?.then_some(lock))
+    }
+
     /// Holds a granted lock whose row has the fence `newest`.
     pub(crate) fn hold(&self, granted: Granted, newest: i64, purpose: &str) -> Lease {
         let Granted { os, ticket } = granted;
@@ -237,6 +248,16 @@ impl Lease {
     /// True when the row says that this lock is held.
     pub(crate) fn is_recorded(&self) -> bool {
         matches!(*self.standing.record(), Record::Written(_))
+    }
+
+    /// The error of a holder whose lock was taken by somebody else.
+    pub(crate) fn lost(&self) -> Error {
+        let fence = match *self.standing.record() {
+            Record::Written(fence) => fence,
+            Record::Unwritten { newest, .. } => Fence(newest),
+            Record::Over => Fence(0),
+        };
+        self.standing.lost(fence)
     }
 
     /// Counts that this lock was lost.

@@ -7,6 +7,7 @@ mod corpus;
 mod counts;
 mod crash_points;
 mod fuzz_corpus;
+mod guard;
 mod ingest;
 mod model;
 mod opening;

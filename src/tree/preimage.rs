@@ -1,0 +1,120 @@
+//! The pre-image of a path: what it was before somebody else's code may change it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::fs::attrs::Attrs;
+use crate::fs::clone::{Kept, Way};
+use crate::fs::identity::Identity;
+use crate::fs::root::{Kind, Meta};
+use crate::path::RelPath;
+
+/// Pre-images by their paths, each directory before what lies below it.
+pub(crate) type PreImages = BTreeMap<RelPath, PreImage>;
+
+/// What one path was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PreImage {
+    /// Where `name` lies.
+    pub(crate) area: i64,
+    /// A name in that area's stage: of the old version, where it is kept as a file; and of what is displaced when it is
+    /// put back.
+    pub(crate) name: String,
+    /// The caller named the path; else it is a directory on the way to one that was named.
+    pub(crate) named: bool,
+    pub(crate) was: Was,
+}
+
+/// What lay at a path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Was {
+    Absent,
+    Directory {
+        ino: u64,
+        attrs: Attrs,
+    },
+    Symlink {
+        ino: u64,
+        target: Vec<u8>,
+        attrs: Attrs,
+    },
+    /// A file. With [`Way::Link`] `seen` and `kept` are one inode.
+    File {
+        seen: Identity,
+        kept: Identity,
+        attrs: Attrs,
+        way: Way,
+    },
+}
+
+impl From<Kept> for Was {
+    fn from(kept: Kept) -> Self {
+        match kept {
+            Kept::Nothing => Self::Absent,
+            Kept::Directory(meta, attrs) => Self::Directory { ino: meta.ino, attrs },
+            Kept::Symlink(meta, attrs, target) => Self::Symlink { ino: meta.ino, target, attrs },
+            Kept::File { meta, attrs, kept, way } => {
+                Self::File { seen: Identity::from(&meta), kept: Identity::from(&kept), attrs, way }
+            }
+        }
+    }
+}
+
+/// How what lies at a path differs from what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Difference {
+    None,
+    /// It is the same file or directory, and something besides its bytes is different: mode, owner, times, xattrs.
+    Attributes,
+    /// It is something else, or may be.
+    All,
+}
+
+impl PreImage {
+    /// Compares with what lies at the path now. A file is not read: inode, size, times and mode tell.
+    pub(crate) fn differs(&self, live: Option<&Meta>) -> Difference {
+        let Some(live) = live else {
+            return if self.was == Was::Absent { Difference::None } else { Difference::All };
+        };
+        let dressed = |attrs: &Attrs| (attrs.mode, attrs.uid, attrs.gid) == (live.mode, live.uid, live.gid);
+        match &self.was {
+            Was::Absent => Difference::All,
+            Was::Directory { attrs, .. } => match live.kind == Kind::Directory {
+                true if dressed(attrs) && (!self.named || attrs.mtime == live.mtime) => Difference::None,
+                true => Difference::Attributes,
+                false => Difference::All,
+            },
+            Was::Symlink { ino, attrs, .. } => {
+                let same = live.kind == Kind::Symlink && live.ino == *ino && live.mtime == attrs.mtime;
+                if same { Difference::None } else { Difference::All }
+            }
+            Was::File { seen, kept, attrs, way } => {
+                if seen.is(live, false) {
+                    Difference::None
+                } else if kept.is(live, true) && kept.ino != seen.ino {
+                    // The copy, put back before.
+                    if dressed(attrs) { Difference::None } else { Difference::Attributes }
+                } else if *way == Way::Link && seen.is(live, true) {
+                    // The link kept is this very file, so only what it has besides its bytes can be put back.
+                    Difference::Attributes
+                } else {
+                    Difference::All
+                }
+            }
+        }
+    }
+
+    /// True when what lies under the name in the stage is the old version; else it was displaced by it.
+    pub(crate) fn is_kept(&self, staged: &Meta) -> bool {
+        matches!(&self.was, Was::File { kept, .. } if !kept.directory && staged.kind == Kind::File && staged.ino == kept.ino)
+    }
+
+    /// The size of the old version, where it had one.
+    pub(crate) fn size(&self) -> Option<u64> {
+        match &self.was {
+            Was::File { seen, .. } => Some(seen.size),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The hardlink-based O(touched) tree restorer: puts back the paths whose old versions were kept, and looks at no other.
+//!
+//! 1. From the top down, each path is compared with what it was. What differs is exchanged with the old version, or, where
+//!    nothing was, taken away: what is displaced lands in the stage, under the name that stands in the pre-image.
+//! 2. From the bottom up, directories get back their modes, owners and times.
+//!
+//! Every step is one call that either happened or did not, and is judged by inodes, so all of it may be cut short and begun
+//! again. Nothing is synced here, and nothing is unlinked that may be anybody's work.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::preimage::{Difference, PreImage, PreImages, Was};
+use crate::error::{Error, IoContext, Result};
+use crate::fs::area::Area;
+use crate::fs::attrs;
+use crate::fs::clone::Way;
+use crate::fs::exchange;
+use crate::fs::root::{self, Dirs, Kind, Meta, RootDir};
+use crate::fs::temp;
+use crate::path::RelPath;
+
+/// What a symlink is called while it is made, behind its name.
+const MADE: &str = ".again";
+
+/// Puts trees back.
+pub(crate) struct TreeRestorer<'r> {
+    dirs: Dirs<'r>,
+    areas: HashMap<i64, Arc<Area>>,
+}
+
+/// What came of one path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PutBack {
+    /// It was as before.
+    Unchanged,
+    /// It is as before again.
+    Restored,
+    /// Somebody wrote to the file in place, and the old version was only a link to it: its bytes are gone. It is left as it
+    /// was found.
+    Damaged,
+}
+
+impl<'r> TreeRestorer<'r> {
+    /// Areas are those that the pre-images name.
+    pub(crate) fn new(root: &'r RootDir, areas: impl IntoIterator<Item = Arc<Area>>) -> Self {
+        Self { dirs: Dirs::new(root), areas: areas.into_iter().map(|area| (area.id, area)).collect() }
+    }
+
+    /// Puts everything back, and says of each path what came of it.
+    pub(crate) fn put_back(&mut self, images: &PreImages) -> Vec<(RelPath, Result<PutBack>)> {
+        let mut outcomes: Vec<_> = images.iter().map(|(path, image)| (path.clone(), self.one(path, image))).collect();
+        // Times last: whatever was put back below a directory has moved its own on.
+        for (path, outcome) in outcomes.iter_mut().rev() {
+            let Some(image) = images.get(path) else { continue };
+            if outcome.is_ok()
+                && let Was::Directory { .. } = image.was
+                && let Err(error) = self.directory(path, image)
+            {
+                *outcome = Err(error);
+            }
+        }
+        outcomes
+    }
+
+    /// What lies at a path now, and how it differs from what it was.
+    pub(crate) fn compare(&mut self, path: &RelPath, image: &PreImage) -> Result<(Option<Meta>, Difference)> {
+        let live = match self.dirs.try_parent(path) {
+            Ok(None) => None,
+            Ok(Some(dir)) => root::look(&dir.fd, path.name()).at_in("look at", self.dirs.root().path(), path)?,
+            // Something else stands on the way: nothing is at the path.
+            Err(Error::NotADirectory { .. } | Error::SymlinkOnTheWay { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let difference = image.differs(live.as_ref());
+        Ok((live, difference))
+    }
+
+    /// What was displaced when a path was put back, if anything was: it lies in the stage, under the pre-image's name.
+    pub(crate) fn displaced(&self, image: &PreImage) -> Result<Option<Meta>> {
+        let area = self.area(image)?;
+        Ok(area.look_staged(&image.name)?.filter(|staged| !image.is_kept(staged)))
+    }
+
+    fn area(&self, image: &PreImage) -> Result<Arc<Area>> {
+        self.areas.get(&image.area).cloned().ok_or(Error::NotMounted { area: image.area })
+    }
+
+    fn one(&mut self, path: &RelPath, image: &PreImage) -> Result<PutBack> {
+        let area = self.area(image)?;
+        self.tidy(&area, image)?;
+        let (live, difference) = self.compare(path, image)?;
+        let full = self.dirs.root().full(path);
+        if let Was::File { kept, way: Way::Link, .. } = &image.was
+            && live.is_none_or(|live| live.ino != kept.ino)
+            && area.look_staged(&image.name)?.is_none_or(|staged| !kept.is(&staged, true))
+            && difference != Difference::None
+        {
+            return Ok(PutBack::Damaged);
+        }
+        match (difference, &image.was) {
+            (Difference::None, _) => return Ok(PutBack::Unchanged),
+            (Difference::Attributes, Was::Directory { .. }) => return Ok(PutBack::Restored),
+            (Difference::Attributes, Was::File { attrs, .. }) => {
+                let dir = self.dirs.parent(path)?;
+                attrs::dress_at(&dir.fd, path.name(), attrs, &full)?;
+                return Ok(PutBack::Restored);
+            }
+            (Difference::All, Was::File { kept, way: Way::Link, .. })
+                if live.is_some_and(|live| live.kind == Kind::File && live.ino == kept.ino) =>
+            {
+                return Ok(PutBack::Damaged);
+            }
+            _ => {}
+        }
+        self.dirs.forget(path);
+        let dir = self.dirs.parent(path)?;
+        match &image.was {
+            Was::Absent => exchange::take(&dir.fd, path.name(), &area.stage, &image.name).at("take away", &full)?,
+            Was::Directory { .. } => {
+                if live.is_some() {
+                    exchange::take(&dir.fd, path.name(), &area.stage, &image.name).at("take away", &full)?;
+                }
+                dir.make_dir(path.name(), Some(0o700)).at("make the directory", &full)?;
+            }
+            Was::Symlink { target, attrs, .. } => {
+                let made = format!("{}{MADE}", image.name);
+                temp::symlink(&area, &made, Path::new(OsStr::from_bytes(target)))?;
+                attrs::dress_at(&area.stage, made.as_ref(), attrs, &area.stage_path(&made))?;
+                let placed = exchange::place(&area, &area.stage, &made, &dir.fd, path.name(), live.is_some());
+                if placed.at("put back", &full)? == exchange::Placed::Exchanged {
+                    area.rename_staged(&made, &image.name)?;
+                }
+            }
+            Was::File { attrs, .. } => {
+                let placed = exchange::place(&area, &area.stage, &image.name, &dir.fd, path.name(), live.is_some());
+                placed.at("put back", &full)?;
+                attrs::dress_at(&dir.fd, path.name(), attrs, &full)?;
+            }
+        }
+        Ok(PutBack::Restored)
+    }
+
+    /// What a restore that was cut short left under the name of a symlink in the making.
+    fn tidy(&self, area: &Area, image: &PreImage) -> Result<()> {
+        let Was::Symlink { target, .. } = &image.was else { return Ok(()) };
+        let made = format!("{}{MADE}", image.name);
+        match area.look_staged(&made)? {
+            None => Ok(()),
+            Some(_) if temp::symlink_says(area, &made, target) => area.unlink_staged(&made),
+            Some(_) => area.rename_staged(&made, &image.name),
+        }
+    }
+
+    /// Gives a directory back what it had besides its entries.
+    fn directory(&mut self, path: &RelPath, image: &PreImage) -> Result<()> {
+        let Was::Directory { ino, attrs } = &image.was else { return Ok(()) };
+        let dir = self.dirs.parent(path)?;
+        let full = self.dirs.root().full(path);
+        let Some(live) = root::look(&dir.fd, path.name()).at("look at", &full)? else {
+            return Err(Error::NotFound { path: full });
+        };
+        // One that somebody else made here has a past of its own.
+        if live.ino != *ino && !image.named && live.mode == attrs.mode {
+            return Ok(());
+        }
+        attrs::dress_at(&dir.fd, path.name(), attrs, &full)
+    }
+}

@@ -1,0 +1,252 @@
+//! Guards: paths that somebody else's code may change while the transaction lasts, put back unless it commits.
+//!
+//! 1. *begin*: what lies at the paths is kept (`fs::clone`), synced, and recorded in one durable transaction. What others
+//!    committed there and is not settled is settled first;
+//! 2. *commit*: what differs by then is synced, and becomes change rows of the same COMMIT that ends the guard ([`guarding`](super::guarding));
+//! 3. *rollback*: what differs is put back ([`rollback`](super::rollback)) and synced; then one durable transaction ends the guard and
+//!    records what was displaced, which is kept like any old version.
+//!
+//! A crash before the row of 1 leaves names of a dead session, which are swept. After it, whoever finds the row and the
+//! lock free does 3. A crash within 3 leaves the row, and putting back begins again.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::commit;
+use super::ground::Ground;
+use super::guarding::Guarding;
+use super::prepare::SYNC_ONE_BY_ONE;
+use super::settle::SettleLock;
+use super::transaction::Transaction;
+use crate::error::{Error, Result};
+use crate::fs::area::Area;
+use crate::fs::clone::{Keep, Way};
+use crate::fs::opener::SyncTarget;
+use crate::fs::root::Dirs;
+use crate::journal::{self, GuardId, TxnState};
+use crate::path::RelPath;
+use crate::store::{Durability, Turn, Tx};
+use crate::tree::{PreImage, PreImages, Was};
+
+/// Which paths to guard, and against whom.
+///
+/// Unless told otherwise writers may do anything, writing to files in place included.
+#[derive(Clone, Debug)]
+#[must_use = "give it to Transaction::guard_with"]
+pub struct Guard {
+    paths: Vec<PathBuf>,
+    replacing: bool,
+}
+
+impl Guard {
+    /// Guards these files, symlinks and directories, or that nothing is there. Of a directory: that it exists, with its
+    /// mode, owner and times; not what lies in it.
+    pub fn paths<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Self {
+        Self { paths: paths.into_iter().map(|path| path.as_ref().to_owned()).collect(), replacing: false }
+    }
+
+    /// Promises that all writers replace files (temporary name, then rename) and never write to one in place. Keeping a
+    /// file is then one link. A file that was written to in place all the same is found, left as it is, and reported.
+    pub fn replacing(mut self) -> Self {
+        self.replacing = true;
+        self
+    }
+}
+
+impl Transaction {
+    /// Guards these paths: whatever anybody does to them from now on is put back unless this transaction commits. On return
+    /// what lies there is kept, durably. The same as [`Transaction::guard_with`] of [`Guard::paths`].
+    pub fn guard_paths<P: AsRef<Path>>(&mut self, paths: impl IntoIterator<Item = P>) -> Result<()> {
+        self.guard_with(Guard::paths(paths))
+    }
+
+    /// Guards one path more. Name a path before it is touched.
+    pub fn touch(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        self.guard_paths([path])
+    }
+
+    /// Guards paths. Costs what is named, whatever lies beside it.
+    ///
+    /// [`Error::PathBusy`] when another transaction guards one of them. Until this one ends, nobody else's commit can change
+    /// them. Errors leave what was guarded before as it is.
+    pub fn guard_with(&mut self, guard: Guard) -> Result<()> {
+        let mut paths = BTreeSet::new();
+        for path in &guard.paths {
+            paths.insert(self.begin_staging(path)?);
+        }
+        for path in &paths {
+            self.ask("guard", &[path.as_bytes()]);
+        }
+        if self.replay {
+            return Ok(());
+        }
+        let known = |path: &RelPath| self.guarding.as_ref().and_then(|guarding| guarding.images.get(path));
+        paths.retain(|path| known(path).is_none_or(|image| !image.named));
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let Some(lease) = &self.lease else { return Err(Error::Closed) };
+        let ground = &self.ground;
+        let own = self.guarding.as_ref().map(|guarding| guarding.id);
+        let paths: Vec<RelPath> = paths.into_iter().collect();
+        let (mut turn, _settling) = stand_alone(ground)?;
+        lease.check_same()?;
+        refuse_guarded(ground, &turn, own, &paths)?;
+        commit::refuse_troubled(ground, &mut turn, &paths)?;
+        let mut taken = Taken { ground, images: PreImages::new(), kept: false };
+        taken.take(&paths, self.guarding.as_ref(), if guard.replacing { Way::Link } else { Way::Reflink })?;
+        taken.sync()?;
+        let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
+        let id = turn.write(Durability::Full, |tx| {
+            let id = match own {
+                Some(id) => id,
+                None => journal::insert_guard(tx, lease.name(), ground.session.id, &self.label, self.began_ms)?,
+            };
+            for (n, (path, image)) in taken.images.iter().enumerate() {
+                journal::insert_preimage(tx, id, first + n as i64, path, image)?;
+            }
+            Ok(id)
+        })?;
+        ground.guarding().insert(id);
+        taken.kept = true;
+        let mut images = std::mem::take(&mut taken.images);
+        let guarding = self.guarding.get_or_insert_with(|| Guarding::new(id));
+        guarding.rows += images.len() as i64;
+        guarding.images.append(&mut images);
+        Ok(())
+    }
+}
+
+/// Waits for the turn with everything settled, so that what is kept is durable in the tree itself.
+fn stand_alone(ground: &Ground) -> Result<(Turn<'_>, Option<SettleLock>)> {
+    let settled = |tx: &Tx<'_>| {
+        let waits = |state: TxnState| !matches!(state, TxnState::Quarantined | TxnState::Pending);
+        Ok(!journal::unsettled(tx)?.iter().any(|txn| waits(txn.state)))
+    };
+    let mut settles = !ground.store.peek(settled)?;
+    loop {
+        let (turn, lock) = commit::clear_the_way(ground, settles)?;
+        if settles || turn.look(settled)? {
+            return Ok((turn, lock));
+        }
+        settles = true;
+    }
+}
+
+/// Refuses paths that another transaction guards.
+pub(super) fn refuse_guarded(ground: &Ground, turn: &Turn<'_>, own: Option<GuardId>, paths: &[RelPath]) -> Result<()> {
+    if !turn.look(journal::has_guards)? {
+        return Ok(());
+    }
+    for guard in turn.look(journal::guards)?.into_iter().filter(|guard| Some(guard.id) != own) {
+        for theirs in turn.look(|tx| journal::guarded(tx, guard.id))? {
+            let (Ok(their), Ok(image)) = (&theirs.path, &theirs.image) else { continue };
+            // A directory on the way to a guarded path may be used by all; it only has to stay.
+            let meets = |path: &&RelPath| match image.was {
+                Was::Directory { .. } => their.is_within(path),
+                _ => their.overlaps(path),
+            };
+            if let Some(path) = paths.iter().find(meets) {
+                let purpose = if guard.label.is_empty() { String::new() } else { format!(" ({})", guard.label) };
+                let holder = format!("the transaction under lock {:?}{purpose}", guard.lock);
+                return Err(Error::PathBusy { path: ground.root.full(path), holder });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Pre-images on their way to being recorded. Dropped before, what was kept goes away again.
+struct Taken<'g> {
+    ground: &'g Ground,
+    images: PreImages,
+    kept: bool,
+}
+
+impl Taken<'_> {
+    /// Keeps what lies at the paths, and at the directories on the way to them.
+    fn take(&mut self, paths: &[RelPath], before: Option<&Guarding>, way: Way) -> Result<()> {
+        let mut wanted: BTreeSet<(RelPath, bool)> = BTreeSet::new();
+        for path in paths {
+            wanted.insert((path.clone(), true));
+            for above in std::iter::successors(path.parent(), RelPath::parent) {
+                let known = before.is_some_and(|before| before.images.contains_key(&above));
+                if known || paths.contains(&above) || !wanted.insert((above, false)) {
+                    break;
+                }
+            }
+        }
+        let mut dirs = Dirs::new(&self.ground.root);
+        let mut jobs = Vec::with_capacity(wanted.len());
+        let mut places = Vec::with_capacity(wanted.len());
+        for (path, named) in wanted {
+            let (area, name) = (area_for(self.ground, &mut dirs, &path)?, self.ground.fresh_name());
+            jobs.push(Keep { path: path.clone(), to: area.stage_path(&name), way });
+            places.push((path, named, area.id, name));
+        }
+        let mut failed = Ok(());
+        for ((path, named, area, name), kept) in places.into_iter().zip(self.ground.opener.keep(jobs)?) {
+            match kept {
+                Ok(kept) => {
+                    self.images.insert(path, PreImage { area, name, named, was: kept.into() });
+                }
+                Err(error) => {
+                    let _ = self.ground.area(area).and_then(|area| area.drop_staged(&name));
+                    failed = Err(error);
+                }
+            }
+        }
+        failed
+    }
+
+    /// Makes what was kept durable: names in the stage, and the bytes behind them.
+    fn sync(&self) -> Result<()> {
+        let mut files = Vec::new();
+        let mut areas: Vec<Arc<Area>> = Vec::new();
+        for (path, image) in &self.images {
+            let Was::File { seen, way, .. } = &image.was else { continue };
+            let area = self.ground.area(image.area)?;
+            files.push(match way {
+                Way::Link => SyncTarget::File(path.clone(), seen.ino),
+                _ => SyncTarget::Own(area.stage_path(&image.name)),
+            });
+            if !areas.iter().any(|known| known.id == area.id) {
+                areas.push(area);
+            }
+        }
+        if files.len() > SYNC_ONE_BY_ONE {
+            return areas.iter().try_for_each(|area| area.sync_whole());
+        }
+        files.extend(areas.iter().map(|area| SyncTarget::Own(area.stage_dir.clone())));
+        self.ground.sync(files)
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        for image in self.images.values().filter(|_| !self.kept) {
+            if matches!(image.was, Was::File { .. })
+                && let Err(error) = self.ground.area(image.area).and_then(|area| area.drop_staged(&image.name))
+            {
+                tracing::warn!(%error, "a kept file could not be removed; the next recovery sweeps it");
+            }
+        }
+    }
+}
+
+/// The area that a rename reaches a path from, which may not exist yet.
+fn area_for(ground: &Ground, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<Area>> {
+    let mut at = path.clone();
+    loop {
+        match dirs.parent(&at) {
+            Ok(dir) => return ground.area_of(&dir, &at),
+            Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        match at.parent() {
+            Some(parent) => at = parent,
+            None => return ground.area(crate::fs::area::STATE_AREA),
+        }
+    }
+}
