@@ -100,6 +100,45 @@ CREATE TABLE journal_preimage (
     record BLOB NOT NULL                        -- tree::PreImage
 ) STRICT;
 
+-- A tree that was guarded, and how its baseline stands: the mirror of it as it was last committed.
+CREATE TABLE journal_tree (
+    id      INTEGER PRIMARY KEY,
+    path    BLOB NOT NULL,                      -- of its topmost directory; empty for the root
+    writers TEXT NOT NULL CHECK (writers IN ('any', 'replacing')),
+    area    INTEGER NOT NULL,                   -- whose baseline/ holds the mirror
+    state   TEXT NOT NULL CHECK (state IN ('changing', 'true')),   -- while it changes, mirror and rows may disagree
+    UNIQUE (path, writers)
+) STRICT;
+
+-- A directory of such a tree, as it was when it was last looked at.
+CREATE TABLE journal_tree_dir (
+    id       INTEGER PRIMARY KEY,               -- the name of its mirror
+    tree     INTEGER NOT NULL,
+    path     BLOB NOT NULL,
+    ino      INTEGER NOT NULL,
+    mtime_s  INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    ctime_s  INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL,
+    racy     INTEGER NOT NULL CHECK (racy IN (0, 1)),   -- the times prove nothing: list it anyway
+    attrs    BLOB NOT NULL                      -- fs::Attrs
+) STRICT;
+CREATE INDEX journal_tree_dir_path ON journal_tree_dir (tree, path);
+
+-- Its entries, some thousand to a row.
+CREATE TABLE journal_tree_part (
+    id     INTEGER PRIMARY KEY,                 -- directory * 2^20 + number of the part
+    record BLOB NOT NULL                        -- a list of tree::Entry
+) STRICT;
+
+-- The trees that a transaction guards. Until one is ready nobody may have changed it.
+CREATE TABLE journal_guard_tree (
+    guard INTEGER NOT NULL,
+    tree  INTEGER NOT NULL,
+    ready INTEGER NOT NULL CHECK (ready IN (0, 1)),
+    PRIMARY KEY (guard, tree)
+) STRICT, WITHOUT ROWID;
+
 -- What a transaction did to each path, for people, history and the change feed.
 CREATE TABLE journal_change (
     txn      INTEGER NOT NULL,

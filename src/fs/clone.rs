@@ -3,8 +3,9 @@
 //! Which way is a value. It steps down to the next only where the filesystem says that it cannot do this one; a full disk
 //! or an I/O error is one in every way. All of this opens files of the tree, so it runs on the opener's thread.
 
+use std::ffi::OsStr;
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom};
@@ -81,6 +82,29 @@ const TRIES: usize = 4;
 /// How much is copied at once.
 const CHUNK: usize = 1 << 20;
 
+/// A file that is to be kept: where it is, and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FileToKeep<'a> {
+    pub(crate) dir: BorrowedFd<'a>,
+    pub(crate) name: &'a OsStr,
+    /// For messages.
+    pub(crate) full: &'a Path,
+    pub(crate) attrs: &'a Attrs,
+    pub(crate) to_dir: BorrowedFd<'a>,
+    pub(crate) to: &'a Path,
+    /// The way to try first.
+    pub(crate) way: Way,
+}
+
+/// A file that is kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeptFile {
+    /// As it is after being kept.
+    pub(crate) meta: Meta,
+    pub(crate) kept: Meta,
+    pub(crate) way: Way,
+}
+
 /// Keeps what lies at a path.
 pub(super) fn keep(root: &RootDir, what: &Keep) -> Result<Kept> {
     let full = root.full(&what.path);
@@ -114,106 +138,144 @@ pub(super) fn keep(root: &RootDir, what: &Keep) -> Result<Kept> {
                 return Err(Error::BadPath { path: what.path.to_path_buf(), reason });
             }
             Kind::File => {
-                if let Some(kept) = keep_file(root, dir, what, &attrs()?)? {
-                    return Ok(kept);
+                let attrs = attrs()?;
+                let file = FileToKeep {
+                    dir: dir.fd.as_fd(),
+                    name,
+                    full: &full,
+                    attrs: &attrs,
+                    to_dir: rustix::fs::CWD,
+                    to: &what.to,
+                    way: what.way,
+                };
+                if let Some(KeptFile { meta, kept, way }) = file.keep(&meta)? {
+                    return Ok(Kept::File { meta, attrs, kept, way });
                 }
-                // Changed while it was being kept.
-                remove(&what.to)?;
             }
         }
     }
     Err(Error::ChangedMeanwhile { path: full })
 }
 
-/// Keeps a file. None when it changed meanwhile.
-fn keep_file(root: &RootDir, dir: &Dir, what: &Keep, attrs: &Attrs) -> Result<Option<Kept>> {
-    let full = root.full(&what.path);
-    let file = match root.resolve(&what.path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY) {
-        Ok(file) => file,
-        Err(Error::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let before = root::look_at(&file).at("look at", &full)?;
-    if before.kind != Kind::File {
-        return Ok(None);
-    }
-    let mut header = [0; 16];
-    let read = rustix::io::pread(&file, &mut header, 0).at("read", &full)?;
-    if is_database(&header[..read]) {
-        let reason = "it is a SQLite database, which has to be guarded as one";
-        return Err(Error::BadPath { path: what.path.to_path_buf(), reason });
-    }
-    let mut way = what.way;
-    if before.size == 0 && way == Way::Link {
-        // It may become a database, and those must have one link.
-        way = Way::Copy;
-    }
-    loop {
-        let done = match way {
-            Way::Link => rustix::fs::linkat(&dir.fd, what.path.name(), rustix::fs::CWD, &what.to, AtFlags::empty()),
-            Way::Reflink => reflink(&file, &what.to),
-            Way::Copy => copy(&file, before.size, &what.to),
+impl FileToKeep<'_> {
+    /// Keeps the file that was just seen as `seen`. None, and nothing is kept, when it changed meanwhile.
+    pub(crate) fn keep(&self, seen: &Meta) -> Result<Option<KeptFile>> {
+        let mut way = self.way;
+        // Not only may it become a database, and those must have one link: there is also nothing to be saved.
+        if seen.size == 0 && way == Way::Link {
+            way = Way::Copy;
+        }
+        // The size of a database is a multiple of its page's.
+        let open = match way != Way::Link || seen.size % 512 == 0 {
+            false => None,
+            true => match self.open()? {
+                None => return Ok(None),
+                open => open,
+            },
         };
-        match (done, way.next()) {
-            (Ok(()), _) => break,
-            (Err(Errno::NOENT), _) if way == Way::Link => return Ok(None),
-            (Err(error), Some(next)) if unsupported(error) => {
-                remove(&what.to)?;
-                way = next;
+        loop {
+            let done = match (way, &open) {
+                (Way::Reflink, Some(file)) => self.reflink(file),
+                (Way::Copy, Some(file)) => self.copy(file, seen.size),
+                _ => rustix::fs::linkat(self.dir, self.name, self.to_dir, self.to, AtFlags::empty()),
+            };
+            match (done, way.next()) {
+                (Ok(()), _) => break,
+                (Err(Errno::NOENT), _) if way == Way::Link => return Ok(None),
+                (Err(error), Some(next)) if unsupported(error) => {
+                    self.forget()?;
+                    if open.is_none() {
+                        return Self { way: next, ..*self }.keep(seen);
+                    }
+                    way = next;
+                }
+                (Err(error), _) => {
+                    self.forget()?;
+                    return Err(error).at("keep the old version of", self.full);
+                }
             }
-            (Err(error), _) => return Err(error).at("keep the old version of", full),
+        }
+        if way != Way::Link {
+            let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let copied = rustix::fs::openat(self.to_dir, self.to, flags, Mode::empty()).at("open", self.to)?;
+            temp::finish(&copied, Some(self.attrs), true, self.to)?;
+        }
+        let kept = root::look(self.to_dir, self.to).at("look at", self.to)?;
+        let now = match &open {
+            Some(file) => Some(root::look_at(file).at("look at", self.full)?),
+            None => kept,
+        };
+        let same = |now: &Meta| {
+            (now.ino, now.size, now.mtime) == (seen.ino, seen.size, seen.mtime)
+                // A new link moves ctime on; nothing else may.
+                && (way == Way::Link || now.ctime == seen.ctime)
+        };
+        match (now.filter(same), kept) {
+            (Some(meta), Some(kept)) if way != Way::Link || kept.ino == meta.ino => {
+                Ok(Some(KeptFile { meta: if way == Way::Link { kept } else { meta }, kept, way }))
+            }
+            _ => self.forget().map(|()| None),
         }
     }
-    if way != Way::Link {
-        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let copied = rustix::fs::open(&what.to, flags, Mode::empty()).at("open", &what.to)?;
-        temp::finish(&copied, Some(attrs), true, &what.to)?;
-    }
-    let after = root::look_at(&file).at("look at", &full)?;
-    let same = |other: &Meta| (other.ino, other.size, other.mtime) == (before.ino, before.size, before.mtime);
-    // A new link moves ctime on; nothing else may.
-    if !same(&after) || (way != Way::Link && after.ctime != before.ctime) {
-        return Ok(None);
-    }
-    let kept = root::look_outside(&what.to).at("look at", &what.to)?;
-    match kept {
-        Some(kept) if way != Way::Link || kept.ino == after.ino => {
-            Ok(Some(Kept::File { meta: after, attrs: attrs.clone(), kept, way }))
+
+    /// Opens the file, and refuses a database. None when it is not there, or is something else by now.
+    fn open(&self) -> Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(self.dir, self.name, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
+            Err(error) => return Err(error).at("open", self.full),
+        };
+        if root::look_at(&file).at("look at", self.full)?.kind != Kind::File {
+            return Ok(None);
         }
-        _ => Ok(None),
+        let mut header = [0; 16];
+        let read = rustix::io::pread(&file, &mut header, 0).at("read", self.full)?;
+        if is_database(&header[..read]) {
+            let reason = "it is a SQLite database, which has to be guarded as one";
+            return Err(Error::BadPath { path: self.full.to_owned(), reason });
+        }
+        Ok(Some(file))
     }
-}
 
-fn create(to: &Path) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::open(to, flags, Mode::from_raw_mode(0o600))
-}
-
-fn reflink(from: &OwnedFd, to: &Path) -> Result<(), Errno> {
-    rustix::fs::ioctl_ficlone(create(to)?, from)
-}
-
-/// Copies what holds data, and leaves holes where there are holes.
-fn copy(from: &OwnedFd, size: u64, to: &Path) -> Result<(), Errno> {
-    let to = create(to)?;
-    let mut at = 0;
-    while at < size {
-        let data = match rustix::fs::seek(from, SeekFrom::Data(at)) {
-            Ok(data) => data,
-            // Nothing but a hole from here on.
-            Err(Errno::NXIO) => break,
-            // A filesystem that knows no holes.
-            Err(Errno::INVAL) => at,
-            Err(error) => return Err(error),
-        };
-        let end = match rustix::fs::seek(from, SeekFrom::Hole(data)) {
-            Ok(hole) if hole > data => hole.min(size),
-            _ => size,
-        };
-        copy_range(from, &to, data, end)?;
-        at = end;
+    fn create(&self) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(self.to_dir, self.to, flags, Mode::from_raw_mode(0o600))
     }
-    rustix::fs::ftruncate(&to, size)
+
+    fn reflink(&self, from: &OwnedFd) -> Result<(), Errno> {
+        rustix::fs::ioctl_ficlone(self.create()?, from)
+    }
+
+    /// Copies what holds data, and leaves holes where there are holes.
+    fn copy(&self, from: &OwnedFd, size: u64) -> Result<(), Errno> {
+        let to = self.create()?;
+        let mut at = 0;
+        while at < size {
+            let data = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+                Ok(data) => data,
+                // Nothing but a hole from here on.
+                Err(Errno::NXIO) => break,
+                // A filesystem that knows no holes.
+                Err(Errno::INVAL) => at,
+                Err(error) => return Err(error),
+            };
+            let end = match rustix::fs::seek(from, SeekFrom::Hole(data)) {
+                Ok(hole) if hole > data => hole.min(size),
+                _ => size,
+            };
+            copy_range(from, &to, data, end)?;
+            at = end;
+        }
+        rustix::fs::ftruncate(&to, size)
+    }
+
+    fn forget(&self) -> Result<()> {
+        match rustix::fs::unlinkat(self.to_dir, self.to, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error).at("remove", self.to),
+        }
+    }
 }
 
 fn copy_range(from: impl AsFd, to: impl AsFd, mut at: u64, end: u64) -> Result<(), Errno> {
@@ -245,11 +307,4 @@ fn copy_range(from: impl AsFd, to: impl AsFd, mut at: u64, end: u64) -> Result<(
         }
     }
     Ok(())
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match rustix::fs::unlink(path) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error).at("remove", path),
-    }
 }

@@ -172,6 +172,11 @@ impl Opener {
         self.ask(move |tree| paths.iter().map(|(path, size)| tree.examine(path, *size)).collect())
     }
 
+    /// Runs work on the thread that may open files of the tree. Whatever it opens has to be closed when it ends.
+    pub(crate) fn run<T: Send + 'static>(&self, work: impl FnOnce(&RootDir) -> T + Send + 'static) -> Result<T> {
+        self.ask(move |tree| work(&tree.root))
+    }
+
     /// Keeps what lies at each path, for as many as it can.
     pub(crate) fn keep(&self, what: Vec<Keep>) -> Result<Vec<Result<Kept>>> {
         self.ask(move |tree| what.iter().map(|what| clone::keep(&tree.root, what)).collect())

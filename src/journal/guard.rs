@@ -124,6 +124,7 @@ pub(crate) fn quarantine_guard(tx: &Tx<'_>, guard: GuardId) -> Result<()> {
 /// Ends a guard. Answers false when it was ended before.
 pub(crate) fn delete_guard(tx: &Tx<'_>, guard: GuardId) -> Result<bool> {
     tx.execute("DELETE FROM main.journal_preimage WHERE id BETWEEN ?1 AND ?2", image_ids(guard))?;
+    tx.execute("DELETE FROM main.journal_guard_tree WHERE guard = ?1", [guard.0])?;
     Ok(tx.execute("DELETE FROM main.journal_guard WHERE id = ?1", [guard.0])? == 1)
 }
 

@@ -4,6 +4,7 @@ mod guard;
 mod record;
 mod rows;
 mod state;
+mod trees;
 
 pub(crate) use guard::{
     GuardId, GuardRow, delete_guard, guarded, guards, has_guards, insert_guard, insert_preimage, insert_rolled_back,
@@ -13,3 +14,4 @@ pub use record::{Change, ChangeKind};
 pub(crate) use record::{EventDetails, Mark, Redo, What};
 pub(crate) use rows::*;
 pub(crate) use state::TxnState;
+pub(crate) use trees::*;

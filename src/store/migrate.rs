@@ -25,6 +25,37 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
         path   BLOB NOT NULL,
         record BLOB NOT NULL
     ) STRICT;
+    CREATE TABLE journal_tree (
+        id      INTEGER PRIMARY KEY,
+        path    BLOB NOT NULL,
+        writers TEXT NOT NULL CHECK (writers IN ('any', 'replacing')),
+        area    INTEGER NOT NULL,
+        state   TEXT NOT NULL CHECK (state IN ('changing', 'true')),
+        UNIQUE (path, writers)
+    ) STRICT;
+    CREATE TABLE journal_tree_dir (
+        id       INTEGER PRIMARY KEY,
+        tree     INTEGER NOT NULL,
+        path     BLOB NOT NULL,
+        ino      INTEGER NOT NULL,
+        mtime_s  INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        ctime_s  INTEGER NOT NULL,
+        ctime_ns INTEGER NOT NULL,
+        racy     INTEGER NOT NULL CHECK (racy IN (0, 1)),
+        attrs    BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX journal_tree_dir_path ON journal_tree_dir (tree, path);
+    CREATE TABLE journal_tree_part (
+        id     INTEGER PRIMARY KEY,
+        record BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE journal_guard_tree (
+        guard INTEGER NOT NULL,
+        tree  INTEGER NOT NULL,
+        ready INTEGER NOT NULL CHECK (ready IN (0, 1)),
+        PRIMARY KEY (guard, tree)
+    ) STRICT, WITHOUT ROWID;
     ALTER TABLE journal_txn ADD COLUMN rolled_back INTEGER NOT NULL DEFAULT 0 CHECK (rolled_back IN (0, 1));
 "];
 
