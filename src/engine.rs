@@ -290,7 +290,7 @@ pub fn recovery_plan(inspector: &Inspector) -> Result<Vec<PlannedStep>> {
     let state_dir = StateDir::open(root.path(), &state_path, false)?;
     let state = root::look_at(&state_dir).at("look at", &state_path)?;
     let state_area = Arc::new(Area::open(STATE_AREA, state_dir.duplicate()?, state_path.clone())?);
-    let opener = Opener::start(root.path(), &root.top().meta)?;
+    let opener = Opener::on(root.path(), &root.top().meta)?;
     let reserved = reserved(root.path(), &state_path, inspector.database_path());
     let boot = boot_id();
     let steps = inspector.rows(|tx| {
@@ -359,7 +359,7 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
     let boot = boot_id();
     let fence_mark = codec::encode(&(&boot, state.place.mount))?;
     let session = Session::begin(&store, &state_path, &fence_mark, options.turn_wait)?;
-    let opener = Opener::start(&path, &root.top().meta)?;
+    let opener = Opener::on(&path, &root.top().meta)?;
     let locks = Locks::new(state_path.join("locks"), session.id);
     let parts = Parts {
         root,

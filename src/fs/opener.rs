@@ -100,7 +100,7 @@ struct Tree {
 
 impl Opener {
     /// Starts the thread and has it open the root; `expect` must be what the caller opened.
-    pub(crate) fn start(path: &Path, expect: &Meta) -> Result<Self> {
+    pub(crate) fn on(path: &Path, expect: &Meta) -> Result<Self> {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (ready, started) = mpsc::sync_channel(1);
         let (root_path, expect) = (path.to_owned(), *expect);
@@ -175,6 +175,14 @@ impl Opener {
     /// Runs work on the thread that may open files of the tree. Whatever it opens has to be closed when it ends.
     pub(crate) fn run<T: Send + 'static>(&self, work: impl FnOnce(&RootDir) -> T + Send + 'static) -> Result<T> {
         self.ask(move |tree| work(&tree.root))
+    }
+
+    /// The same without waiting for it.
+    pub(crate) fn start<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&RootDir) -> T + Send + 'static,
+    ) -> Result<Receiver<T>> {
+        self.send(move |tree| work(&tree.root))
     }
 
     /// Keeps what lies at each path, for as many as it can.

@@ -101,6 +101,12 @@ pub(crate) fn look_outside(path: &Path) -> Result<Option<Meta>, Errno> {
     }
 }
 
+/// Opens a directory that is not the tree's, to find what lies in it.
+pub(crate) fn open_outside(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
 /// Looks at what an open descriptor stands for.
 pub(crate) fn look_at(fd: impl AsFd) -> Result<Meta, Errno> {
     statx(fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH)

@@ -111,6 +111,11 @@ pub(crate) fn guarded(tx: &Tx<'_>, guard: GuardId) -> Result<Vec<Guarded>> {
     )
 }
 
+/// How many rows of paths a guard has.
+pub(crate) fn guarded_count(tx: &Tx<'_>, guard: GuardId) -> Result<i64> {
+    tx.query_row("SELECT count(*) FROM main.journal_preimage WHERE id BETWEEN ?1 AND ?2", image_ids(guard), |row| row.get(0))
+}
+
 /// Counts an attempt to put everything back, or takes the count back.
 pub(crate) fn set_guard_attempts(tx: &Tx<'_>, guard: GuardId, attempts: i64) -> Result<()> {
     tx.execute("UPDATE main.journal_guard SET attempts = ?2 WHERE id = ?1", (guard.0, attempts)).map(drop)

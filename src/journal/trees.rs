@@ -109,6 +109,11 @@ pub(crate) fn tree_dirs(tx: &Tx<'_>, tree: TreeId) -> Result<Vec<DirRow>> {
     rows.into_iter().collect()
 }
 
+/// The numbers of the directories of a tree, whatever else their rows say.
+pub(crate) fn tree_dir_ids(tx: &Tx<'_>, tree: TreeId) -> Result<Vec<DirId>> {
+    tx.query_map("SELECT id FROM main.journal_tree_dir WHERE tree = ?1", [tree.0], |row| Ok(DirId(row.get(0)?)))
+}
+
 /// The number after the largest that a directory of any tree has.
 pub(crate) fn next_dir(tx: &Tx<'_>) -> Result<i64> {
     tx.query_row("SELECT coalesce(max(id), 0) + 1 FROM main.journal_tree_dir", (), |row| row.get(0))

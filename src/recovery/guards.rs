@@ -71,7 +71,9 @@ fn put_back(ground: &Ground, turn: &mut Turn<'_>, guard: &GuardRow, drained: &mu
             }
         }
     }
-    match txn::put_back(ground, turn, guard, &images) {
+    let done = txn::complete(ground, turn, guard.id, &mut images)
+        .and_then(|()| txn::put_back(ground, turn, guard, &images));
+    match done {
         Ok(done) => {
             drained.rolled_back += 1;
             for path in &done.damaged {
@@ -88,6 +90,11 @@ fn put_back(ground: &Ground, turn: &mut Turn<'_>, guard: &GuardRow, drained: &mu
                 || matches!(error, Error::NotMounted { .. });
             if excused {
                 turn.write(Durability::Full, |tx| journal::set_guard_attempts(tx, guard.id, guard.attempts))?;
+            }
+            if let Error::Corrupt { .. } = error {
+                // What the old versions were is not known any more: a person has to look.
+                drained.quarantined += 1;
+                return give_up(turn, &format!("it cannot be put back, and everything is kept: {error}"));
             }
             drained.pending += 1;
             tracing::error!(%error, "what a dead transaction guarded could not be put back yet");

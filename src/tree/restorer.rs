@@ -94,10 +94,12 @@ impl<'r> TreeRestorer<'r> {
         self.tidy(&area, image)?;
         let (live, difference) = self.compare(path, image)?;
         let full = self.dirs.root().full(path);
-        if let Was::File { kept, way: Way::Link, .. } = &image.was
+        // What is put in place must be what was kept: bytes written to a link since are not, nor is what an earlier attempt
+        // displaced.
+        if let Was::File { kept, .. } = &image.was
+            && difference == Difference::All
             && live.is_none_or(|live| live.ino != kept.ino)
             && area.look_staged(&image.name)?.is_none_or(|staged| !kept.is(&staged, true))
-            && difference != Difference::None
         {
             return Ok(PutBack::Damaged);
         }
@@ -119,9 +121,13 @@ impl<'r> TreeRestorer<'r> {
         self.dirs.forget(path);
         let dir = self.dirs.parent(path)?;
         match &image.was {
-            Was::Absent => exchange::take(&dir.fd, path.name(), &area.stage, &image.name).at("take away", &full)?,
+            Was::Absent => {
+                clear(&area, &image.name)?;
+                exchange::take(&dir.fd, path.name(), &area.stage, &image.name).at("take away", &full)?;
+            }
             Was::Directory { .. } => {
                 if live.is_some() {
+                    clear(&area, &image.name)?;
                     exchange::take(&dir.fd, path.name(), &area.stage, &image.name).at("take away", &full)?;
                 }
                 dir.make_dir(path.name(), Some(0o700)).at("make the directory", &full)?;
@@ -132,6 +138,7 @@ impl<'r> TreeRestorer<'r> {
                 attrs::dress_at(&area.stage, made.as_ref(), attrs, &area.stage_path(&made))?;
                 let placed = exchange::place(&area, &area.stage, &made, &dir.fd, path.name(), live.is_some());
                 if placed.at("put back", &full)? == exchange::Placed::Exchanged {
+                    clear(&area, &image.name)?;
                     area.rename_staged(&made, &image.name)?;
                 }
             }
@@ -168,5 +175,20 @@ impl<'r> TreeRestorer<'r> {
             return Ok(());
         }
         attrs::dress_at(&dir.fd, path.name(), attrs, &full)
+    }
+}
+
+/// Makes a name of the stage free for what is about to be displaced. What an earlier attempt displaced is kept beside it.
+fn clear(area: &Area, name: &str) -> Result<()> {
+    if area.look_staged(name)?.is_none() {
+        return Ok(());
+    }
+    let mut n = 1;
+    loop {
+        let earlier = format!("{name}.{n}");
+        if area.look_staged(&earlier)?.is_none() {
+            return area.rename_staged(name, &earlier);
+        }
+        n += 1;
     }
 }

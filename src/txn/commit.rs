@@ -41,7 +41,7 @@ pub(super) struct Request<'r> {
     /// Of what was asked for, to compare a repeat of the key with.
     pub(super) digest: [u8; 32],
     pub(super) sql: &'r mut [SqlFn],
-    pub(super) guarding: Option<&'r Guarding>,
+    pub(super) guarding: Option<&'r mut Guarding>,
 }
 
 /// Commits. On `Ok` the lock's release is noted too; the OS lock goes with the lease.
@@ -54,7 +54,10 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
             return Ok(receipt);
         }
     }
-    let touched = request.guarding.map_or(Ok(Vec::new()), |guarding| guarding.touched(ground))?;
+    let touched = match &mut request.guarding {
+        Some(guarding) => guarding.touched(ground)?,
+        None => Vec::new(),
+    };
     let mut prepared = Prepared::new(ground, request.version, request.overlay.effects())?;
     prepared.touched = touched;
     let (mut turn, settling, recorded) = decide(ground, &mut request, &mut prepared)?;
@@ -98,7 +101,7 @@ fn decide<'g>(
     let (mut turn, settling) = clear_the_way(ground, prepared.structural)?;
     let paths: Vec<RelPath> = prepared.steps.iter().flat_map(Step::paths).cloned().collect();
     refuse_troubled(ground, &mut turn, &paths)?;
-    refuse_guarded(ground, &turn, request.guarding.map(|guarding| guarding.id), &paths)?;
+    refuse_guarded(ground, &turn, request.guarding.as_ref().map(|guarding| guarding.id), &paths)?;
     let recorded = record(ground, &mut turn, request, prepared, true);
     Ok((turn, settling, recorded))
 }
@@ -167,7 +170,7 @@ fn record(
     let writing = turn.begin(Durability::Full)?;
     let tx = &writing.tx();
     let unnoted = ground.late.unnoted();
-    let own = request.guarding.map(|guarding| guarding.id);
+    let own = request.guarding.as_ref().map(|guarding| guarding.id);
     if !cleared && (journal::is_in_the_way(tx, unnoted)? || journal::others_guard(tx, own)?) {
         return Ok(Recorded::NotYet);
     }
@@ -183,7 +186,7 @@ fn record(
     }
     let changes = prepared.changes();
     let id = insert(ground, tx, request, fence, prepared, &changes)?;
-    if let Some(guarding) = request.guarding {
+    if let Some(guarding) = &request.guarding {
         guarding.conclude(tx, request.lease)?;
     }
     if let Some(before) = unnoted {
@@ -213,7 +216,6 @@ fn insert(
             limit: journal::MAX_EFFECTS as u64,
         });
     }
-    let changes = prepared.changes();
     let old_size = |change: &Change| change.old_size.filter(|_| change.preimage.is_some());
     let history = changes.iter().filter_map(old_size).sum();
     let mark = (!steps.is_empty()).then(|| ground.mark(steps.iter().map(|step| step.area.id)));

@@ -19,12 +19,13 @@ use super::guarding::Guarding;
 use super::prepare::SYNC_ONE_BY_ONE;
 use super::settle::SettleLock;
 use super::transaction::Transaction;
+use super::trees;
 use crate::error::{Error, Result};
 use crate::fs::area::Area;
 use crate::fs::clone::{Keep, Way};
 use crate::fs::opener::SyncTarget;
-use crate::fs::root::Dirs;
-use crate::journal::{self, GuardId, TxnState};
+use crate::fs::root::{Dirs, Kind};
+use crate::journal::{self, GuardId, TreeRow, TxnState};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
 use crate::tree::{PreImage, PreImages, Was};
@@ -36,6 +37,7 @@ use crate::tree::{PreImage, PreImages, Was};
 #[must_use = "give it to Transaction::guard_with"]
 pub struct Guard {
     paths: Vec<PathBuf>,
+    tree: Option<PathBuf>,
     replacing: bool,
 }
 
@@ -43,7 +45,15 @@ impl Guard {
     /// Guards these files, symlinks and directories, or that nothing is there. Of a directory: that it exists, with its
     /// mode, owner and times; not what lies in it.
     pub fn paths<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Self {
-        Self { paths: paths.into_iter().map(|path| path.as_ref().to_owned()).collect(), replacing: false }
+        Self { paths: paths.into_iter().map(|path| path.as_ref().to_owned()).collect(), tree: None, replacing: false }
+    }
+
+    /// Guards a directory with all that lies in it; `.` is the whole root. What is no directory is guarded as a path.
+    ///
+    /// A baseline of the tree is kept between transactions: a copy of every file (shared blocks where the filesystem can),
+    /// or a link to it with [`Guard::replacing`].
+    pub fn tree(path: impl AsRef<Path>) -> Self {
+        Self { paths: Vec::new(), tree: Some(path.as_ref().to_owned()), replacing: false }
     }
 
     /// Promises that all writers replace files (temporary name, then rename) and never write to one in place. Keeping a
@@ -61,6 +71,14 @@ impl Transaction {
         self.guard_with(Guard::paths(paths))
     }
 
+    /// Guards a directory with all that lies in it, or a file: whatever anybody does there from now on is put back unless
+    /// this transaction commits. The same as [`Transaction::guard_with`] of [`Guard::tree`].
+    ///
+    /// Costs a look at every file now and at the end; with [`Guard::replacing`] a look at every directory.
+    pub fn guard(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        self.guard_with(Guard::tree(path))
+    }
+
     /// Guards one path more. Name a path before it is touched.
     pub fn touch(&mut self, path: impl AsRef<Path>) -> Result<()> {
         self.guard_paths([path])
@@ -71,6 +89,9 @@ impl Transaction {
     /// [`Error::PathBusy`] when another transaction guards one of them. Until this one ends, nobody else's commit can change
     /// them. Errors leave what was guarded before as it is.
     pub fn guard_with(&mut self, guard: Guard) -> Result<()> {
+        if let Some(tree) = &guard.tree {
+            return self.guard_tree(tree, guard.replacing);
+        }
         let mut paths = BTreeSet::new();
         for path in &guard.paths {
             paths.insert(self.begin_staging(path)?);
@@ -118,6 +139,84 @@ impl Transaction {
     }
 }
 
+impl Transaction {
+    fn guard_tree(&mut self, path: &Path, replacing: bool) -> Result<()> {
+        let whole_root = path.as_os_str().is_empty() || path == Path::new(".");
+        let path = if whole_root { None } else { Some(self.begin_staging(path)?) };
+        if let Some(path) = &path
+            && self.ground.root.look(path)?.is_none_or(|meta| meta.kind != Kind::Directory)
+        {
+            return self.guard_with(Guard { paths: vec![path.to_path_buf()], tree: None, replacing });
+        }
+        self.ask("guard tree", &[path.as_ref().map_or(b"", RelPath::as_bytes)]);
+        if self.replay {
+            return Ok(());
+        }
+        let Some(lease) = &self.lease else { return Err(Error::Closed) };
+        let ground = &self.ground;
+        let own = self.guarding.as_ref().map(|guarding| guarding.id);
+        let covers = |tree: &TreeRow| match (&tree.path, &path) {
+            (None, _) => true,
+            (Some(tree), Some(path)) => path.is_within(tree),
+            (Some(_), None) => false,
+        };
+        if self.guarding.as_ref().is_some_and(|guarding| guarding.trees.iter().any(covers)) {
+            return Ok(());
+        }
+        let area = ground.area_near(path.as_ref())?.id;
+        let (mut turn, settling) = stand_alone(ground)?;
+        lease.check_same()?;
+        let paths: Vec<RelPath> = path.iter().cloned().collect();
+        refuse_guarded_tree(ground, &turn, own, path.as_ref())?;
+        commit::refuse_troubled(ground, &mut turn, &paths)?;
+        let (id, tree) = turn.write(Durability::Normal, |tx| {
+            let id = match own {
+                Some(id) => id,
+                None => journal::insert_guard(tx, lease.name(), ground.session.id, &self.label, self.began_ms)?,
+            };
+            let tree = journal::tree(tx, path.as_ref(), replacing, area)?;
+            journal::guard_tree(tx, id, tree.id, false)?;
+            Ok((id, tree))
+        })?;
+        ground.guarding().insert(id);
+        drop((turn, settling));
+        if let Err(error) = trees::begin(ground, id, &tree) {
+            let undone = ground.enter().and_then(|mut turn| {
+                turn.write(Durability::Normal, |tx| match own {
+                    Some(_) => journal::unguard_tree(tx, id, tree.id),
+                    None => journal::delete_guard(tx, id).map(drop),
+                })
+            });
+            if own.is_none() {
+                ground.guarding().remove(&id);
+            }
+            if let Err(error) = undone {
+                tracing::warn!(%error, "a guard that did not come about could not be taken back; recovery does it");
+            }
+            return Err(error);
+        }
+        let guarding = self.guarding.get_or_insert_with(|| Guarding::new(id));
+        guarding.trees.push(TreeRow { is_true: true, ..tree });
+        Ok(())
+    }
+}
+
+/// Refuses a tree that another transaction guards something of.
+fn refuse_guarded_tree(ground: &Ground, turn: &Turn<'_>, own: Option<GuardId>, path: Option<&RelPath>) -> Result<()> {
+    match path {
+        Some(path) => refuse_guarded(ground, turn, own, std::slice::from_ref(path)),
+        None => match turn.look(journal::guards)?.into_iter().find(|guard| Some(guard.id) != own) {
+            None => Ok(()),
+            Some(guard) => Err(busy(ground.root.path().to_owned(), &guard.lock, &guard.label)),
+        },
+    }
+}
+
+fn busy(path: PathBuf, lock: &str, label: &str) -> Error {
+    let purpose = if label.is_empty() { String::new() } else { format!(" ({label})") };
+    Error::PathBusy { path, holder: format!("the transaction under lock {lock:?}{purpose}") }
+}
+
 /// Waits for the turn with everything settled, so that what is kept is durable in the tree itself.
 fn stand_alone(ground: &Ground) -> Result<(Turn<'_>, Option<SettleLock>)> {
     let settled = |tx: &Tx<'_>| {
@@ -148,10 +247,14 @@ pub(super) fn refuse_guarded(ground: &Ground, turn: &Turn<'_>, own: Option<Guard
                 _ => their.overlaps(path),
             };
             if let Some(path) = paths.iter().find(meets) {
-                let purpose = if guard.label.is_empty() { String::new() } else { format!(" ({})", guard.label) };
-                let holder = format!("the transaction under lock {:?}{purpose}", guard.lock);
-                return Err(Error::PathBusy { path: ground.root.full(path), holder });
+                return Err(busy(ground.root.full(path), &guard.lock, &guard.label));
             }
+        }
+    }
+    for path in paths {
+        let meets = |tree: Option<&RelPath>| tree.is_none_or(|tree| tree.overlaps(path));
+        if let Some((lock, label)) = turn.look(|tx| journal::tree_guard_over(tx, own, meets))? {
+            return Err(busy(ground.root.full(path), &lock, &label));
         }
     }
     Ok(())

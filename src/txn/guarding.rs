@@ -1,24 +1,29 @@
 //! What a transaction guards, and what became of it by the time it commits.
 
 use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
 
 use super::ground::Ground;
 use super::prepare::SYNC_ONE_BY_ONE;
 use super::rollback::{RolledBack, put_back};
-use crate::error::Result;
+use super::trees::{self, Reading};
+use crate::error::{IoContext, Result};
 use crate::fs::opener::SyncTarget;
-use crate::fs::root::{Kind, Meta};
-use crate::journal::{self, Change, ChangeKind, GuardId, GuardRow};
+use crate::fs::root::{self, Kind, Meta};
+use crate::journal::{self, Change, ChangeKind, GuardId, GuardRow, TreeRow};
 use crate::lock::Lease;
 use crate::path::RelPath;
-use crate::store::Tx;
-use crate::tree::{Difference, PreImage, PreImages, TreeRestorer, Was};
+use crate::store::{Durability, Turn, Tx};
+use crate::tree::{Difference, DirId, PreImage, PreImages, TreeRestorer, Was};
 
 /// What a transaction guards.
 #[derive(Debug)]
 pub(super) struct Guarding {
     pub(super) id: GuardId,
     pub(super) images: PreImages,
+    pub(super) trees: Vec<TreeRow>,
+    /// Directories of those trees that are not as recorded any more.
+    dirs: Vec<DirId>,
     /// Rows written so far.
     pub(super) rows: i64,
 }
@@ -32,20 +37,49 @@ pub(super) struct Touched {
 
 impl Guarding {
     pub(super) fn new(id: GuardId) -> Self {
-        Self { id, images: PreImages::new(), rows: 0 }
+        Self { id, images: PreImages::new(), trees: Vec::new(), dirs: Vec::new(), rows: 0 }
+    }
+
+    /// Finds out which paths of the guarded trees were touched, and gets what they were. Of those that were named before,
+    /// that is known already.
+    fn look_through_trees(&mut self, ground: &Ground) -> Result<()> {
+        for tree in &self.trees {
+            let found = trees::end(ground, Reading::Peek(ground), tree, true)?;
+            self.dirs.extend(found.dirs);
+            for (path, image) in found.images {
+                match self.images.entry(path) {
+                    Entry::Vacant(vacant) => drop(vacant.insert(image)),
+                    Entry::Occupied(_) => trees::drop_unused(ground, &image),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What was done to the guarded paths, made durable.
-    pub(super) fn touched(&self, ground: &Ground) -> Result<Vec<Touched>> {
+    pub(super) fn touched(&mut self, ground: &Ground) -> Result<Vec<Touched>> {
+        self.look_through_trees(ground)?;
         let mut restorer = TreeRestorer::new(&ground.root, ground.areas());
         let mut touched = Vec::new();
         for (path, image) in &self.images {
             let (live, difference) = restorer.compare(path, image)?;
             let counts = image.named || image.was == Was::Absent;
-            if difference == Difference::None || !counts {
+            let only_times = |live: Meta| match &image.was {
+                Was::Directory { attrs, .. } => (attrs.mode, attrs.uid, attrs.gid) == (live.mode, live.uid, live.gid),
+                _ => false,
+            };
+            if difference == Difference::None
+                || !counts
+                || (difference == Difference::Attributes && live.is_some_and(only_times))
+            {
                 continue;
             }
             touched.push(Touched { change: change(path, image, live.as_ref()), live });
+            let new_directory = live.is_some_and(|live| live.kind == Kind::Directory)
+                && !matches!(image.was, Was::Directory { .. });
+            if new_directory {
+                created_below(ground, path, image.area, &mut touched)?;
+            }
         }
         let files = touched.iter().filter_map(|touched| Some((touched.change.path.clone(), touched.change.size?)));
         let mut hashes = ground.opener.examine(files.collect())?.into_iter();
@@ -78,6 +112,7 @@ impl Guarding {
 
     /// Inside COMMIT: the guard is over.
     pub(super) fn conclude(&self, tx: &Tx<'_>, lease: &Lease) -> Result<()> {
+        self.dirs.iter().try_for_each(|&dir| journal::distrust_dir(tx, dir))?;
         match journal::delete_guard(tx, self.id)? {
             true => Ok(()),
             // Somebody took this transaction for dead, and has put everything back.
@@ -99,7 +134,13 @@ impl Guarding {
     }
 
     /// Puts everything back and ends the guard.
-    pub(super) fn roll_back(self, ground: &Ground, lease: &Lease, label: &str, began_ms: i64) -> Result<RolledBack> {
+    pub(super) fn roll_back(
+        mut self,
+        ground: &Ground,
+        lease: &Lease,
+        label: &str,
+        began_ms: i64,
+    ) -> Result<RolledBack> {
         let row = GuardRow {
             id: self.id,
             quarantined: false,
@@ -109,11 +150,64 @@ impl Guarding {
             attempts: 0,
             began_ms,
         };
-        let done = ground.enter().and_then(|mut turn| put_back(ground, &mut turn, &row, &self.images));
+        let done = self.put_back(ground, &row);
         // Whoever comes next tries again, should this have failed.
         ground.guarding().remove(&self.id);
         done
     }
+}
+
+impl Guarding {
+    fn put_back(&mut self, ground: &Ground, row: &GuardRow) -> Result<RolledBack> {
+        let named: BTreeSet<RelPath> = self.images.keys().cloned().collect();
+        self.look_through_trees(ground)?;
+        let mut turn = ground.enter()?;
+        let new = self.images.iter().filter(|(path, _)| !named.contains(*path));
+        record_images(ground, &mut turn, self.id, self.rows, new)?;
+        put_back(ground, &mut turn, row, &self.images)
+    }
+}
+
+/// Records what paths of trees were, durably, before anything of them is put back: what is displaced is found by that.
+pub(crate) fn record_images<'i>(
+    ground: &Ground,
+    turn: &mut Turn<'_>,
+    guard: GuardId,
+    first: i64,
+    images: impl Iterator<Item = (&'i RelPath, &'i PreImage)> + Clone,
+) -> Result<()> {
+    if images.clone().next().is_none() {
+        return Ok(());
+    }
+    let areas: BTreeSet<i64> = images.clone().map(|(_, image)| image.area).collect();
+    areas.into_iter().try_for_each(|area| ground.area(area)?.sync_whole())?;
+    turn.write(Durability::Full, |tx| {
+        images
+            .enumerate()
+            .try_for_each(|(n, (path, image))| journal::insert_preimage(tx, guard, first + n as i64, path, image))
+    })
+}
+
+/// What lies in a directory that was not there before.
+fn created_below(ground: &Ground, path: &RelPath, area: i64, found: &mut Vec<Touched>) -> Result<()> {
+    let mut waiting = vec![path.clone()];
+    while let Some(path) = waiting.pop() {
+        let dir = ground.root.open_dir(&path)?;
+        let mut names = root::list(&dir.fd).at("list", ground.root.full(&path))?;
+        names.sort_by(|a, b| a.name.cmp(&b.name));
+        for listed in names {
+            let path = RelPath::join(Some(&path), &listed.name);
+            let Some(live) = root::look(&dir.fd, path.name()).at_in("look at", ground.root.path(), &path)? else {
+                continue;
+            };
+            let nothing = PreImage { area, name: String::new(), named: true, was: Was::Absent };
+            found.push(Touched { change: change(&path, &nothing, Some(&live)), live: Some(live) });
+            if live.kind == Kind::Directory {
+                waiting.push(path);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What was done to a path, as it is told.
@@ -131,7 +225,11 @@ pub(super) fn change(path: &RelPath, image: &PreImage, now: Option<&Meta>) -> Ch
         size: now.filter(|meta| meta.kind == Kind::File).map(|meta| meta.size),
         hash: None,
         old_size: image.size(),
-        preimage: matches!(image.was, Was::File { .. }).then(|| image.name.clone()),
+        // A link to what is there now is no old version of it.
+        preimage: match &image.was {
+            Was::File { kept, .. } if now.is_none_or(|now| now.ino != kept.ino) => Some(image.name.clone()),
+            _ => None,
+        },
         area: image.area,
     }
 }

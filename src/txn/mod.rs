@@ -5,7 +5,8 @@
 //! - [`prepare`] does all that can fail, [`commit`] decides, [`apply`] carries it into the tree, [`settle`] makes the
 //!   tree itself durable.
 //! - [`bind`] looks once more, under the turn, at what was prepared before it.
-//! - [`guard`] is for what somebody else's code changes, [`guarding`] what became of it, [`rollback`] puts it back.
+//! - [`guard`] is for what somebody else's code changes, [`guarding`] what became of it, [`rollback`] puts it back;
+//!   [`trees`] finds out which paths of a whole tree that is.
 //! - [`ground`] is what they all stand on; [`backlog`] and [`late`] are what it does behind the commits.
 
 mod apply;
@@ -28,6 +29,7 @@ mod receipt;
 mod rollback;
 mod settle;
 mod transaction;
+mod trees;
 
 pub(crate) use apply::{Again, Outcome, apply};
 pub(crate) use backlog::{Backlog, BacklogState};
@@ -40,6 +42,7 @@ pub(crate) use prepare::{KEEP, Step};
 pub use receipt::{Receipt, Warning};
 pub use rollback::RolledBack;
 pub(crate) use rollback::put_back;
+pub(crate) use trees::complete;
 pub use settle::Settled;
 pub(crate) use settle::settle;
 pub use transaction::Transaction;

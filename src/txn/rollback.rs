@@ -43,14 +43,16 @@ pub(crate) fn put_back(ground: &Ground, turn: &mut Turn<'_>, row: &GuardRow, ima
         return Err(error);
     }
     let mut changes = Vec::new();
+    let mut history = 0;
     for (path, image) in images {
         let displaced = restorer.displaced(image)?;
         let touched = done.restored.iter().any(|restored| restored == path.as_path());
         if let Some(displaced) = displaced {
             let kept = Change { preimage: Some(image.name.clone()), ..change(path, image, Some(&displaced)) };
-            changes.push((kept, displaced.size));
+            changes.push(kept);
+            history += displaced.size;
         } else if touched && (image.named || !matches!(image.was, Was::Directory { .. })) {
-            changes.push((Change { preimage: None, ..change(path, image, None) }, 0));
+            changes.push(Change { preimage: None, ..change(path, image, None) });
         }
     }
     if !changes.is_empty() || !done.restored.is_empty() {
@@ -61,11 +63,10 @@ pub(crate) fn put_back(ground: &Ground, turn: &mut Turn<'_>, row: &GuardRow, ima
         if changes.is_empty() && done.damaged.is_empty() {
             return Ok(None);
         }
-        let kept = changes.iter().filter(|(change, _)| change.preimage.is_some()).count();
-        let history = changes.iter().map(|(_, size)| size).sum();
+        let kept = changes.iter().filter(|change| change.preimage.is_some()).count();
         let id = journal::insert_rolled_back(tx, row, changes.len(), kept, history)?;
-        for (n, (change, _)) in changes.iter().enumerate() {
-            journal::insert_change(tx, id, n as i64, change)?;
+        journal::insert_changes(tx, id, &changes)?;
+        for change in &changes {
             if change.preimage.is_some() {
                 let message = "rolled back; what was there is kept";
                 journal::insert_event(tx, Level::Info, "rolled-back", Some(id), Some(&change.path), message)?;

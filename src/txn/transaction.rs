@@ -272,7 +272,7 @@ impl Transaction {
                 version: self.version,
                 digest: *self.asked.finalize().as_bytes(),
                 sql: &mut self.sql,
-                guarding: self.guarding.as_ref(),
+                guarding: self.guarding.as_mut(),
             },
         );
         let decided = match &outcome {

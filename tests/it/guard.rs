@@ -15,15 +15,15 @@ use crate::support::{Tree, child, child_root};
 
 /// All that the promise names, of one path. Times of directories included.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Entry {
-    mode: u32,
+pub(crate) struct Entry {
+    pub(crate) mode: u32,
     owner: (u32, u32),
     mtime: (i64, i64),
-    bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-fn full(root: &Path) -> BTreeMap<PathBuf, Entry> {
+pub(crate) fn full(root: &Path) -> BTreeMap<PathBuf, Entry> {
     let walk = walkdir::WalkDir::new(root).min_depth(1).into_iter();
     walk.filter_entry(|entry| entry.file_name() != ".journal")
         .map(|entry| {

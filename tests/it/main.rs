@@ -8,6 +8,8 @@ mod counts;
 mod crash_points;
 mod fuzz_corpus;
 mod guard;
+mod guard_model;
+mod guard_tree;
 mod ingest;
 mod model;
 mod opening;

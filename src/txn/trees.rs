@@ -1,0 +1,316 @@
+//! Guarded trees: how a baseline is brought up to date before somebody may change the tree, and how it tells afterwards
+//! what they did.
+//!
+//! 1. The guard is recorded, not yet ready: from here on nobody else's commit gets in.
+//! 2. The tree is compared with the baseline. What differs was changed by hand, or by commits: it is adopted. A durable note
+//!    that the baseline is changing comes before that, its rows only after the links and copies they speak of are synced.
+//! 3. One durable transaction says that the guard is ready.
+//! 4. Afterwards the tree is compared again. Of what differs the old versions are linked or copied out of the mirror, and
+//!    from there on it is guarded paths like any others ([`super::guarding`], [`super::rollback`]).
+//!
+//! A crash before 3 leaves a guard that is not ready: nobody has changed anything. A crash in 2 leaves a baseline that says
+//! that it is changing: it is made anew.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::sync::mpsc;
+
+use super::ground::Ground;
+use super::guarding::record_images;
+use crate::error::{Error, IoContext, Result};
+use crate::fs::area::{self, Area};
+use crate::fs::attrs::Attrs;
+use crate::fs::clone::{FileToKeep, KeptFile, Way};
+use crate::fs::identity::Identity;
+use crate::fs::root::{self, Kind, Meta};
+use crate::journal::{self, GuardId, TreeRow};
+use crate::path::RelPath;
+use crate::store::{Durability, Turn, Tx};
+use crate::tree::{DirDiff, DirId, DirRow, Entry, EntryKind, Mirror, Mirrored, PreImage, PreImages, Scan, Update, Was};
+
+/// The directory of an area that holds mirrors.
+const BASELINE: &str = "baseline";
+/// This many directories are recorded within one turn.
+const AT_ONCE: usize = 64;
+
+/// What a comparison found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// What the touched paths were.
+    pub(super) images: Vec<(RelPath, PreImage)>,
+    /// The directories that differ from their records.
+    pub(super) dirs: Vec<DirId>,
+}
+
+/// Where rows are read: within a turn that is held, or without one.
+#[derive(Clone, Copy)]
+pub(super) enum Reading<'a, 's> {
+    Turn(&'a Turn<'s>),
+    Peek(&'a Ground),
+}
+
+impl Reading<'_, '_> {
+    fn look<T>(self, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        match self {
+            Self::Turn(turn) => turn.look(work),
+            Self::Peek(ground) => ground.store.peek(work),
+        }
+    }
+}
+
+/// Adds what the touched paths of a dead transaction's trees were to what is recorded of its guard, durably.
+pub(crate) fn complete(
+    ground: &Ground,
+    turn: &mut Turn<'_>,
+    guard: GuardId,
+    images: &mut PreImages,
+) -> Result<()> {
+    let first = turn.look(|tx| journal::guarded_count(tx, guard))?;
+    let mut new = PreImages::new();
+    for (tree, ready) in turn.look(|tx| journal::guarded_trees(tx, guard))? {
+        if !ready {
+            // Nobody was let in yet.
+            continue;
+        }
+        for (path, image) in end(ground, Reading::Turn(turn), &tree?, true)?.images {
+            match images.contains_key(&path) {
+                // Recorded by an attempt before this one.
+                true => drop_unused(ground, &image),
+                false => drop(new.insert(path, image)),
+            }
+        }
+    }
+    record_images(ground, turn, guard, first, new.iter())?;
+    images.append(&mut new);
+    Ok(())
+}
+
+/// Brings the baseline of a tree up to date, and says that the guard is ready. Durable on return.
+pub(super) fn begin(ground: &Ground, guard: GuardId, tree: &TreeRow) -> Result<()> {
+    let area = ground.area(tree.area)?;
+    let mirror = mirror(&area, tree)?;
+    let rows = match tree.is_true {
+        true => ground.store.peek(|tx| journal::tree_dirs(tx, tree.id))?,
+        false => {
+            forget(ground, tree)?;
+            Vec::new()
+        }
+    };
+    let fresh = rows.is_empty();
+    // Writers that replace files leave traces in directories; those that do not are looked for file by file.
+    let diffs = differences(ground, Reading::Peek(ground), rows, !tree.replacing)?;
+    if fresh || !diffs.is_empty() {
+        ground.enter()?.write(Durability::Full, |tx| journal::set_tree(tx, tree.id, false, tree.area))?;
+        let adopted = diffs.iter().filter(|diff| !diff.is_empty()).count();
+        adopt(ground, tree, &mirror, diffs, fresh)?;
+        area.sync_whole()?;
+        if adopted > 0 {
+            tracing::info!(
+                directories = adopted,
+                "changes of a guarded tree since the last time were taken into its baseline"
+            );
+        }
+    }
+    ground.enter()?.write(Durability::Full, |tx| {
+        journal::set_tree(tx, tree.id, true, tree.area)?;
+        journal::guard_tree(tx, guard, tree.id, true)
+    })
+}
+
+/// Compares a tree with its baseline, and gets the old versions of what differs. Nothing of it is synced.
+pub(super) fn end(ground: &Ground, reading: Reading<'_, '_>, tree: &TreeRow, every_file: bool) -> Result<Found> {
+    let area = ground.area(tree.area)?;
+    let mirror = mirror(&area, tree)?;
+    if !tree.is_true {
+        return Err(Error::corrupt("the baseline of a guarded tree", "it was being changed while it was relied upon"));
+    }
+    let rows = reading.look(|tx| journal::tree_dirs(tx, tree.id))?;
+    let mut found = Found::default();
+    for diff in differences(ground, reading, rows, every_file)? {
+        found.dirs.push(diff.row.id);
+        images(ground, &mirror, diff, &mut found.images)?;
+    }
+    Ok(found)
+}
+
+fn mirror(area: &Area, tree: &TreeRow) -> Result<Mirror> {
+    area::subdirectory(&area.dir, BASELINE, &area.path, 0o700)?;
+    let way = if tree.replacing { Way::Link } else { Way::Reflink };
+    Ok(Mirror { base: area.path.join(BASELINE), way })
+}
+
+/// Forgets a baseline that cannot be relied upon.
+fn forget(ground: &Ground, tree: &TreeRow) -> Result<()> {
+    let mut turn = ground.enter()?;
+    let dirs = turn.look(|tx| journal::tree_dir_ids(tx, tree.id))?;
+    let area = ground.area(tree.area)?;
+    let base = area::subdirectory(&area.dir, BASELINE, &area.path, 0o700)?;
+    for dir in &dirs {
+        area::remove_below(&base, dir.0.to_string().as_ref(), &area.path.join(BASELINE))?;
+    }
+    turn.write(Durability::Normal, |tx| dirs.iter().try_for_each(|&dir| journal::drop_dir(tx, dir)))
+}
+
+fn differences(
+    ground: &Ground,
+    reading: Reading<'_, '_>,
+    rows: Vec<DirRow>,
+    every_file: bool,
+) -> Result<Vec<DirDiff>> {
+    let scan = Scan { root: &ground.root, reserved: &ground.reserved, every_file };
+    let mut gone: Vec<RelPath> = Vec::new();
+    let mut diffs = Vec::new();
+    for row in rows {
+        let above_gone = row.path.as_ref().is_some_and(|path| gone.iter().any(|gone| path.is_within(gone)));
+        let Some(diff) = scan.diff(row, above_gone, |dir| reading.look(|tx| journal::entries(tx, dir)))? else {
+            continue;
+        };
+        if diff.live.is_none()
+            && !above_gone
+            && let Some(path) = &diff.row.path
+        {
+            gone.push(path.clone());
+        }
+        diffs.push(diff);
+    }
+    Ok(diffs)
+}
+
+/// Takes differences into the baseline. Nothing of it is synced but by what syncs the area afterwards.
+fn adopt(ground: &Ground, tree: &TreeRow, mirror: &Mirror, diffs: Vec<DirDiff>, fresh: bool) -> Result<()> {
+    let next = AtomicI64::new(ground.store.peek(journal::next_dir)?);
+    let (tell, told) = mpsc::sync_channel(AT_ONCE);
+    let (reserved, mirror, top) = (ground.reserved.clone(), mirror.clone(), tree.path.clone());
+    let done = ground.opener.start(move |root| {
+        let mut tell = |mirrored| tell.send(mirrored).map_err(|_| Error::Closed);
+        let scan = Scan { root, reserved: &reserved, every_file: false };
+        let mut update = Update { scan, mirror: &mirror, next: &next, clock: None, tell: &mut tell };
+        diffs.into_iter().try_for_each(|diff| update.adopt(diff))?;
+        if fresh { update.add(top) } else { Ok(()) }
+    })?;
+    let mut some = Vec::with_capacity(AT_ONCE);
+    let write = |some: &mut Vec<Mirrored>| {
+        ground.enter()?.write(Durability::Normal, |tx| {
+            some.drain(..).try_for_each(|mirrored| match mirrored {
+                Mirrored::Directory(row, entries) => journal::put_dir(tx, tree.id, &row, &entries),
+                Mirrored::Gone(dir) => journal::drop_dir(tx, dir),
+            })
+        })
+    };
+    for mirrored in told {
+        some.push(mirrored);
+        if some.len() >= AT_ONCE {
+            write(&mut some)?;
+        }
+    }
+    done.recv().map_err(|_| Error::Closed)??;
+    write(&mut some)
+}
+
+/// What the paths of a difference were, each old version out of the mirror under a name of its own in a stage.
+fn images(ground: &Ground, mirror: &Mirror, diff: DirDiff, found: &mut Vec<(RelPath, PreImage)>) -> Result<()> {
+    let DirDiff { row, gone, changed, new, .. } = diff;
+    let area = ground.area_near(row.path.as_ref())?;
+    let mut image = |name: Option<&[u8]>, staged: String, was: Was| {
+        let path = match name {
+            Some(name) => Some(RelPath::join(row.path.as_ref(), name)),
+            None => row.path.clone(),
+        };
+        if let Some(path) = path {
+            found.push((path, PreImage { area: area.id, name: staged, named: true, was }));
+        }
+    };
+    image(None, ground.fresh_name(), Was::Directory { ino: row.stamp.ino, attrs: row.attrs.clone() });
+    let taken = |name: &[u8]| gone.iter().any(|entry| entry.name == name);
+    for (name, _) in new.iter().filter(|(name, _)| !taken(name)) {
+        image(Some(name), ground.fresh_name(), Was::Absent);
+    }
+    let mut files = Vec::new();
+    let (gone, changed) = (gone.into_iter().map(|entry| (entry, None)), changed.into_iter());
+    for (entry, now) in gone.chain(changed.map(|(entry, meta)| (entry, Some(meta)))) {
+        match &entry.what {
+            // What was in it has a row of its own.
+            EntryKind::Directory => {}
+            EntryKind::Other => {
+                let path = RelPath::join(row.path.as_ref(), &entry.name);
+                return Err(Error::BadPath {
+                    path: path.to_path_buf(),
+                    reason: "it was a device, socket or FIFO, which cannot be put back: make it again by hand",
+                });
+            }
+            EntryKind::Symlink(target) => {
+                let was = Was::Symlink { ino: entry.ino, target: target.clone(), attrs: entry.attrs.clone() };
+                image(Some(&entry.name), ground.fresh_name(), was);
+            }
+            EntryKind::File(Way::Link) if now.is_some() => {
+                // The very file that the mirror holds a link to: there is nothing to be got out of it.
+                let seen = identity(&entry);
+                let was = Was::File { seen: seen.clone(), kept: seen, attrs: entry.attrs.clone(), way: Way::Link };
+                image(Some(&entry.name), ground.fresh_name(), was);
+            }
+            EntryKind::File(way) => files.push((entry.clone(), *way, ground.fresh_name())),
+        }
+    }
+    if files.is_empty() {
+        return Ok(());
+    }
+    let jobs: Vec<(PathBuf, PathBuf, Entry)> = files
+        .iter()
+        .map(|(entry, _, name)| (mirror.path(row.id, &entry.name), area.stage_path(name), entry.clone()))
+        .collect();
+    let kept = ground.opener.run(move |_| jobs.iter().map(take_out).collect::<Vec<_>>())?;
+    for ((entry, _, name), kept) in files.into_iter().zip(kept) {
+        let KeptFile { kept, way, .. } = kept?;
+        let was = Was::File { seen: identity(&entry), kept: Identity::from(&kept), attrs: entry.attrs, way };
+        image(Some(&entry.name), name, was);
+    }
+    Ok(())
+}
+
+fn identity(entry: &Entry) -> Identity {
+    Identity { directory: false, ino: entry.ino, size: entry.size, mtime: entry.attrs.mtime, ctime: entry.ctime }
+}
+
+/// Gets an old version out of the mirror: another link to it, or a copy. On the opener's thread.
+fn take_out((from, to, entry): &(PathBuf, PathBuf, Entry)) -> Result<KeptFile> {
+    let damaged = |detail: &str| Error::corrupt(format!("the baseline at {}", from.display()), detail);
+    let dir = root::open_outside(from.parent().unwrap_or(from)).at("open", from)?;
+    let name = from.file_name().unwrap_or_default();
+    let Some(meta) = root::look(&dir, name).at("look at", from)? else { return Err(damaged("it is not there")) };
+    let same = |meta: &Meta| {
+        (meta.kind, meta.size, meta.mtime) == (Kind::File, entry.size, entry.attrs.mtime)
+            && (!entry.is_pinned() || meta.ino == entry.ino)
+    };
+    if !same(&meta) {
+        return Err(damaged("it is not what was recorded"));
+    }
+    let way = if entry.is_pinned() { Way::Link } else { Way::Reflink };
+    let attrs: &Attrs = &entry.attrs;
+    let file =
+        FileToKeep { dir: std::os::fd::AsFd::as_fd(&dir), name, full: from, attrs, to_dir: rustix::fs::CWD, to, way };
+    file.keep(&meta)?.ok_or_else(|| damaged("it changed while it was read"))
+}
+
+/// Lets an old version go again that was got out of the mirror.
+pub(super) fn drop_unused(ground: &Ground, image: &PreImage) {
+    if let Err(error) = ground.area(image.area).and_then(|area| area.drop_staged(&image.name)) {
+        tracing::warn!(%error, "an old version that is not needed could not be removed; the next recovery sweeps it");
+    }
+}
+
+impl Ground {
+    /// The area that reaches what lies in a directory of the tree, or in the nearest one above that is there.
+    pub(super) fn area_near(&self, dir: Option<&RelPath>) -> Result<Arc<Area>> {
+        let mut at = dir.cloned();
+        while let Some(path) = at {
+            match self.root.open_dir(&path) {
+                Ok(open) => return self.area_of(&open, &RelPath::join(Some(&path), b"x")),
+                Err(Error::NotFound { .. } | Error::NotADirectory { .. } | Error::SymlinkOnTheWay { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            at = path.parent();
+        }
+        self.area_of(self.root.top(), &RelPath::parse("x")?)
+    }
+}
