@@ -136,6 +136,8 @@ CREATE TABLE journal_guard_tree (
     guard INTEGER NOT NULL,
     tree  INTEGER NOT NULL,
     ready INTEGER NOT NULL CHECK (ready IN (0, 1)),
+    began_s  INTEGER NOT NULL,                 -- when it became ready, by the clock of its filesystem
+    began_ns INTEGER NOT NULL,
     PRIMARY KEY (guard, tree)
 ) STRICT, WITHOUT ROWID;
 

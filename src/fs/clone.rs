@@ -116,7 +116,7 @@ pub(super) fn keep(root: &RootDir, what: &Keep) -> Result<Kept> {
                 opened = dir;
                 &opened
             }
-            Err(Error::NotFound { .. }) => return Ok(Kept::Nothing),
+            Err(Error::NotFound { .. } | Error::NotADirectory { .. }) => return Ok(Kept::Nothing),
             Err(error) => return Err(error),
         },
     };

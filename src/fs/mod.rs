@@ -6,6 +6,7 @@
 //! - [`temp`] writes new versions; [`exchange`] puts them in place and hands back the old ones.
 //! - [`clone`] keeps a version of a file by link, reflink or copy; [`identity`] tells versions apart.
 //! - [`opener`] is the thread that opens files of the tree, with a descriptor table of its own.
+//! - [`watch`] tells, as a hint, which files are written to in place.
 //! - [`os_lock`] takes OS locks; [`state`] makes the state directory.
 
 pub(crate) mod area;
@@ -19,3 +20,4 @@ pub(crate) mod root;
 pub(crate) mod state;
 pub(crate) mod sys;
 pub(crate) mod temp;
+pub(crate) mod watch;

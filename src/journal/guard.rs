@@ -113,7 +113,9 @@ pub(crate) fn guarded(tx: &Tx<'_>, guard: GuardId) -> Result<Vec<Guarded>> {
 
 /// How many rows of paths a guard has.
 pub(crate) fn guarded_count(tx: &Tx<'_>, guard: GuardId) -> Result<i64> {
-    tx.query_row("SELECT count(*) FROM main.journal_preimage WHERE id BETWEEN ?1 AND ?2", image_ids(guard), |row| row.get(0))
+    tx.query_row("SELECT count(*) FROM main.journal_preimage WHERE id BETWEEN ?1 AND ?2", image_ids(guard), |row| {
+        row.get(0)
+    })
 }
 
 /// Counts an attempt to put everything back, or takes the count back.

@@ -25,6 +25,14 @@ pub(crate) struct TreeRow {
     pub(crate) is_true: bool,
 }
 
+/// A tree that a transaction guards.
+#[derive(Clone, Debug)]
+pub(crate) struct GuardedTree {
+    pub(crate) tree: TreeRow,
+    /// Since when, by the clock of its filesystem: what has not changed since then is not the transaction's doing.
+    pub(crate) began: (i64, u32),
+}
+
 /// This many entries of a directory stand in one row.
 const PART: usize = 2048;
 
@@ -57,32 +65,36 @@ pub(crate) fn set_tree(tx: &Tx<'_>, tree: TreeId, is_true: bool, area: i64) -> R
     tx.execute("UPDATE main.journal_tree SET state = ?2, area = ?3 WHERE id = ?1", (tree.0, state, area)).map(drop)
 }
 
-/// Notes that a transaction guards a tree.
-pub(crate) fn guard_tree(tx: &Tx<'_>, guard: GuardId, tree: TreeId, ready: bool) -> Result<()> {
+/// Notes that a transaction guards a tree; ready, once it is known since when.
+pub(crate) fn guard_tree(tx: &Tx<'_>, guard: GuardId, tree: TreeId, began: Option<(i64, u32)>) -> Result<()> {
+    let (seconds, nanoseconds) = began.unwrap_or_default();
     tx.execute(
-        "INSERT INTO main.journal_guard_tree (guard, tree, ready) VALUES (?1, ?2, ?3) \
-         ON CONFLICT (guard, tree) DO UPDATE SET ready = excluded.ready",
-        (guard.0, tree.0, ready),
+        "INSERT INTO main.journal_guard_tree (guard, tree, ready, began_s, began_ns) VALUES (?1, ?2, ?3, ?4, ?5) \
+         ON CONFLICT (guard, tree) DO UPDATE SET ready = excluded.ready, began_s = excluded.began_s, \
+           began_ns = excluded.began_ns",
+        (guard.0, tree.0, began.is_some(), seconds, nanoseconds),
     )
     .map(drop)
 }
 
-/// Takes that back.
-pub(crate) fn unguard_tree(tx: &Tx<'_>, guard: GuardId, tree: TreeId) -> Result<()> {
-    tx.execute("DELETE FROM main.journal_guard_tree WHERE guard = ?1 AND tree = ?2", (guard.0, tree.0)).map(drop)
+/// Takes back what is not ready.
+pub(crate) fn unguard_trees(tx: &Tx<'_>, guard: GuardId) -> Result<()> {
+    tx.execute("DELETE FROM main.journal_guard_tree WHERE guard = ?1 AND NOT ready", [guard.0]).map(drop)
 }
 
-/// The trees a transaction guards, and whether each is ready.
-pub(crate) fn guarded_trees(tx: &Tx<'_>, guard: GuardId) -> Result<Vec<(Result<TreeRow>, bool)>> {
+/// The trees a transaction guards that are ready: where one is not, nobody was let in yet.
+pub(crate) fn guarded_trees(tx: &Tx<'_>, guard: GuardId) -> Result<Vec<Result<GuardedTree>>> {
     tx.query_map(
-        "SELECT t.id, t.path, t.writers = 'replacing', t.area, t.state = 'true', g.ready \
-         FROM main.journal_guard_tree g JOIN main.journal_tree t ON t.id = g.tree WHERE g.guard = ?1 ORDER BY t.path",
+        "SELECT t.id, t.path, t.writers = 'replacing', t.area, t.state = 'true', g.began_s, g.began_ns \
+         FROM main.journal_guard_tree g JOIN main.journal_tree t ON t.id = g.tree \
+         WHERE g.guard = ?1 AND g.ready ORDER BY t.path",
         [guard.0],
         |row| {
             let bytes: Vec<u8> = row.get(1)?;
             let path = if bytes.is_empty() { Ok(None) } else { RelPath::from_stored(&bytes).map(Some) };
             let (id, replacing, area, is_true) = (TreeId(row.get(0)?), row.get(2)?, row.get(3)?, row.get(4)?);
-            Ok((path.map(|path| TreeRow { id, path, replacing, area, is_true }), row.get(5)?))
+            let began = (row.get(5)?, row.get(6)?);
+            Ok(path.map(|path| GuardedTree { tree: TreeRow { id, path, replacing, area, is_true }, began }))
         },
     )
 }

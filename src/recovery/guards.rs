@@ -71,8 +71,8 @@ fn put_back(ground: &Ground, turn: &mut Turn<'_>, guard: &GuardRow, drained: &mu
             }
         }
     }
-    let done = txn::complete(ground, turn, guard.id, &mut images)
-        .and_then(|()| txn::put_back(ground, turn, guard, &images));
+    let done =
+        txn::complete(ground, turn, guard.id, &mut images).and_then(|()| txn::put_back(ground, turn, guard, &images));
     match done {
         Ok(done) => {
             drained.rolled_back += 1;

@@ -54,6 +54,8 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
         guard INTEGER NOT NULL,
         tree  INTEGER NOT NULL,
         ready INTEGER NOT NULL CHECK (ready IN (0, 1)),
+        began_s  INTEGER NOT NULL,
+        began_ns INTEGER NOT NULL,
         PRIMARY KEY (guard, tree)
     ) STRICT, WITHOUT ROWID;
     ALTER TABLE journal_txn ADD COLUMN rolled_back INTEGER NOT NULL DEFAULT 0 CHECK (rolled_back IN (0, 1));

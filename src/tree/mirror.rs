@@ -19,7 +19,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::fs::area;
 use crate::fs::attrs::{self, Attrs};
 use crate::fs::clone::{FileToKeep, Way};
-use crate::fs::root::{self, Dir, Kind, Meta};
+use crate::fs::root::{Dir, Kind, Meta};
 use crate::path::RelPath;
 
 /// What the mirror is to be told to the rows.

@@ -14,4 +14,4 @@ pub(crate) use mirror::{Mirror, Mirrored, Update};
 pub(crate) use preimage::{Difference, PreImage, PreImages, Was};
 pub(crate) use record::{DirId, DirRow, Entry, EntryKind, Stamp};
 pub(crate) use restorer::{PutBack, TreeRestorer};
-pub(crate) use scan::{DirDiff, Scan};
+pub(crate) use scan::{DirDiff, Files, Scan};

@@ -94,10 +94,4 @@ impl Entry {
             }
         }
     }
-
-    /// True when its bytes are as they were recorded, as far as a look tells; a link made or removed since, or another
-    /// mode, moves only ctime on.
-    pub(crate) fn has_same_bytes(&self, meta: &Meta) -> bool {
-        (self.kind(), self.ino, self.size, self.attrs.mtime) == (meta.kind, meta.ino, meta.size, meta.mtime)
-    }
 }

@@ -4,7 +4,7 @@
 //! written to in place only a look at each of them tells; where all writers replace files, and somebody watched them, that
 //! is spared.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::record::{DirId, DirRow, Entry, Stamp};
 use crate::error::{IoContext, Result};
 use crate::fs::root::{self, Kind, Meta, RootDir};
-use crate::path::{AREA_DIR, RelPath};
+use crate::path::{AREA_DIR, RelPath, STATE_DIR};
 
 /// How one directory differs from what is recorded of it.
 #[derive(Debug)]
@@ -44,8 +44,35 @@ pub(crate) struct Scan<'r> {
     pub(crate) root: &'r RootDir,
     /// Paths that are not the tree's.
     pub(crate) reserved: &'r [RelPath],
-    /// Look at every file, not only at those in directories that changed.
-    pub(crate) every_file: bool,
+    pub(crate) files: Files<'r>,
+}
+
+/// Which files to look at, besides those in directories that changed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Files<'r> {
+    All,
+    /// These, by their directory and name.
+    Some(&'r HashSet<(i64, Vec<u8>)>),
+    None,
+}
+
+impl Files<'_> {
+    /// True when this one is to be looked at.
+    pub(crate) fn has(&self, dir: DirId, name: &[u8]) -> bool {
+        match self {
+            Self::All => true,
+            Self::Some(names) => !names.is_empty() && names.contains(&(dir.0, name.to_vec())),
+            Self::None => false,
+        }
+    }
+
+    fn any_of(&self, dir: DirId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Some(names) => names.iter().any(|(of, _)| *of == dir.0),
+            Self::None => false,
+        }
+    }
 }
 
 impl Scan<'_> {
@@ -63,7 +90,7 @@ impl Scan<'_> {
             return Ok(Some(DirDiff { row, live: None, same: Vec::new(), gone, changed: Vec::new(), new: Vec::new() }));
         };
         let unlisted = Stamp::from(&live) == row.stamp && !row.racy;
-        if unlisted && !self.every_file {
+        if unlisted && !self.files.any_of(row.id) {
             return Ok(None);
         }
         let full = row.path.as_ref().map_or(self.root.path().to_owned(), |path| self.root.full(path));
@@ -88,6 +115,10 @@ impl Scan<'_> {
         };
         if unlisted {
             for entry in entries {
+                if !self.files.has(diff.row.id, &entry.name) {
+                    diff.same.push(entry);
+                    continue;
+                }
                 match (entry.kind(), look(&entry.name)?) {
                     (Kind::File, Some(meta)) if !entry.is(&meta) => diff.changed.push((entry, meta)),
                     (_, Some(_)) => diff.same.push(entry),
@@ -103,7 +134,9 @@ impl Scan<'_> {
             }
             match known.remove(&listed.name) {
                 // A number that cannot stand for anything else.
-                Some(entry) if !self.every_file && entry.is_pinned() && entry.ino == listed.ino => {
+                Some(entry)
+                    if entry.is_pinned() && entry.ino == listed.ino && !self.files.has(diff.row.id, &entry.name) =>
+                {
                     diff.same.push(entry)
                 }
                 Some(entry) => match look(&listed.name)? {
@@ -145,6 +178,8 @@ impl Scan<'_> {
 
     /// True for a name that is the engine's.
     pub(crate) fn is_reserved(&self, dir: Option<&RelPath>, name: &[u8]) -> bool {
-        name == AREA_DIR.as_bytes() || (!self.reserved.is_empty() && self.reserved.contains(&RelPath::join(dir, name)))
+        name == AREA_DIR.as_bytes()
+            || (dir.is_none() && name == STATE_DIR.as_bytes())
+            || (!self.reserved.is_empty() && self.reserved.contains(&RelPath::join(dir, name)))
     }
 }

@@ -19,13 +19,13 @@ use super::guarding::Guarding;
 use super::prepare::SYNC_ONE_BY_ONE;
 use super::settle::SettleLock;
 use super::transaction::Transaction;
-use super::trees;
+use super::trees::{self, Guarded};
 use crate::error::{Error, Result};
 use crate::fs::area::Area;
 use crate::fs::clone::{Keep, Way};
 use crate::fs::opener::SyncTarget;
 use crate::fs::root::{Dirs, Kind};
-use crate::journal::{self, GuardId, TreeRow, TxnState};
+use crate::journal::{self, GuardId, TxnState};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
 use crate::tree::{PreImage, PreImages, Was};
@@ -155,7 +155,7 @@ impl Transaction {
         let Some(lease) = &self.lease else { return Err(Error::Closed) };
         let ground = &self.ground;
         let own = self.guarding.as_ref().map(|guarding| guarding.id);
-        let covers = |tree: &TreeRow| match (&tree.path, &path) {
+        let covers = |guarded: &Guarded| match (&guarded.tree.tree.path, &path) {
             (None, _) => true,
             (Some(tree), Some(path)) => path.is_within(tree),
             (Some(_), None) => false,
@@ -175,15 +175,16 @@ impl Transaction {
                 None => journal::insert_guard(tx, lease.name(), ground.session.id, &self.label, self.began_ms)?,
             };
             let tree = journal::tree(tx, path.as_ref(), replacing, area)?;
-            journal::guard_tree(tx, id, tree.id, false)?;
+            journal::guard_tree(tx, id, tree.id, None)?;
             Ok((id, tree))
         })?;
         ground.guarding().insert(id);
         drop((turn, settling));
-        if let Err(error) = trees::begin(ground, id, &tree) {
+        let begun = trees::begin(ground, id, tree);
+        if begun.is_err() {
             let undone = ground.enter().and_then(|mut turn| {
                 turn.write(Durability::Normal, |tx| match own {
-                    Some(_) => journal::unguard_tree(tx, id, tree.id),
+                    Some(_) => journal::unguard_trees(tx, id),
                     None => journal::delete_guard(tx, id).map(drop),
                 })
             });
@@ -193,10 +194,9 @@ impl Transaction {
             if let Err(error) = undone {
                 tracing::warn!(%error, "a guard that did not come about could not be taken back; recovery does it");
             }
-            return Err(error);
         }
-        let guarding = self.guarding.get_or_insert_with(|| Guarding::new(id));
-        guarding.trees.push(TreeRow { is_true: true, ..tree });
+        let begun = begun?;
+        self.guarding.get_or_insert_with(|| Guarding::new(id)).trees.push(begun);
         Ok(())
     }
 }
@@ -344,7 +344,7 @@ fn area_for(ground: &Ground, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<
     loop {
         match dirs.parent(&at) {
             Ok(dir) => return ground.area_of(&dir, &at),
-            Err(Error::NotFound { .. }) => {}
+            Err(Error::NotFound { .. } | Error::NotADirectory { .. }) => {}
             Err(error) => return Err(error),
         }
         match at.parent() {

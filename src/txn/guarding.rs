@@ -6,11 +6,11 @@ use std::collections::btree_map::Entry;
 use super::ground::Ground;
 use super::prepare::SYNC_ONE_BY_ONE;
 use super::rollback::{RolledBack, put_back};
-use super::trees::{self, Reading};
+use super::trees::{self, Guarded};
 use crate::error::{IoContext, Result};
 use crate::fs::opener::SyncTarget;
 use crate::fs::root::{self, Kind, Meta};
-use crate::journal::{self, Change, ChangeKind, GuardId, GuardRow, TreeRow};
+use crate::journal::{self, Change, ChangeKind, GuardId, GuardRow};
 use crate::lock::Lease;
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
@@ -21,7 +21,7 @@ use crate::tree::{Difference, DirId, PreImage, PreImages, TreeRestorer, Was};
 pub(super) struct Guarding {
     pub(super) id: GuardId,
     pub(super) images: PreImages,
-    pub(super) trees: Vec<TreeRow>,
+    pub(super) trees: Vec<Guarded>,
     /// Directories of those trees that are not as recorded any more.
     dirs: Vec<DirId>,
     /// Rows written so far.
@@ -44,7 +44,7 @@ impl Guarding {
     /// that is known already.
     fn look_through_trees(&mut self, ground: &Ground) -> Result<()> {
         for tree in &self.trees {
-            let found = trees::end(ground, Reading::Peek(ground), tree, true)?;
+            let found = tree.end(ground)?;
             self.dirs.extend(found.dirs);
             for (path, image) in found.images {
                 match self.images.entry(path) {
@@ -75,8 +75,8 @@ impl Guarding {
                 continue;
             }
             touched.push(Touched { change: change(path, image, live.as_ref()), live });
-            let new_directory = live.is_some_and(|live| live.kind == Kind::Directory)
-                && !matches!(image.was, Was::Directory { .. });
+            let new_directory =
+                live.is_some_and(|live| live.kind == Kind::Directory) && !matches!(image.was, Was::Directory { .. });
             if new_directory {
                 created_below(ground, path, image.area, &mut touched)?;
             }

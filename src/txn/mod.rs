@@ -42,7 +42,7 @@ pub(crate) use prepare::{KEEP, Step};
 pub use receipt::{Receipt, Warning};
 pub use rollback::RolledBack;
 pub(crate) use rollback::put_back;
-pub(crate) use trees::complete;
 pub use settle::Settled;
 pub(crate) use settle::settle;
 pub use transaction::Transaction;
+pub(crate) use trees::complete;

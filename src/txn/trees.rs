@@ -11,6 +11,7 @@
 //! A crash before 3 leaves a guard that is not ready: nobody has changed anything. A crash in 2 leaves a baseline that says
 //! that it is changing: it is made anew.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
@@ -20,19 +21,39 @@ use super::ground::Ground;
 use super::guarding::record_images;
 use crate::error::{Error, IoContext, Result};
 use crate::fs::area::{self, Area};
-use crate::fs::attrs::Attrs;
+use crate::fs::attrs::{self, Attrs};
 use crate::fs::clone::{FileToKeep, KeptFile, Way};
 use crate::fs::identity::Identity;
-use crate::fs::root::{self, Kind, Meta};
-use crate::journal::{self, GuardId, TreeRow};
+use crate::fs::root::{self, Kind};
+use crate::fs::watch::Watch;
+use crate::journal::{self, GuardId, GuardedTree, TreeRow};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
-use crate::tree::{DirDiff, DirId, DirRow, Entry, EntryKind, Mirror, Mirrored, PreImage, PreImages, Scan, Update, Was};
+use crate::tree::{
+    DirDiff, DirId, DirRow, Entry, EntryKind, Files, Mirror, Mirrored, PreImage, PreImages, Scan, Stamp, Update, Was,
+};
 
 /// The directory of an area that holds mirrors.
 const BASELINE: &str = "baseline";
 /// This many directories are recorded within one turn.
 const AT_ONCE: usize = 64;
+
+/// A tree that this process's transaction guards.
+#[derive(Debug)]
+pub(super) struct Guarded {
+    pub(super) tree: GuardedTree,
+    /// Who writes to files in place, where nobody should.
+    pub(super) watch: Option<Watch>,
+}
+
+impl Guarded {
+    /// See [`end`].
+    pub(super) fn end(&self, ground: &Ground) -> Result<Found> {
+        let touched = self.watch.as_ref().and_then(Watch::touched);
+        let files = touched.as_ref().map_or(Files::All, Files::Some);
+        end(ground, Reading::Peek(ground), &self.tree, files)
+    }
+}
 
 /// What a comparison found.
 #[derive(Debug, Default)]
@@ -45,7 +66,7 @@ pub(super) struct Found {
 
 /// Where rows are read: within a turn that is held, or without one.
 #[derive(Clone, Copy)]
-pub(super) enum Reading<'a, 's> {
+enum Reading<'a, 's> {
     Turn(&'a Turn<'s>),
     Peek(&'a Ground),
 }
@@ -60,20 +81,11 @@ impl Reading<'_, '_> {
 }
 
 /// Adds what the touched paths of a dead transaction's trees were to what is recorded of its guard, durably.
-pub(crate) fn complete(
-    ground: &Ground,
-    turn: &mut Turn<'_>,
-    guard: GuardId,
-    images: &mut PreImages,
-) -> Result<()> {
+pub(crate) fn complete(ground: &Ground, turn: &mut Turn<'_>, guard: GuardId, images: &mut PreImages) -> Result<()> {
     let first = turn.look(|tx| journal::guarded_count(tx, guard))?;
     let mut new = PreImages::new();
-    for (tree, ready) in turn.look(|tx| journal::guarded_trees(tx, guard))? {
-        if !ready {
-            // Nobody was let in yet.
-            continue;
-        }
-        for (path, image) in end(ground, Reading::Turn(turn), &tree?, true)?.images {
+    for tree in turn.look(|tx| journal::guarded_trees(tx, guard))? {
+        for (path, image) in end(ground, Reading::Turn(turn), &tree?, Files::All)?.images {
             match images.contains_key(&path) {
                 // Recorded by an attempt before this one.
                 true => drop_unused(ground, &image),
@@ -87,23 +99,24 @@ pub(crate) fn complete(
 }
 
 /// Brings the baseline of a tree up to date, and says that the guard is ready. Durable on return.
-pub(super) fn begin(ground: &Ground, guard: GuardId, tree: &TreeRow) -> Result<()> {
+pub(super) fn begin(ground: &Ground, guard: GuardId, tree: TreeRow) -> Result<Guarded> {
     let area = ground.area(tree.area)?;
-    let mirror = mirror(&area, tree)?;
+    let mirror = mirror(&area, &tree)?;
     let rows = match tree.is_true {
         true => ground.store.peek(|tx| journal::tree_dirs(tx, tree.id))?,
         false => {
-            forget(ground, tree)?;
+            forget(ground, &tree)?;
             Vec::new()
         }
     };
     let fresh = rows.is_empty();
     // Writers that replace files leave traces in directories; those that do not are looked for file by file.
-    let diffs = differences(ground, Reading::Peek(ground), rows, !tree.replacing)?;
+    let diffs =
+        differences(ground, Reading::Peek(ground), rows, if tree.replacing { Files::None } else { Files::All })?;
     if fresh || !diffs.is_empty() {
         ground.enter()?.write(Durability::Full, |tx| journal::set_tree(tx, tree.id, false, tree.area))?;
         let adopted = diffs.iter().filter(|diff| !diff.is_empty()).count();
-        adopt(ground, tree, &mirror, diffs, fresh)?;
+        adopt(ground, &tree, &mirror, diffs, fresh)?;
         area.sync_whole()?;
         if adopted > 0 {
             tracing::info!(
@@ -112,14 +125,27 @@ pub(super) fn begin(ground: &Ground, guard: GuardId, tree: &TreeRow) -> Result<(
             );
         }
     }
+    let began = area.clock()?;
     ground.enter()?.write(Durability::Full, |tx| {
         journal::set_tree(tx, tree.id, true, tree.area)?;
-        journal::guard_tree(tx, guard, tree.id, true)
-    })
+        journal::guard_tree(tx, guard, tree.id, Some(began))
+    })?;
+    let watch = if tree.replacing { watch(ground, &tree)? } else { None };
+    Ok(Guarded { tree: GuardedTree { tree: TreeRow { is_true: true, ..tree }, began }, watch })
+}
+
+/// Watches a tree whose writers promised not to write to files in place. None where that cannot be: then every file is
+/// looked at afterwards.
+fn watch(ground: &Ground, tree: &TreeRow) -> Result<Option<Watch>> {
+    let Some(mut watch) = Watch::new() else { return Ok(None) };
+    let rows = ground.store.peek(|tx| journal::tree_dirs(tx, tree.id))?;
+    let full = |row: &DirRow| row.path.as_ref().map_or(ground.root.path().to_owned(), |path| ground.root.full(path));
+    Ok(rows.iter().all(|row| watch.add(&full(row), row.id.0)).then_some(watch))
 }
 
 /// Compares a tree with its baseline, and gets the old versions of what differs. Nothing of it is synced.
-pub(super) fn end(ground: &Ground, reading: Reading<'_, '_>, tree: &TreeRow, every_file: bool) -> Result<Found> {
+fn end(ground: &Ground, reading: Reading<'_, '_>, guarded: &GuardedTree, files: Files<'_>) -> Result<Found> {
+    let GuardedTree { tree, began } = guarded;
     let area = ground.area(tree.area)?;
     let mirror = mirror(&area, tree)?;
     if !tree.is_true {
@@ -127,9 +153,14 @@ pub(super) fn end(ground: &Ground, reading: Reading<'_, '_>, tree: &TreeRow, eve
     }
     let rows = reading.look(|tx| journal::tree_dirs(tx, tree.id))?;
     let mut found = Found::default();
-    for diff in differences(ground, reading, rows, every_file)? {
+    for mut diff in differences(ground, reading, rows, files)? {
+        // Written to in place before the guard began, where nobody looks at every file then.
+        diff.changed.retain(|(_, now)| now.ctime >= *began);
+        if diff.is_empty() && diff.live.is_some_and(|live| Stamp::from(&live) == diff.row.stamp) {
+            continue;
+        }
         found.dirs.push(diff.row.id);
-        images(ground, &mirror, diff, &mut found.images)?;
+        images(ground, &mirror, diff, *began, files, &mut found.images)?;
     }
     Ok(found)
 }
@@ -152,13 +183,8 @@ fn forget(ground: &Ground, tree: &TreeRow) -> Result<()> {
     turn.write(Durability::Normal, |tx| dirs.iter().try_for_each(|&dir| journal::drop_dir(tx, dir)))
 }
 
-fn differences(
-    ground: &Ground,
-    reading: Reading<'_, '_>,
-    rows: Vec<DirRow>,
-    every_file: bool,
-) -> Result<Vec<DirDiff>> {
-    let scan = Scan { root: &ground.root, reserved: &ground.reserved, every_file };
+fn differences(ground: &Ground, reading: Reading<'_, '_>, rows: Vec<DirRow>, files: Files<'_>) -> Result<Vec<DirDiff>> {
+    let scan = Scan { root: &ground.root, reserved: &ground.reserved, files };
     let mut gone: Vec<RelPath> = Vec::new();
     let mut diffs = Vec::new();
     for row in rows {
@@ -184,7 +210,7 @@ fn adopt(ground: &Ground, tree: &TreeRow, mirror: &Mirror, diffs: Vec<DirDiff>, 
     let (reserved, mirror, top) = (ground.reserved.clone(), mirror.clone(), tree.path.clone());
     let done = ground.opener.start(move |root| {
         let mut tell = |mirrored| tell.send(mirrored).map_err(|_| Error::Closed);
-        let scan = Scan { root, reserved: &reserved, every_file: false };
+        let scan = Scan { root, reserved: &reserved, files: Files::None };
         let mut update = Update { scan, mirror: &mirror, next: &next, clock: None, tell: &mut tell };
         diffs.into_iter().try_for_each(|diff| update.adopt(diff))?;
         if fresh { update.add(top) } else { Ok(()) }
@@ -209,7 +235,14 @@ fn adopt(ground: &Ground, tree: &TreeRow, mirror: &Mirror, diffs: Vec<DirDiff>, 
 }
 
 /// What the paths of a difference were, each old version out of the mirror under a name of its own in a stage.
-fn images(ground: &Ground, mirror: &Mirror, diff: DirDiff, found: &mut Vec<(RelPath, PreImage)>) -> Result<()> {
+fn images(
+    ground: &Ground,
+    mirror: &Mirror,
+    diff: DirDiff,
+    began: (i64, u32),
+    looked_at: Files<'_>,
+    found: &mut Vec<(RelPath, PreImage)>,
+) -> Result<()> {
     let DirDiff { row, gone, changed, new, .. } = diff;
     let area = ground.area_near(row.path.as_ref())?;
     let mut image = |name: Option<&[u8]>, staged: String, was: Was| {
@@ -255,14 +288,21 @@ fn images(ground: &Ground, mirror: &Mirror, diff: DirDiff, found: &mut Vec<(RelP
     if files.is_empty() {
         return Ok(());
     }
-    let jobs: Vec<(PathBuf, PathBuf, Entry)> = files
+    // Known to have got other attributes meanwhile; else those that a link shows are its own.
+    let dressed = |entry: &Entry| matches!(looked_at, Files::Some(_)) && looked_at.has(row.id, &entry.name);
+    let jobs: Vec<TakeOut> = files
         .iter()
-        .map(|(entry, _, name)| (mirror.path(row.id, &entry.name), area.stage_path(name), entry.clone()))
+        .map(|(entry, _, name)| TakeOut {
+            from: mirror.path(row.id, &entry.name),
+            to: area.stage_path(name),
+            as_recorded: !entry.is_pinned() || dressed(entry),
+            entry: entry.clone(),
+        })
         .collect();
-    let kept = ground.opener.run(move |_| jobs.iter().map(take_out).collect::<Vec<_>>())?;
+    let kept = ground.opener.run(move |_| jobs.iter().map(|job| take_out(job, began)).collect::<Vec<_>>())?;
     for ((entry, _, name), kept) in files.into_iter().zip(kept) {
-        let KeptFile { kept, way, .. } = kept?;
-        let was = Was::File { seen: identity(&entry), kept: Identity::from(&kept), attrs: entry.attrs, way };
+        let (KeptFile { kept, way, .. }, attrs) = kept?;
+        let was = Was::File { seen: identity(&entry), kept: Identity::from(&kept), attrs, way };
         image(Some(&entry.name), name, was);
     }
     Ok(())
@@ -272,24 +312,40 @@ fn identity(entry: &Entry) -> Identity {
     Identity { directory: false, ino: entry.ino, size: entry.size, mtime: entry.attrs.mtime, ctime: entry.ctime }
 }
 
+/// An old version to be got out of the mirror.
+struct TakeOut {
+    from: PathBuf,
+    to: PathBuf,
+    entry: Entry,
+    /// With the attributes that were recorded, not with those that it has.
+    as_recorded: bool,
+}
+
 /// Gets an old version out of the mirror: another link to it, or a copy. On the opener's thread.
-fn take_out((from, to, entry): &(PathBuf, PathBuf, Entry)) -> Result<KeptFile> {
+fn take_out(job: &TakeOut, began: (i64, u32)) -> Result<(KeptFile, Attrs)> {
+    let TakeOut { from, to, entry, as_recorded } = job;
     let damaged = |detail: &str| Error::corrupt(format!("the baseline at {}", from.display()), detail);
     let dir = root::open_outside(from.parent().unwrap_or(from)).at("open", from)?;
     let name = from.file_name().unwrap_or_default();
     let Some(meta) = root::look(&dir, name).at("look at", from)? else { return Err(damaged("it is not there")) };
-    let same = |meta: &Meta| {
-        (meta.kind, meta.size, meta.mtime) == (Kind::File, entry.size, entry.attrs.mtime)
-            && (!entry.is_pinned() || meta.ino == entry.ino)
-    };
-    if !same(&meta) {
+    if meta.kind != Kind::File || (entry.is_pinned() && meta.ino != entry.ino) {
+        return Err(damaged("it is another file than was recorded"));
+    }
+    let other_bytes = (meta.size, meta.mtime) != (entry.size, entry.attrs.mtime);
+    // A link shows what was written to the file in place: before the guard began that was somebody's edit by hand.
+    if other_bytes && (!entry.is_pinned() || meta.mtime >= began) {
         return Err(damaged("it is not what was recorded"));
     }
+    let attrs = if *as_recorded && !other_bytes {
+        entry.attrs.clone()
+    } else {
+        let xattrs = attrs::xattrs(&dir, name, from)?;
+        Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs }
+    };
     let way = if entry.is_pinned() { Way::Link } else { Way::Reflink };
-    let attrs: &Attrs = &entry.attrs;
-    let file =
-        FileToKeep { dir: std::os::fd::AsFd::as_fd(&dir), name, full: from, attrs, to_dir: rustix::fs::CWD, to, way };
-    file.keep(&meta)?.ok_or_else(|| damaged("it changed while it was read"))
+    let file = FileToKeep { dir: dir.as_fd(), name, full: from, attrs: &attrs, to_dir: rustix::fs::CWD, to, way };
+    let kept = file.keep(&meta)?.ok_or_else(|| damaged("it changed while it was read"))?;
+    Ok((kept, attrs))
 }
 
 /// Lets an old version go again that was got out of the mirror.

@@ -14,13 +14,21 @@ use journal_kb::{Begin, ChangeKind, Error, Guard, Journal};
 use crate::support::{Tree, child, child_root};
 
 /// All that the promise names, of one path. Times of directories included.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) mode: u32,
     owner: (u32, u32),
     mtime: (i64, i64),
     pub(crate) bytes: Vec<u8>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let start = String::from_utf8_lossy(&self.bytes[..self.bytes.len().min(16)]);
+        let Self { mode, owner, mtime, xattrs, bytes } = self;
+        write!(f, "{mode:o} {owner:?} {mtime:?} {} bytes {start:?} {xattrs:?}", bytes.len())
+    }
 }
 
 pub(crate) fn full(root: &Path) -> BTreeMap<PathBuf, Entry> {

@@ -273,7 +273,8 @@ fn a_process_killed_under_a_guarded_tree_leaves_it_as_before() {
         let (tree, journal) = tree();
         journal.close().unwrap();
         let before = full(tree.root());
-        let mut guarding = child("guard_tree::guarding_child", tree.root()).env("REPLACING", replacing).spawn().unwrap();
+        let mut guarding =
+            child("guard_tree::guarding_child", tree.root()).env("REPLACING", replacing).spawn().unwrap();
         let mut out = guarding.stdout.take().unwrap();
         let mut said = String::new();
         while !said.contains("damage done") {
