@@ -68,6 +68,8 @@ pub(crate) enum Kept {
     Nothing,
     Directory(Meta, Attrs),
     Symlink(Meta, Attrs, Vec<u8>),
+    /// A SQLite database, to be kept with what lies beside it: see `fs::database`.
+    Database,
     /// The file, as it is after being kept; `kept` is what lies in the stage. With [`Way::Link`] they are one.
     File {
         meta: Meta,
@@ -94,6 +96,8 @@ pub(crate) struct FileToKeep<'a> {
     pub(crate) to: &'a Path,
     /// The way to try first.
     pub(crate) way: Way,
+    /// Also one that is a SQLite database.
+    pub(crate) databases: bool,
 }
 
 /// A file that is kept.
@@ -105,11 +109,19 @@ pub(crate) struct KeptFile {
     pub(crate) way: Way,
 }
 
-/// Keeps what lies at a path.
+/// Keeps what lies at a path. Of a database it only says that it is one.
 pub(super) fn keep(root: &RootDir, what: &Keep) -> Result<Kept> {
-    let full = root.full(&what.path);
+    match keep_with(root, &what.path, &what.to, what.way, false) {
+        Err(Error::DatabaseInUse { .. }) => Ok(Kept::Database),
+        other => other,
+    }
+}
+
+/// The same, of a database too where `databases` says so; else it is [`Error::DatabaseInUse`].
+pub(super) fn keep_with(root: &RootDir, path: &RelPath, to: &Path, way: Way, databases: bool) -> Result<Kept> {
+    let full = root.full(path);
     let opened;
-    let dir: &Dir = match what.path.parent() {
+    let dir: &Dir = match path.parent() {
         None => root.top(),
         Some(parent) => match root.open_dir(&parent) {
             Ok(dir) => {
@@ -120,7 +132,7 @@ pub(super) fn keep(root: &RootDir, what: &Keep) -> Result<Kept> {
             Err(error) => return Err(error),
         },
     };
-    let name = what.path.name();
+    let name = path.name();
     for _ in 0..TRIES {
         let Some(meta) = root::look(&dir.fd, name).at("look at", &full)? else { return Ok(Kept::Nothing) };
         let attrs = || -> Result<Attrs> {
@@ -135,7 +147,7 @@ pub(super) fn keep(root: &RootDir, what: &Keep) -> Result<Kept> {
             }
             Kind::Other => {
                 let reason = "it is neither a file, a directory nor a symlink";
-                return Err(Error::BadPath { path: what.path.to_path_buf(), reason });
+                return Err(Error::BadPath { path: path.to_path_buf(), reason });
             }
             Kind::File => {
                 let attrs = attrs()?;
@@ -145,8 +157,9 @@ pub(super) fn keep(root: &RootDir, what: &Keep) -> Result<Kept> {
                     full: &full,
                     attrs: &attrs,
                     to_dir: rustix::fs::CWD,
-                    to: &what.to,
-                    way: what.way,
+                    to,
+                    way,
+                    databases,
                 };
                 if let Some(KeptFile { meta, kept, way }) = file.keep(&meta)? {
                     return Ok(Kept::File { meta, attrs, kept, way });
@@ -166,7 +179,7 @@ impl FileToKeep<'_> {
             way = Way::Copy;
         }
         // The size of a database is a multiple of its page's.
-        let open = match way != Way::Link || seen.size % 512 == 0 {
+        let open = match way != Way::Link || seen.size.is_multiple_of(512) {
             false => None,
             true => match self.open()? {
                 None => return Ok(None),
@@ -218,7 +231,7 @@ impl FileToKeep<'_> {
         }
     }
 
-    /// Opens the file, and refuses a database. None when it is not there, or is something else by now.
+    /// Opens the file; a database is refused unless asked for. None when it is not there, or is something else by now.
     fn open(&self) -> Result<Option<OwnedFd>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = match rustix::fs::openat(self.dir, self.name, flags, Mode::empty()) {
@@ -231,9 +244,8 @@ impl FileToKeep<'_> {
         }
         let mut header = [0; 16];
         let read = rustix::io::pread(&file, &mut header, 0).at("read", self.full)?;
-        if is_database(&header[..read]) {
-            let reason = "it is a SQLite database, which has to be guarded as one";
-            return Err(Error::BadPath { path: self.full.to_owned(), reason });
+        if is_database(&header[..read]) && !self.databases {
+            return Err(Error::DatabaseInUse { path: self.full.to_owned() });
         }
         Ok(Some(file))
     }
@@ -278,7 +290,7 @@ impl FileToKeep<'_> {
     }
 }
 
-fn copy_range(from: impl AsFd, to: impl AsFd, mut at: u64, end: u64) -> Result<(), Errno> {
+pub(super) fn copy_range(from: impl AsFd, to: impl AsFd, mut at: u64, end: u64) -> Result<(), Errno> {
     let mut buffer = Vec::new();
     while at < end {
         let left = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);

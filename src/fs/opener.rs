@@ -17,7 +17,9 @@ use std::thread::JoinHandle;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::attrs::Attrs;
 use super::clone::{self, Keep, Kept};
+use super::database::{self, KeepSet};
 use super::root::{self, Kind, Meta, RootDir};
 use super::{sys, temp};
 use crate::error::{Error, IoContext, Result};
@@ -190,6 +192,38 @@ impl Opener {
         self.ask(move |tree| what.iter().map(|what| clone::keep(&tree.root, what)).collect())
     }
 
+    /// Keeps databases with their sidecars, each as it is at one instant.
+    pub(crate) fn keep_sets(&self, what: Vec<KeepSet>) -> Result<Vec<Result<(Kept, [Kept; 3])>>> {
+        self.ask(move |tree| what.iter().map(|what| database::keep(&tree.root, what)).collect())
+    }
+
+    /// Has a database of the tree locked against everybody, until released. None when somebody has it open, or may have.
+    pub(crate) fn lock_alone(&self, path: RelPath) -> Result<Option<u64>> {
+        let number = self.held.fetch_add(1, Ordering::Relaxed);
+        self.ask(move |tree| {
+            let locked = database::lock_alone(&tree.root, &path)?;
+            Ok(locked.map(|locked| {
+                tree.held.insert(number, locked);
+                number
+            }))
+        })?
+    }
+
+    /// Lets go what [`Opener::lock_alone`] locked.
+    pub(crate) fn unlock(&self, number: u64) -> Result<()> {
+        self.ask(move |tree| drop(tree.held.remove(&number)))
+    }
+
+    /// Writes what was kept back into a database that is locked; what it held before is copied to `aside`.
+    pub(crate) fn write_back(&self, path: RelPath, kept: PathBuf, attrs: Attrs, aside: PathBuf) -> Result<()> {
+        self.ask(move |tree| database::write_back(&tree.root, &path, &kept, &attrs, &aside))?
+    }
+
+    /// Copies files that are not the tree's; one that is not there is passed over.
+    pub(crate) fn copy_own(&self, files: Vec<(PathBuf, PathBuf)>) -> Result<()> {
+        self.ask(move |_| database::copy_own(&files))?
+    }
+
     /// Has those of `paths` that are SQLite databases by their header locked, so that nobody uses them until released.
     /// Does not wait for it: [`Held::databases`] does.
     pub(crate) fn hold_databases(&self, paths: Vec<RelPath>) -> Result<Held> {
@@ -292,7 +326,7 @@ impl Tree {
                 _ => continue,
             }
             let full = self.root.full(&path);
-            if !sys::try_lock_description(file.as_fd(), exclusive).at("lock", &full)? {
+            if !sys::try_lock_range(file.as_fd(), exclusive, (0, 0)).at("lock", &full)? {
                 return Err(Error::DatabaseInUse { path: full });
             }
             locked.push(file);

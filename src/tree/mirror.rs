@@ -173,6 +173,7 @@ impl Update<'_> {
                     to_dir: mirror.as_fd(),
                     to: Path::new(as_name),
                     way: self.mirror.way,
+                    databases: false,
                 };
                 match file.keep(meta)? {
                     Some(kept) => (kept.meta, EntryKind::File(kept.way)),

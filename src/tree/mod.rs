@@ -9,6 +9,7 @@ mod preimage;
 mod record;
 mod restorer;
 mod scan;
+mod sqlite_set;
 
 pub(crate) use mirror::{Mirror, Mirrored, Update};
 pub(crate) use preimage::{Difference, PreImage, PreImages, Was};

@@ -39,6 +39,12 @@ pub(crate) enum Was {
         target: Vec<u8>,
         attrs: Attrs,
     },
+    /// A SQLite database, kept as a copy. What lies beside it has pre-images of its own, and goes with it.
+    Database {
+        seen: Identity,
+        kept: Identity,
+        attrs: Attrs,
+    },
     /// A file. With [`Way::Link`] `seen` and `kept` are one inode.
     File {
         seen: Identity,
@@ -51,7 +57,7 @@ pub(crate) enum Was {
 impl From<Kept> for Was {
     fn from(kept: Kept) -> Self {
         match kept {
-            Kept::Nothing => Self::Absent,
+            Kept::Nothing | Kept::Database => Self::Absent,
             Kept::Directory(meta, attrs) => Self::Directory { ino: meta.ino, attrs },
             Kept::Symlink(meta, attrs, target) => Self::Symlink { ino: meta.ino, target, attrs },
             Kept::File { meta, attrs, kept, way } => {
@@ -71,6 +77,19 @@ pub(crate) enum Difference {
     All,
 }
 
+impl Was {
+    /// The kept set's database.
+    pub(crate) fn database(kept: Kept) -> Self {
+        match Self::from(kept) {
+            Self::File { seen, kept, attrs, .. } => Self::Database { seen, kept, attrs },
+            other => other,
+        }
+    }
+}
+
+/// What a database held before it was put back in place is called, behind its name.
+pub(crate) const WAS: &str = ".was";
+
 impl PreImage {
     /// Compares with what lies at the path now. A file is not read: inode, size, times and mode tell.
     pub(crate) fn differs(&self, live: Option<&Meta>) -> Difference {
@@ -89,6 +108,12 @@ impl PreImage {
                 let same = live.kind == Kind::Symlink && live.ino == *ino && live.mtime == attrs.mtime;
                 if same { Difference::None } else { Difference::All }
             }
+            Was::Database { seen, attrs, .. } => match seen.is(live, false) {
+                true => Difference::None,
+                // Written back in place, it is the same file; of its bytes size and time tell.
+                false if seen.is(live, true) && dressed(attrs) => Difference::Attributes,
+                false => Difference::All,
+            },
             Was::File { seen, kept, attrs, way } => {
                 if seen.is(live, false) {
                     Difference::None
@@ -107,13 +132,13 @@ impl PreImage {
 
     /// True when what lies under the name in the stage is the old version; else it was displaced by it.
     pub(crate) fn is_kept(&self, staged: &Meta) -> bool {
-        matches!(&self.was, Was::File { kept, .. } if !kept.directory && staged.kind == Kind::File && staged.ino == kept.ino)
+        matches!(&self.was, Was::File { kept, .. } | Was::Database { kept, .. } if !kept.directory && staged.kind == Kind::File && staged.ino == kept.ino)
     }
 
     /// The size of the old version, where it had one.
     pub(crate) fn size(&self) -> Option<u64> {
         match &self.was {
-            Was::File { seen, .. } => Some(seen.size),
+            Was::File { seen, .. } | Was::Database { seen, .. } => Some(seen.size),
             _ => None,
         }
     }

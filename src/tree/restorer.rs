@@ -13,12 +13,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::preimage::{Difference, PreImage, PreImages, Was};
+use super::preimage::{Difference, PreImage, PreImages, WAS, Was};
+use super::sqlite_set;
 use crate::error::{Error, IoContext, Result};
 use crate::fs::area::Area;
 use crate::fs::attrs;
 use crate::fs::clone::Way;
 use crate::fs::exchange;
+use crate::fs::opener::{Opener, SIDECARS};
 use crate::fs::root::{self, Dirs, Kind, Meta, RootDir};
 use crate::fs::temp;
 use crate::path::RelPath;
@@ -28,6 +30,7 @@ const MADE: &str = ".again";
 
 /// Puts trees back.
 pub(crate) struct TreeRestorer<'r> {
+    opener: &'r Opener,
     dirs: Dirs<'r>,
     areas: HashMap<i64, Arc<Area>>,
 }
@@ -46,13 +49,22 @@ pub(crate) enum PutBack {
 
 impl<'r> TreeRestorer<'r> {
     /// Areas are those that the pre-images name.
-    pub(crate) fn new(root: &'r RootDir, areas: impl IntoIterator<Item = Arc<Area>>) -> Self {
-        Self { dirs: Dirs::new(root), areas: areas.into_iter().map(|area| (area.id, area)).collect() }
+    pub(crate) fn new(root: &'r RootDir, opener: &'r Opener, areas: impl IntoIterator<Item = Arc<Area>>) -> Self {
+        Self { opener, dirs: Dirs::new(root), areas: areas.into_iter().map(|area| (area.id, area)).collect() }
     }
 
     /// Puts everything back, and says of each path what came of it.
     pub(crate) fn put_back(&mut self, images: &PreImages) -> Vec<(RelPath, Result<PutBack>)> {
-        let mut outcomes: Vec<_> = images.iter().map(|(path, image)| (path.clone(), self.one(path, image))).collect();
+        let mut outcomes: Vec<(RelPath, Result<PutBack>)> = Vec::with_capacity(images.len());
+        for (path, image) in images {
+            let outcome = match (&image.was, set_of(path, images)) {
+                // With its database.
+                (_, Some(database)) if database != *path => continue,
+                (Was::Database { .. }, _) => self.database(path, image, images, &mut outcomes),
+                _ => self.one(path, image),
+            };
+            outcomes.push((path.clone(), outcome));
+        }
         // Times last: whatever was put back below a directory has moved its own on.
         for (path, outcome) in outcomes.iter_mut().rev() {
             let Some(image) = images.get(path) else { continue };
@@ -79,10 +91,14 @@ impl<'r> TreeRestorer<'r> {
         Ok((live, difference))
     }
 
-    /// What was displaced when a path was put back, if anything was: it lies in the stage, under the pre-image's name.
-    pub(crate) fn displaced(&self, image: &PreImage) -> Result<Option<Meta>> {
+    /// What was displaced when a path was put back, if anything was: under which name of the stage it lies.
+    pub(crate) fn displaced(&self, image: &PreImage) -> Result<Option<(String, Meta)>> {
         let area = self.area(image)?;
-        Ok(area.look_staged(&image.name)?.filter(|staged| !image.is_kept(staged)))
+        if let Some(staged) = area.look_staged(&image.name)?.filter(|staged| !image.is_kept(staged)) {
+            return Ok(Some((image.name.clone(), staged)));
+        }
+        let was = format!("{}{WAS}", image.name);
+        Ok(area.look_staged(&was)?.map(|staged| (was, staged)))
     }
 
     fn area(&self, image: &PreImage) -> Result<Arc<Area>> {
@@ -96,7 +112,7 @@ impl<'r> TreeRestorer<'r> {
         let full = self.dirs.root().full(path);
         // What is put in place must be what was kept: bytes written to a link since are not, nor is what an earlier attempt
         // displaced.
-        if let Was::File { kept, .. } = &image.was
+        if let Was::File { kept, .. } | Was::Database { kept, .. } = &image.was
             && difference == Difference::All
             && live.is_none_or(|live| live.ino != kept.ino)
             && area.look_staged(&image.name)?.is_none_or(|staged| !kept.is(&staged, true))
@@ -142,11 +158,80 @@ impl<'r> TreeRestorer<'r> {
                     area.rename_staged(&made, &image.name)?;
                 }
             }
-            Was::File { attrs, .. } => {
+            Was::File { attrs, .. } | Was::Database { attrs, .. } => {
                 let placed = exchange::place(&area, &area.stage, &image.name, &dir.fd, path.name(), live.is_some());
                 placed.at("put back", &full)?;
                 attrs::dress_at(&dir.fd, path.name(), attrs, &full)?;
             }
+        }
+        Ok(PutBack::Restored)
+    }
+
+    /// Puts a database back with what lies beside it. Where nobody has it open, byte for byte and in place; else its content,
+    /// through SQLite, which sees to the sidecars.
+    fn database(
+        &mut self,
+        path: &RelPath,
+        image: &PreImage,
+        images: &PreImages,
+        outcomes: &mut Vec<(RelPath, Result<PutBack>)>,
+    ) -> Result<PutBack> {
+        let Was::Database { attrs, .. } = &image.was else { return self.one(path, image) };
+        let (live, difference) = self.compare(path, image)?;
+        let beside: Vec<(RelPath, &PreImage)> = SIDECARS
+            .iter()
+            .filter_map(|suffix| path.with_suffix(suffix.as_bytes()))
+            .filter_map(|path| images.get(&path).map(|image| (path, image)))
+            .collect();
+        let mut differs = difference != Difference::None;
+        for (path, image) in beside.iter().filter(|(path, _)| !path.as_bytes().ends_with(b"-shm")) {
+            differs |= self.compare(path, image)?.1 != Difference::None;
+        }
+        if !differs {
+            return Ok(PutBack::Unchanged);
+        }
+        let is_file = live.is_some_and(|live| live.kind == Kind::File);
+        let locked = if is_file { self.opener.lock_alone(path.clone())? } else { None };
+        if is_file && locked.is_none() {
+            return self.content(path, image);
+        }
+        // Sidecars first, and the database last: who waits for the lock finds the set whole.
+        for (path, image) in beside {
+            let outcome = self.one(&path, image);
+            let failed = outcome.is_err();
+            outcomes.push((path, outcome));
+            if failed && let Some(locked) = locked {
+                self.opener.unlock(locked)?;
+                return Ok(PutBack::Unchanged);
+            }
+        }
+        let Some(locked) = locked else { return self.one(path, image) };
+        let area = self.area(image)?;
+        let (kept, aside) = (area.stage_path(&image.name), area.stage_path(&format!("{}{WAS}", image.name)));
+        let done = self.opener.write_back(path.clone(), kept, attrs.clone(), aside);
+        self.opener.unlock(locked)?;
+        done.map(|()| PutBack::Restored)
+    }
+
+    /// Puts back what a database holds, while others have it open.
+    fn content(&mut self, path: &RelPath, image: &PreImage) -> Result<PutBack> {
+        let area = self.area(image)?;
+        let (live, was) = (self.dirs.root().full(path), format!("{}{WAS}", image.name));
+        if area.look_staged(&was)?.is_none() {
+            sqlite_set::copy_content(&live, &area.stage_path(&was))?;
+        }
+        // SQLite works on a copy of what was kept: it would bring the log into the database.
+        let work = format!("{}.work", image.name);
+        let staged = |name: &str, suffix: &str| area.stage_path(&format!("{name}{suffix}"));
+        let parts: Vec<_> =
+            ["", "-wal", "-journal"].iter().map(|s| (staged(&image.name, s), staged(&work, s))).collect();
+        for suffix in ["", "-wal", "-shm", "-journal"] {
+            area.drop_staged(&format!("{work}{suffix}"))?;
+        }
+        self.opener.copy_own(parts)?;
+        sqlite_set::copy_content(&area.stage_path(&work), &live)?;
+        for suffix in ["", "-wal", "-shm", "-journal"] {
+            area.drop_staged(&format!("{work}{suffix}"))?;
         }
         Ok(PutBack::Restored)
     }
@@ -176,6 +261,14 @@ impl<'r> TreeRestorer<'r> {
         }
         attrs::dress_at(&dir.fd, path.name(), attrs, &full)
     }
+}
+
+/// The database that a path is, or lies beside, among these.
+fn set_of(path: &RelPath, images: &PreImages) -> Option<RelPath> {
+    let is_database = |path: &RelPath| images.get(path).is_some_and(|image| matches!(image.was, Was::Database { .. }));
+    let base = SIDECARS.iter().find_map(|suffix| path.as_bytes().strip_suffix(suffix.as_bytes()));
+    let base = base.and_then(|base| RelPath::from_stored(base).ok());
+    [Some(path.clone()), base].into_iter().flatten().find(|path| is_database(path))
 }
 
 /// Makes a name of the stage free for what is about to be displaced. What an earlier attempt displaced is kept beside it.

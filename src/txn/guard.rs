@@ -22,8 +22,9 @@ use super::transaction::Transaction;
 use super::trees::{self, Guarded};
 use crate::error::{Error, Result};
 use crate::fs::area::Area;
-use crate::fs::clone::{Keep, Way};
-use crate::fs::opener::SyncTarget;
+use crate::fs::clone::{Keep, Kept, Way};
+use crate::fs::database::KeepSet;
+use crate::fs::opener::{SIDECARS, SyncTarget};
 use crate::fs::root::{Dirs, Kind};
 use crate::journal::{self, GuardId, TxnState};
 use crate::path::RelPath;
@@ -94,7 +95,11 @@ impl Transaction {
         }
         let mut paths = BTreeSet::new();
         for path in &guard.paths {
-            paths.insert(self.begin_staging(path)?);
+            let path = self.begin_staging(path)?;
+            // Who names what lies beside a database means the database.
+            let base = SIDECARS.iter().find_map(|suffix| path.as_bytes().strip_suffix(suffix.as_bytes()));
+            paths.extend(base.and_then(|base| RelPath::from_stored(base).ok()));
+            paths.insert(path);
         }
         for path in &paths {
             self.ask("guard", &[path.as_bytes()]);
@@ -289,8 +294,10 @@ impl Taken<'_> {
             places.push((path, named, area.id, name));
         }
         let mut failed = Ok(());
+        let mut databases = Vec::new();
         for ((path, named, area, name), kept) in places.into_iter().zip(self.ground.opener.keep(jobs)?) {
             match kept {
+                Ok(Kept::Database) => databases.push((path, area, name)),
                 Ok(kept) => {
                     self.images.insert(path, PreImage { area, name, named, was: kept.into() });
                 }
@@ -300,7 +307,33 @@ impl Taken<'_> {
                 }
             }
         }
-        failed
+        failed?;
+        self.take_databases(databases)
+    }
+
+    /// Keeps databases, each with what lies beside it.
+    fn take_databases(&mut self, databases: Vec<(RelPath, i64, String)>) -> Result<()> {
+        let mut sets = Vec::with_capacity(databases.len());
+        for (path, area, name) in &databases {
+            let area = self.ground.area(*area)?;
+            let to = |suffix: &str| area.stage_path(&format!("{name}{suffix}"));
+            sets.push(KeepSet { path: path.clone(), to: to(""), sidecars: SIDECARS.map(to) });
+        }
+        if sets.is_empty() {
+            return Ok(());
+        }
+        let kept = self.ground.opener.keep_sets(sets)?;
+        for ((path, area, name), kept) in databases.into_iter().zip(kept) {
+            let (database, sidecars) = kept?;
+            for (suffix, kept) in SIDECARS.iter().zip(sidecars) {
+                let name = format!("{name}{suffix}");
+                if let Some(path) = path.with_suffix(suffix.as_bytes()) {
+                    self.images.insert(path, PreImage { area, name, named: true, was: kept.into() });
+                }
+            }
+            self.images.insert(path, PreImage { area, name, named: true, was: Was::database(database) });
+        }
+        Ok(())
     }
 
     /// Makes what was kept durable: names in the stage, and the bytes behind them.
@@ -308,11 +341,11 @@ impl Taken<'_> {
         let mut files = Vec::new();
         let mut areas: Vec<Arc<Area>> = Vec::new();
         for (path, image) in &self.images {
-            let Was::File { seen, way, .. } = &image.was else { continue };
             let area = self.ground.area(image.area)?;
-            files.push(match way {
-                Way::Link => SyncTarget::File(path.clone(), seen.ino),
-                _ => SyncTarget::Own(area.stage_path(&image.name)),
+            files.push(match &image.was {
+                Was::File { seen, way: Way::Link, .. } => SyncTarget::File(path.clone(), seen.ino),
+                Was::File { .. } | Was::Database { .. } => SyncTarget::Own(area.stage_path(&image.name)),
+                _ => continue,
             });
             if !areas.iter().any(|known| known.id == area.id) {
                 areas.push(area);
@@ -329,7 +362,7 @@ impl Taken<'_> {
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         for image in self.images.values().filter(|_| !self.kept) {
-            if matches!(image.was, Was::File { .. })
+            if matches!(image.was, Was::File { .. } | Was::Database { .. })
                 && let Err(error) = self.ground.area(image.area).and_then(|area| area.drop_staged(&image.name))
             {
                 tracing::warn!(%error, "a kept file could not be removed; the next recovery sweeps it");

@@ -59,7 +59,7 @@ impl Guarding {
     /// What was done to the guarded paths, made durable.
     pub(super) fn touched(&mut self, ground: &Ground) -> Result<Vec<Touched>> {
         self.look_through_trees(ground)?;
-        let mut restorer = TreeRestorer::new(&ground.root, ground.areas());
+        let mut restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
         let mut touched = Vec::new();
         for (path, image) in &self.images {
             let (live, difference) = restorer.compare(path, image)?;
@@ -227,7 +227,9 @@ pub(super) fn change(path: &RelPath, image: &PreImage, now: Option<&Meta>) -> Ch
         old_size: image.size(),
         // A link to what is there now is no old version of it.
         preimage: match &image.was {
-            Was::File { kept, .. } if now.is_none_or(|now| now.ino != kept.ino) => Some(image.name.clone()),
+            Was::File { kept, .. } | Was::Database { kept, .. } if now.is_none_or(|now| now.ino != kept.ino) => {
+                Some(image.name.clone())
+            }
             _ => None,
         },
         area: image.area,

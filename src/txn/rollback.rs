@@ -28,7 +28,7 @@ pub struct RolledBack {
 /// Puts everything back that a guard's transaction changed, and ends the guard. Durable on return.
 pub(crate) fn put_back(ground: &Ground, turn: &mut Turn<'_>, row: &GuardRow, images: &PreImages) -> Result<RolledBack> {
     ground.touch();
-    let mut restorer = TreeRestorer::new(&ground.root, ground.areas());
+    let mut restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
     let mut done = RolledBack::default();
     let mut failed = None;
     for (path, outcome) in restorer.put_back(images) {
@@ -47,8 +47,8 @@ pub(crate) fn put_back(ground: &Ground, turn: &mut Turn<'_>, row: &GuardRow, ima
     for (path, image) in images {
         let displaced = restorer.displaced(image)?;
         let touched = done.restored.iter().any(|restored| restored == path.as_path());
-        if let Some(displaced) = displaced {
-            let kept = Change { preimage: Some(image.name.clone()), ..change(path, image, Some(&displaced)) };
+        if let Some((name, displaced)) = displaced {
+            let kept = Change { preimage: Some(name), ..change(path, image, Some(&displaced)) };
             changes.push(kept);
             history += displaced.size;
         } else if touched && (image.named || !matches!(image.was, Was::Directory { .. })) {
@@ -83,7 +83,8 @@ pub(crate) fn put_back(ground: &Ground, turn: &mut Turn<'_>, row: &GuardRow, ima
     for image in images.values() {
         let Ok(area) = ground.area(image.area) else { continue };
         let moved = match restorer.displaced(image) {
-            Ok(Some(_)) => area.to_history(&image.name),
+            Ok(Some((name, _))) if name == image.name => area.to_history(&name),
+            Ok(Some((name, _))) => area.to_history(&name).and_then(|()| area.drop_staged(&image.name)),
             _ => area.drop_staged(&image.name),
         };
         if let Err(error) = moved {

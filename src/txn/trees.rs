@@ -343,7 +343,16 @@ fn take_out(job: &TakeOut, began: (i64, u32)) -> Result<(KeptFile, Attrs)> {
         Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs }
     };
     let way = if entry.is_pinned() { Way::Link } else { Way::Reflink };
-    let file = FileToKeep { dir: dir.as_fd(), name, full: from, attrs: &attrs, to_dir: rustix::fs::CWD, to, way };
+    let file = FileToKeep {
+        dir: dir.as_fd(),
+        name,
+        full: from,
+        attrs: &attrs,
+        to_dir: rustix::fs::CWD,
+        to,
+        way,
+        databases: true,
+    };
     let kept = file.keep(&meta)?.ok_or_else(|| damaged("it changed while it was read"))?;
     Ok((kept, attrs))
 }
