@@ -121,6 +121,7 @@ CREATE TABLE journal_tree_dir (
     ctime_s  INTEGER NOT NULL,
     ctime_ns INTEGER NOT NULL,
     racy     INTEGER NOT NULL CHECK (racy IN (0, 1)),   -- the times prove nothing: list it anyway
+    dbs      INTEGER NOT NULL CHECK (dbs IN (0, 1)),   -- databases lie in it: they are looked at anyway
     attrs    BLOB NOT NULL                      -- fs::Attrs
 ) STRICT;
 CREATE INDEX journal_tree_dir_path ON journal_tree_dir (tree, path);

@@ -170,6 +170,19 @@ pub(super) fn keep_with(root: &RootDir, path: &RelPath, to: &Path, way: Way, dat
     Err(Error::ChangedMeanwhile { path: full })
 }
 
+/// True when a file begins as a SQLite database does.
+pub(crate) fn is_database_at(dir: &Dir, name: &OsStr, full: &Path) -> Result<bool> {
+    let attrs = Attrs::default();
+    let nowhere = Path::new("");
+    let (dir, to_dir) = (dir.fd.as_fd(), rustix::fs::CWD);
+    let file = FileToKeep { dir, name, full, attrs: &attrs, to_dir, to: nowhere, way: Way::Copy, databases: false };
+    match file.open() {
+        Ok(_) => Ok(false),
+        Err(Error::DatabaseInUse { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 impl FileToKeep<'_> {
     /// Keeps the file that was just seen as `seen`. None, and nothing is kept, when it changed meanwhile.
     pub(crate) fn keep(&self, seen: &Meta) -> Result<Option<KeptFile>> {

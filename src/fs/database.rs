@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::attrs::Attrs;
 use super::clone::{self, FileToKeep, Kept, KeptFile, Way};
+use super::identity::Identity;
 use super::opener::SIDECARS;
 use super::root::{self, Kind, Meta, RootDir};
 use super::{sys, temp};
@@ -36,6 +37,8 @@ pub(crate) struct KeepSet {
     /// Where the database goes, and each sidecar, in the order of [`SIDECARS`].
     pub(crate) to: PathBuf,
     pub(crate) sidecars: [PathBuf; 3],
+    /// The database was kept there before, as this: then it is not copied again.
+    pub(crate) kept: Option<Identity>,
 }
 
 /// Locks that keep everybody from changing a database.
@@ -45,13 +48,17 @@ struct Quiet {
 }
 
 /// Keeps a database and its sidecars as they are at one instant. Waits for commits of others to end, and answers
-/// [`Error::DatabaseInUse`] when they do not.
-pub(super) fn keep(root: &RootDir, what: &KeepSet) -> Result<(Kept, [Kept; 3])> {
+/// [`Error::DatabaseInUse`] when they do not. [`Kept::Database`] for one that was kept before.
+pub(crate) fn keep(root: &RootDir, what: &KeepSet) -> Result<(Kept, [Kept; 3])> {
     let deadline = Deadline::after(PATIENCE);
     let full = root.full(&what.path);
     loop {
         if let Some(_quiet) = quiet(root, &what.path)? {
-            let database = keep_one(root, &what.path, &what.to, true)?;
+            let live = root.look(&what.path)?;
+            let database = match (&what.kept, live) {
+                (Some(kept), Some(live)) if kept.is(&live, false) => Kept::Database,
+                _ => keep_one(root, &what.path, &what.to, true)?,
+            };
             let mut sidecars = [Kept::Nothing, Kept::Nothing, Kept::Nothing];
             for (n, suffix) in SIDECARS.iter().enumerate() {
                 if let Some(path) = what.path.with_suffix(suffix.as_bytes()) {
@@ -99,6 +106,10 @@ fn is_wal(database: &OwnedFd) -> Result<bool, Errno> {
 }
 
 fn keep_one(root: &RootDir, path: &RelPath, to: &Path, must: bool) -> Result<Kept> {
+    match rustix::fs::unlink(to) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error).at("remove", to),
+    }
     match clone::keep_with(root, path, to, Way::Reflink, true) {
         Err(Error::ChangedMeanwhile { .. }) if !must => Ok(Kept::Nothing),
         other => other,

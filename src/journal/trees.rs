@@ -102,7 +102,7 @@ pub(crate) fn guarded_trees(tx: &Tx<'_>, guard: GuardId) -> Result<Vec<Result<Gu
 /// The directories of a tree, each before those in it.
 pub(crate) fn tree_dirs(tx: &Tx<'_>, tree: TreeId) -> Result<Vec<DirRow>> {
     let rows = tx.query_map(
-        "SELECT id, path, ino, mtime_s, mtime_ns, ctime_s, ctime_ns, racy, attrs FROM main.journal_tree_dir \
+        "SELECT id, path, ino, mtime_s, mtime_ns, ctime_s, ctime_ns, racy, attrs, dbs FROM main.journal_tree_dir \
          WHERE tree = ?1 ORDER BY path",
         [tree.0],
         |row| {
@@ -114,8 +114,9 @@ pub(crate) fn tree_dirs(tx: &Tx<'_>, tree: TreeId) -> Result<Vec<DirRow>> {
                 mtime: (row.get(3)?, row.get(4)?),
                 ctime: (row.get(5)?, row.get(6)?),
             };
-            let (id, racy) = (DirId(row.get(0)?), row.get(7)?);
-            Ok(path.and_then(|path| Ok(DirRow { id, path, stamp, racy, attrs: codec::decode::<Attrs>(&attrs)? })))
+            let (id, racy, databases) = (DirId(row.get(0)?), row.get(7)?, row.get(9)?);
+            let attrs = codec::decode::<Attrs>(&attrs);
+            Ok(path.and_then(|path| Ok(DirRow { id, path, stamp, racy, databases, attrs: attrs? })))
         },
     )?;
     rows.into_iter().collect()
@@ -154,8 +155,8 @@ pub(crate) fn entries(tx: &Tx<'_>, dir: DirId) -> Result<Vec<Entry>> {
 pub(crate) fn put_dir(tx: &Tx<'_>, tree: TreeId, row: &DirRow, entries: &[Entry]) -> Result<()> {
     drop_dir(tx, row.id)?;
     tx.execute(
-        "INSERT INTO main.journal_tree_dir (id, tree, path, ino, mtime_s, mtime_ns, ctime_s, ctime_ns, racy, attrs) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        "INSERT INTO main.journal_tree_dir (id, tree, path, ino, mtime_s, mtime_ns, ctime_s, ctime_ns, racy, attrs, dbs) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
         rusqlite::params![
             row.id.0,
             tree.0,
@@ -166,7 +167,8 @@ pub(crate) fn put_dir(tx: &Tx<'_>, tree: TreeId, row: &DirRow, entries: &[Entry]
             row.stamp.ctime.0,
             row.stamp.ctime.1,
             row.racy,
-            codec::encode(&row.attrs)?
+            codec::encode(&row.attrs)?,
+            row.databases
         ],
     )?;
     let first = part_ids(row.id).0;

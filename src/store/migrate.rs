@@ -43,6 +43,7 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
         ctime_s  INTEGER NOT NULL,
         ctime_ns INTEGER NOT NULL,
         racy     INTEGER NOT NULL CHECK (racy IN (0, 1)),
+        dbs      INTEGER NOT NULL CHECK (dbs IN (0, 1)),
         attrs    BLOB NOT NULL
     ) STRICT;
     CREATE INDEX journal_tree_dir_path ON journal_tree_dir (tree, path);

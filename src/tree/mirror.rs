@@ -4,6 +4,7 @@
 //! are numbered, and what a number stands for is in the rows, so that a directory may be moved or lie deep.
 //! All of it runs on the opener's thread.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -13,12 +14,14 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
-use super::record::{DirId, DirRow, Entry, EntryKind, Stamp};
+use super::record::{DirId, DirRow, Entry, EntryKind, Stamp, base_of};
 use super::scan::{DirDiff, Scan};
 use crate::error::{Error, IoContext, Result};
 use crate::fs::area;
 use crate::fs::attrs::{self, Attrs};
-use crate::fs::clone::{FileToKeep, Way};
+use crate::fs::clone::{self, FileToKeep, Kept, Way};
+use crate::fs::database::{self, KeepSet};
+use crate::fs::opener::SIDECARS;
 use crate::fs::root::{Dir, Kind, Meta};
 use crate::path::RelPath;
 
@@ -82,6 +85,7 @@ impl Update<'_> {
                 path,
                 stamp: Stamp { ino: 0, mtime: (0, 0), ctime: (0, 0) },
                 attrs: Attrs::default(),
+                databases: false,
                 racy: true,
             };
             let Some(diff) = self.scan.diff(row, false, |_| Ok(Vec::new()))? else { continue };
@@ -119,13 +123,26 @@ impl Update<'_> {
         };
         let mirror = self.mirror.open(row.id)?;
         for entry in gone.iter().chain(changed.iter().map(|(entry, _)| entry)) {
-            if entry.kind() == Kind::File {
+            if matches!(entry.what, EntryKind::File(_)) {
                 unlink(&mirror, OsStr::from_bytes(&entry.name), &full)?;
             }
         }
         let mut entries = same;
-        let new = changed.into_iter().map(|(entry, meta)| (entry.name, meta)).chain(new);
-        for (name, meta) in new {
+        let new: Vec<(Vec<u8>, Meta)> =
+            changed.into_iter().map(|(entry, meta)| (entry.name, meta)).chain(new).collect();
+        let mut databases = self.databases(dir, &full, &new, &entries)?;
+        // A database of which only the log is gone.
+        databases.extend(gone.iter().filter_map(|entry| {
+            let base = base_of(&entry.name).filter(|_| entry.what == EntryKind::Sidecar)?;
+            entries.iter().any(|entry| entry.name == base).then(|| base.to_vec())
+        }));
+        let of_database =
+            |name: &[u8]| databases.contains(name) || base_of(name).is_some_and(|b| databases.contains(b));
+        for database in &databases {
+            self.set(row.path.as_ref(), row.id, database, &mut entries, &mut row.racy)?;
+        }
+        row.databases = entries.iter().any(|entry| entry.what == EntryKind::Database);
+        for (name, meta) in new.into_iter().filter(|(name, _)| !of_database(name)) {
             let Some(entry) = self.entry(dir, &mirror, &full, name, &meta)? else {
                 // Gone or changed by now: the stamp is no longer what the directory has, so it is looked at again.
                 row.racy = true;
@@ -140,6 +157,67 @@ impl Update<'_> {
         row.attrs = attrs_of(dir, row.path.as_ref(), &live, &full)?;
         row.racy |= self.clock.is_some_and(|clock| live.ctime >= clock);
         (self.tell)(Mirrored::Directory(row, entries))
+    }
+
+    /// The databases among what is new or changed, and those whose sidecars are.
+    fn databases(&self, dir: &Dir, full: &Path, new: &[(Vec<u8>, Meta)], known: &[Entry]) -> Result<BTreeSet<Vec<u8>>> {
+        let mut found = BTreeSet::new();
+        for (name, meta) in new.iter().filter(|(_, meta)| meta.kind == Kind::File) {
+            let is_known =
+                |base: &[u8]| known.iter().any(|entry| entry.name == base && entry.what == EntryKind::Database);
+            if let Some(base) = base_of(name).filter(|base| is_known(base)) {
+                found.insert(base.to_vec());
+            } else if meta.size > 0 && meta.size.is_multiple_of(512) {
+                let path = full.join(OsStr::from_bytes(name));
+                if clone::is_database_at(dir, OsStr::from_bytes(name), &path)? {
+                    found.insert(name.clone());
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Keeps a database with what lies beside it, in place of what is known of them.
+    fn set(
+        &self,
+        dir: Option<&RelPath>,
+        id: DirId,
+        name: &[u8],
+        entries: &mut Vec<Entry>,
+        racy: &mut bool,
+    ) -> Result<()> {
+        let path = RelPath::join(dir, name);
+        let (mut known, others): (Vec<Entry>, Vec<Entry>) = std::mem::take(entries)
+            .into_iter()
+            .partition(|entry| entry.name == name || base_of(&entry.name).is_some_and(|base| base == name));
+        *entries = others;
+        known.retain(|entry| entry.what == EntryKind::Database);
+        let to = |suffix: &str| self.mirror.path(id, &[name, suffix.as_bytes()].concat());
+        let kept = known.first().map(Entry::identity);
+        let set = KeepSet { path: path.clone(), to: to(""), sidecars: SIDECARS.map(to), kept };
+        let (database, sidecars) = match database::keep(self.scan.root, &set) {
+            Ok(kept) => kept,
+            // Gone by now.
+            Err(Error::NotFound { .. }) => {
+                *racy = true;
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        match database {
+            Kept::Database => entries.append(&mut known),
+            Kept::File { meta, attrs, .. } => {
+                entries.push(Entry::new(name.to_vec(), &meta, attrs.xattrs, EntryKind::Database));
+            }
+            _ => *racy = true,
+        }
+        for (suffix, kept) in SIDECARS.iter().zip(sidecars) {
+            if let Kept::File { meta, attrs, .. } = kept {
+                let name = [name, suffix.as_bytes()].concat();
+                entries.push(Entry::new(name, &meta, attrs.xattrs, EntryKind::Sidecar));
+            }
+        }
+        Ok(())
     }
 
     /// Keeps what lies under a name. None when that is gone by now.

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::fs::attrs::{Attrs, Xattrs};
 use crate::fs::clone::Way;
+use crate::fs::identity::Identity;
+use crate::fs::opener::SIDECARS;
 use crate::fs::root::{Kind, Meta};
 use crate::path::RelPath;
 
@@ -33,6 +35,8 @@ pub(crate) struct DirRow {
     pub(crate) path: Option<RelPath>,
     pub(crate) stamp: Stamp,
     pub(crate) attrs: Attrs,
+    /// Databases lie in it: they are looked at whatever its times say.
+    pub(crate) databases: bool,
     /// It changed so shortly before it was looked at, or is to change, that the stamp proves nothing: it is listed anyway.
     pub(crate) racy: bool,
 }
@@ -53,6 +57,10 @@ pub(crate) struct Entry {
 pub(crate) enum EntryKind {
     /// The mirror holds its old version, under the same name.
     File(Way),
+    /// A SQLite database: the mirror holds a copy, taken together with what lies beside it.
+    Database,
+    /// What SQLite puts beside a database. The mirror holds a copy.
+    Sidecar,
     /// A directory with a row of its own.
     Directory,
     Symlink(Vec<u8>),
@@ -69,7 +77,7 @@ impl Entry {
 
     pub(crate) fn kind(&self) -> Kind {
         match self.what {
-            EntryKind::File(_) => Kind::File,
+            EntryKind::File(_) | EntryKind::Database | EntryKind::Sidecar => Kind::File,
             EntryKind::Directory => Kind::Directory,
             EntryKind::Symlink(_) => Kind::Symlink,
             EntryKind::Other => Kind::Other,
@@ -81,9 +89,23 @@ impl Entry {
         self.what == EntryKind::File(Way::Link)
     }
 
+    /// Which version it was.
+    pub(crate) fn identity(&self) -> Identity {
+        Identity { directory: false, ino: self.ino, size: self.size, mtime: self.attrs.mtime, ctime: self.ctime }
+    }
+
+    /// True for what is written to in place whoever writes: a database and what lies beside it.
+    pub(crate) fn is_of_database(&self) -> bool {
+        matches!(self.what, EntryKind::Database | EntryKind::Sidecar)
+    }
+
     /// True when a look finds it as it was recorded.
     pub(crate) fn is(&self, meta: &Meta) -> bool {
         let same = (self.kind(), self.ino) == (meta.kind, meta.ino);
+        if is_shared_memory(&self.name) && self.what == EntryKind::Sidecar {
+            // It is mapped, and says nothing that the log does not.
+            return meta.kind == Kind::File;
+        }
         match self.what {
             // What lies in a directory is its own row's business.
             EntryKind::Directory => same,
@@ -94,4 +116,14 @@ impl Entry {
             }
         }
     }
+}
+
+/// The database that a name belongs to as its sidecar.
+pub(crate) fn base_of(name: &[u8]) -> Option<&[u8]> {
+    SIDECARS.iter().find_map(|suffix| name.strip_suffix(suffix.as_bytes())).filter(|base| !base.is_empty())
+}
+
+/// True for the sidecar that is rebuilt from the others.
+pub(crate) fn is_shared_memory(name: &[u8]) -> bool {
+    name.ends_with(b"-shm")
 }

@@ -317,7 +317,7 @@ impl Taken<'_> {
         for (path, area, name) in &databases {
             let area = self.ground.area(*area)?;
             let to = |suffix: &str| area.stage_path(&format!("{name}{suffix}"));
-            sets.push(KeepSet { path: path.clone(), to: to(""), sidecars: SIDECARS.map(to) });
+            sets.push(KeepSet { path: path.clone(), to: to(""), sidecars: SIDECARS.map(to), kept: None });
         }
         if sets.is_empty() {
             return Ok(());

@@ -24,6 +24,7 @@ use crate::fs::area::{self, Area};
 use crate::fs::attrs::{self, Attrs};
 use crate::fs::clone::{FileToKeep, KeptFile, Way};
 use crate::fs::identity::Identity;
+use crate::fs::opener::SIDECARS;
 use crate::fs::root::{self, Kind};
 use crate::fs::watch::Watch;
 use crate::journal::{self, GuardId, GuardedTree, TreeRow};
@@ -31,6 +32,7 @@ use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
 use crate::tree::{
     DirDiff, DirId, DirRow, Entry, EntryKind, Files, Mirror, Mirrored, PreImage, PreImages, Scan, Stamp, Update, Was,
+    base_of, is_shared_memory,
 };
 
 /// The directory of an area that holds mirrors.
@@ -243,7 +245,16 @@ fn images(
     looked_at: Files<'_>,
     found: &mut Vec<(RelPath, PreImage)>,
 ) -> Result<()> {
-    let DirDiff { row, gone, changed, new, .. } = diff;
+    let sets = sets(&diff);
+    let of_set =
+        |name: &[u8]| sets.iter().any(|set| set.name == name || base_of(name).is_some_and(|base| base == set.name));
+    for set in &sets {
+        self::set(ground, mirror, &diff, set, found)?;
+    }
+    let DirDiff { row, mut gone, mut changed, mut new, .. } = diff;
+    gone.retain(|entry| !of_set(&entry.name));
+    changed.retain(|(entry, _)| !of_set(&entry.name));
+    new.retain(|(name, _)| !of_set(name));
     let area = ground.area_near(row.path.as_ref())?;
     let mut image = |name: Option<&[u8]>, staged: String, was: Was| {
         let path = match name {
@@ -278,10 +289,12 @@ fn images(
             }
             EntryKind::File(Way::Link) if now.is_some() => {
                 // The very file that the mirror holds a link to: there is nothing to be got out of it.
-                let seen = identity(&entry);
+                let seen = entry.identity();
                 let was = Was::File { seen: seen.clone(), kept: seen, attrs: entry.attrs.clone(), way: Way::Link };
                 image(Some(&entry.name), ground.fresh_name(), was);
             }
+            // Beside a database that was none when it was kept: a file like any other.
+            EntryKind::Database | EntryKind::Sidecar => files.push((entry.clone(), Way::Copy, ground.fresh_name())),
             EntryKind::File(way) => files.push((entry.clone(), *way, ground.fresh_name())),
         }
     }
@@ -302,14 +315,70 @@ fn images(
     let kept = ground.opener.run(move |_| jobs.iter().map(|job| take_out(job, began)).collect::<Vec<_>>())?;
     for ((entry, _, name), kept) in files.into_iter().zip(kept) {
         let (KeptFile { kept, way, .. }, attrs) = kept?;
-        let was = Was::File { seen: identity(&entry), kept: Identity::from(&kept), attrs, way };
+        let was = Was::File { seen: entry.identity(), kept: Identity::from(&kept), attrs, way };
         image(Some(&entry.name), name, was);
     }
     Ok(())
 }
 
-fn identity(entry: &Entry) -> Identity {
-    Identity { directory: false, ino: entry.ino, size: entry.size, mtime: entry.attrs.mtime, ctime: entry.ctime }
+/// The recorded databases of which, or of whose logs, something is different.
+fn sets(diff: &DirDiff) -> Vec<Entry> {
+    let recorded = || diff.same.iter().chain(&diff.gone).chain(diff.changed.iter().map(|(entry, _)| entry));
+    let names = diff.gone.iter().map(|entry| &entry.name).chain(diff.changed.iter().map(|(entry, _)| &entry.name));
+    let names: Vec<&Vec<u8>> = names.chain(diff.new.iter().map(|(name, _)| name)).collect();
+    let touched = |base: &[u8]| {
+        names
+            .iter()
+            .any(|name| *name == base || (base_of(name).is_some_and(|of| of == base) && !is_shared_memory(name)))
+    };
+    recorded().filter(|entry| entry.what == EntryKind::Database && touched(&entry.name)).cloned().collect()
+}
+
+/// What a database and the paths beside it were.
+fn set(
+    ground: &Ground,
+    mirror: &Mirror,
+    diff: &DirDiff,
+    database: &Entry,
+    found: &mut Vec<(RelPath, PreImage)>,
+) -> Result<()> {
+    let recorded = || diff.same.iter().chain(&diff.gone).chain(diff.changed.iter().map(|(entry, _)| entry));
+    let (area, name) = (ground.area_near(diff.row.path.as_ref())?, ground.fresh_name());
+    let image = |suffix: &str, was: Was| {
+        let path = RelPath::join(diff.row.path.as_ref(), &[&database.name, suffix.as_bytes()].concat());
+        (path, PreImage { area: area.id, name: format!("{name}{suffix}"), named: true, was })
+    };
+    let mut sidecars = Vec::new();
+    for suffix in SIDECARS {
+        let beside = [&database.name, suffix.as_bytes()].concat();
+        match recorded().find(|entry| entry.name == beside && entry.what == EntryKind::Sidecar) {
+            Some(entry) => sidecars.push((suffix, entry.clone())),
+            None => found.push(image(suffix, Was::Absent)),
+        }
+    }
+    let parts: Vec<_> = std::iter::once(("", database.clone())).chain(sidecars).collect();
+    let jobs: Vec<TakeOut> = parts
+        .iter()
+        .map(|(suffix, entry)| TakeOut {
+            from: mirror.path(diff.row.id, &entry.name),
+            to: area.stage_path(&format!("{name}{suffix}")),
+            entry: entry.clone(),
+            as_recorded: true,
+        })
+        .collect();
+    let kept = ground.opener.run(move |_| jobs.iter().map(|job| take_out(job, (0, 0))).collect::<Vec<_>>())?;
+    for ((suffix, entry), kept) in parts.into_iter().zip(kept) {
+        let (KeptFile { kept, .. }, attrs) = kept?;
+        let (seen, kept) = (entry.identity(), Identity::from(&kept));
+        found.push(image(
+            suffix,
+            match suffix {
+                "" => Was::Database { seen, kept, attrs },
+                _ => Was::File { seen, kept, attrs, way: Way::Copy },
+            },
+        ));
+    }
+    Ok(())
 }
 
 /// An old version to be got out of the mirror.

@@ -6,13 +6,32 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::Stdio;
 
-use journal_kb::Journal;
 use journal_kb::rusqlite::Connection;
+use journal_kb::{Guard, Journal, Transaction};
 
 use crate::guard::full;
 use crate::support::{Tree, child, child_root};
 
 const MODES: [&str; 2] = ["wal", "delete"];
+
+/// How the database is guarded: by its name, or in a tree.
+const WAYS: [Way; 3] = [Way::Name, Way::Tree, Way::Replacing];
+
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Name,
+    Tree,
+    Replacing,
+}
+
+fn guard(txn: &mut Transaction, way: Way) {
+    txn.guard_with(match way {
+        Way::Name => Guard::paths(["d/index.db"]),
+        Way::Tree => Guard::tree("d"),
+        Way::Replacing => Guard::tree("d").replacing(),
+    })
+    .unwrap();
+}
 
 fn open(path: &Path, mode: &str) -> Connection {
     let connection = Connection::open(path).unwrap();
@@ -62,6 +81,57 @@ fn a_closed_database_comes_back_byte_for_byte() {
             assert_eq!(full(tree.root()), before, "{mode}");
             sound(&open(&tree.path("d/index.db"), mode));
         }
+    }
+}
+
+#[test]
+fn a_closed_database_in_a_tree_comes_back_byte_for_byte() {
+    for mode in MODES {
+        for way in WAYS {
+            let (tree, journal) = tree(mode);
+            let before = full(tree.root());
+            // The baseline is made, used, and used again.
+            for round in 0..3 {
+                let mut txn = journal.begin("").unwrap();
+                guard(&mut txn, way);
+                let connection = open(&tree.path("d/index.db"), mode);
+                (0..50).for_each(|n| add(&connection, n));
+                connection.close().unwrap();
+                txn.rollback().unwrap();
+                assert_eq!(full(tree.root()), before, "{mode}, {way:?}, round {round}");
+            }
+            sound(&open(&tree.path("d/index.db"), mode));
+        }
+    }
+}
+
+#[test]
+fn a_database_that_did_not_change_is_not_copied_again() {
+    for way in [Way::Tree, Way::Replacing] {
+        let (tree, journal) = tree("wal");
+        let inode = || {
+            let mut found: Vec<_> = walkdir::WalkDir::new(tree.path(".journal/baseline"))
+                .into_iter()
+                .map(|entry| entry.unwrap())
+                .filter(|entry| entry.file_name() == "index.db")
+                .map(|entry| std::os::unix::fs::MetadataExt::ino(&entry.metadata().unwrap()))
+                .collect();
+            assert_eq!(found.len(), 1);
+            found.remove(0)
+        };
+        let mut copies = Vec::new();
+        for round in 0..3 {
+            let mut txn = journal.begin("").unwrap();
+            guard(&mut txn, way);
+            copies.push(inode());
+            txn.rollback().unwrap();
+            if round == 1 {
+                let connection = open(&tree.path("d/index.db"), "wal");
+                add(&connection, 1);
+                connection.close().unwrap();
+            }
+        }
+        assert!(copies[0] == copies[1] && copies[1] != copies[2], "{copies:?}");
     }
 }
 
@@ -130,7 +200,7 @@ fn a_commit_keeps_what_was_done_to_a_database() {
 
 #[test]
 fn those_who_have_it_open_see_what_comes_back() {
-    for mode in MODES {
+    for (mode, way) in MODES.iter().flat_map(|mode| WAYS.map(|way| (*mode, way))) {
         for elsewhere in [false, true] {
             let (tree, journal) = tree(mode);
             let path = tree.path("d/index.db");
@@ -139,14 +209,14 @@ fn those_who_have_it_open_see_what_comes_back() {
             let mut other = Other::new(&path, mode, elsewhere);
             assert_eq!(other.ask("sum"), expected);
             let mut txn = journal.begin("").unwrap();
-            txn.guard_paths(["d/index.db"]).unwrap();
+            guard(&mut txn, way);
             // It goes on writing during the transaction.
             for _ in 0..20 {
                 other.ask("add");
             }
             assert_eq!(other.ask("sum"), expected + 20 * 7);
             txn.rollback().unwrap();
-            assert_eq!(other.ask("sum"), expected, "{mode}, elsewhere: {elsewhere}");
+            assert_eq!(other.ask("sum"), expected, "{mode}, {way:?}, elsewhere: {elsewhere}");
             let fresh = open(&path, mode);
             assert_eq!(sum(&fresh), expected);
             sound(&fresh);
@@ -163,18 +233,22 @@ fn those_who_have_it_open_see_what_comes_back() {
 
 #[test]
 fn a_killed_process_leaves_the_database_as_before() {
-    for mode in MODES {
+    for (mode, way) in MODES.iter().flat_map(|mode| WAYS.map(|way| (*mode, way))) {
         let (tree, journal) = tree(mode);
         journal.close().unwrap();
         let expected = sum(&open(&tree.path("d/index.db"), mode));
         let before = full(tree.root());
-        let mut guarding = child("guard_database::guarding_child", tree.root()).env("MODE", mode).spawn().unwrap();
+        let mut guarding = child("guard_database::guarding_child", tree.root())
+            .env("MODE", mode)
+            .env("WAY", format!("{way:?}"))
+            .spawn()
+            .unwrap();
         let mut lines = BufReader::new(guarding.stdout.take().unwrap()).lines();
         assert!(lines.any(|line| line.unwrap().contains("damage done")));
         guarding.kill().unwrap();
         guarding.wait().unwrap();
         let journal = tree.journal();
-        assert_eq!(full(tree.root()), before, "{mode}");
+        assert_eq!(full(tree.root()), before, "{mode}, {way:?}");
         assert_eq!(journal.recover().unwrap().rolled_back, 1);
         let fresh = open(&tree.path("d/index.db"), mode);
         assert_eq!(sum(&fresh), expected);
@@ -188,7 +262,8 @@ fn guarding_child() {
     let Some(root) = child_root() else { return };
     let journal = Journal::open(&root).unwrap();
     let mut txn = journal.begin("").unwrap();
-    txn.guard_paths(["d/index.db"]).unwrap();
+    let way = std::env::var("WAY").unwrap();
+    guard(&mut txn, WAYS.into_iter().find(|known| format!("{known:?}") == way).unwrap());
     let connection = open(&root.join("d/index.db"), &std::env::var("MODE").unwrap());
     (0..30).for_each(|n| add(&connection, n));
     println!("damage done");
