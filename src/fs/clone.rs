@@ -303,33 +303,47 @@ impl FileToKeep<'_> {
     }
 }
 
-pub(super) fn copy_range(from: impl AsFd, to: impl AsFd, mut at: u64, end: u64) -> Result<(), Errno> {
+pub(super) fn copy_range(from: impl AsFd, to: impl AsFd, at: u64, end: u64) -> Result<(), Errno> {
+    copy_between(from, at, to, at, end.saturating_sub(at))
+}
+
+/// Copies `length` bytes from one place of a file to one of another.
+pub(super) fn copy_between(
+    from: impl AsFd,
+    mut source: u64,
+    to: impl AsFd,
+    mut target: u64,
+    length: u64,
+) -> Result<(), Errno> {
+    let end = source.saturating_add(length);
     let mut buffer = Vec::new();
-    while at < end {
-        let left = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
-        let (mut source, mut target) = (at, at);
-        match rustix::fs::copy_file_range(&from, Some(&mut source), &to, Some(&mut target), left) {
+    while source < end {
+        let left = usize::try_from(end - source).unwrap_or(CHUNK).min(CHUNK);
+        let (mut from_at, mut to_at) = (source, target);
+        let copied = match rustix::fs::copy_file_range(&from, Some(&mut from_at), &to, Some(&mut to_at), left) {
             // Shorter than it was: whoever asked looks again.
             Ok(0) => return Ok(()),
-            Ok(copied) => at += copied as u64,
-            Err(Errno::INTR) => {}
+            Ok(copied) => copied as u64,
+            Err(Errno::INTR) => 0,
             Err(error) if unsupported(error) || error == Errno::NOSYS => {
                 buffer.resize(CHUNK, 0);
-                match rustix::io::pread(&from, &mut buffer[..left], at) {
+                match rustix::io::pread(&from, &mut buffer[..left], source) {
                     Ok(0) => return Ok(()),
                     Ok(read) => {
                         let mut written = 0;
                         while written < read {
-                            written += rustix::io::pwrite(&to, &buffer[written..read], at + written as u64)?;
+                            written += rustix::io::pwrite(&to, &buffer[written..read], target + written as u64)?;
                         }
-                        at += read as u64;
+                        read as u64
                     }
-                    Err(Errno::INTR) => {}
+                    Err(Errno::INTR) => 0,
                     Err(error) => return Err(error),
                 }
             }
             Err(error) => return Err(error),
-        }
+        };
+        source += copied;
+        target += copied;
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::append::{self, Cut, End};
 use super::attrs::Attrs;
 use super::clone::{self, Keep, Kept};
 use super::database::{self, KeepSet};
@@ -190,6 +191,16 @@ impl Opener {
     /// Keeps what lies at each path, for as many as it can.
     pub(crate) fn keep(&self, what: Vec<Keep>) -> Result<Vec<Result<Kept>>> {
         self.ask(move |tree| what.iter().map(|what| clone::keep(&tree.root, what)).collect())
+    }
+
+    /// Remembers how files end; none for one that is not there.
+    pub(crate) fn ends(&self, paths: Vec<RelPath>) -> Result<Vec<Result<Option<End>>>> {
+        self.ask(move |tree| paths.iter().map(|path| append::end(&tree.root, path)).collect())
+    }
+
+    /// Cuts off what was appended to a file since, having copied it to `aside`.
+    pub(crate) fn cut(&self, path: RelPath, end: End, aside: PathBuf) -> Result<Cut> {
+        self.ask(move |tree| append::cut(&tree.root, &path, &end, &aside))?
     }
 
     /// Keeps databases with their sidecars, each as it is at one instant.

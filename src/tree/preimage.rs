@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fs::append::End;
 use crate::fs::attrs::Attrs;
 use crate::fs::clone::{Kept, Way};
 use crate::fs::identity::Identity;
@@ -39,6 +40,8 @@ pub(crate) enum Was {
         target: Vec<u8>,
         attrs: Attrs,
     },
+    /// A file that is only appended to. What was appended is kept when it is cut off.
+    Appended(End),
     /// A SQLite database, kept as a copy. What lies beside it has pre-images of its own, and goes with it.
     Database {
         seen: Identity,
@@ -108,6 +111,10 @@ impl PreImage {
                 let same = live.kind == Kind::Symlink && live.ino == *ino && live.mtime == attrs.mtime;
                 if same { Difference::None } else { Difference::All }
             }
+            Was::Appended(end) => match (live.ino, live.size, live.mtime) == (end.ino, end.size, end.mtime) {
+                true => Difference::None,
+                false => Difference::All,
+            },
             Was::Database { seen, attrs, .. } => match seen.is(live, false) {
                 true => Difference::None,
                 // Written back in place, it is the same file; of its bytes size and time tell.
@@ -139,6 +146,7 @@ impl PreImage {
     pub(crate) fn size(&self) -> Option<u64> {
         match &self.was {
             Was::File { seen, .. } | Was::Database { seen, .. } => Some(seen.size),
+            Was::Appended(end) => Some(end.size),
             _ => None,
         }
     }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use super::preimage::{Difference, PreImage, PreImages, WAS, Was};
 use super::sqlite_set;
 use crate::error::{Error, IoContext, Result};
+use crate::fs::append::Cut;
 use crate::fs::area::Area;
 use crate::fs::attrs;
 use crate::fs::clone::Way;
@@ -121,6 +122,14 @@ impl<'r> TreeRestorer<'r> {
         }
         match (difference, &image.was) {
             (Difference::None, _) => return Ok(PutBack::Unchanged),
+            (_, Was::Appended(end)) => {
+                let cut = self.opener.cut(path.clone(), end.clone(), area.stage_path(&image.name))?;
+                return Ok(match cut {
+                    Cut::Nothing => PutBack::Unchanged,
+                    Cut::Off => PutBack::Restored,
+                    Cut::Damaged => PutBack::Damaged,
+                });
+            }
             (Difference::Attributes, Was::Directory { .. }) => return Ok(PutBack::Restored),
             (Difference::Attributes, Was::File { attrs, .. }) => {
                 let dir = self.dirs.parent(path)?;
@@ -137,6 +146,8 @@ impl<'r> TreeRestorer<'r> {
         self.dirs.forget(path);
         let dir = self.dirs.parent(path)?;
         match &image.was {
+            // Seen to above.
+            Was::Appended(_) => {}
             Was::Absent => {
                 clear(&area, &image.name)?;
                 exchange::take(&dir.fd, path.name(), &area.stage, &image.name).at("take away", &full)?;

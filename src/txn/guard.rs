@@ -39,6 +39,7 @@ use crate::tree::{PreImage, PreImages, Was};
 pub struct Guard {
     paths: Vec<PathBuf>,
     tree: Option<PathBuf>,
+    appending: bool,
     replacing: bool,
 }
 
@@ -46,7 +47,18 @@ impl Guard {
     /// Guards these files, symlinks and directories, or that nothing is there. Of a directory: that it exists, with its
     /// mode, owner and times; not what lies in it.
     pub fn paths<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Self {
-        Self { paths: paths.into_iter().map(|path| path.as_ref().to_owned()).collect(), tree: None, replacing: false }
+        Self {
+            paths: paths.into_iter().map(|path| path.as_ref().to_owned()).collect(),
+            tree: None,
+            appending: false,
+            replacing: false,
+        }
+    }
+
+    /// Guards files that are only appended to, by anybody: on rollback they are cut off where they ended, and what is cut off
+    /// is kept. Costs no copy, whatever their size. One that had something else done to it is left as it is, and reported.
+    pub fn append<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Self {
+        Self { appending: true, ..Self::paths(paths) }
     }
 
     /// Guards a directory with all that lies in it; `.` is the whole root. What is no directory is guarded as a path.
@@ -54,7 +66,7 @@ impl Guard {
     /// A baseline of the tree is kept between transactions: a copy of every file (shared blocks where the filesystem can),
     /// or a link to it with [`Guard::replacing`].
     pub fn tree(path: impl AsRef<Path>) -> Self {
-        Self { paths: Vec::new(), tree: Some(path.as_ref().to_owned()), replacing: false }
+        Self { paths: Vec::new(), tree: Some(path.as_ref().to_owned()), appending: false, replacing: false }
     }
 
     /// Promises that all writers replace files (temporary name, then rename) and never write to one in place. Keeping a
@@ -121,7 +133,12 @@ impl Transaction {
         refuse_guarded(ground, &turn, own, &paths)?;
         commit::refuse_troubled(ground, &mut turn, &paths)?;
         let mut taken = Taken { ground, images: PreImages::new(), kept: false };
-        taken.take(&paths, self.guarding.as_ref(), if guard.replacing { Way::Link } else { Way::Reflink })?;
+        taken.take(
+            &paths,
+            self.guarding.as_ref(),
+            if guard.replacing { Way::Link } else { Way::Reflink },
+            guard.appending,
+        )?;
         taken.sync()?;
         let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
         let id = turn.write(Durability::Full, |tx| {
@@ -151,7 +168,7 @@ impl Transaction {
         if let Some(path) = &path
             && self.ground.root.look(path)?.is_none_or(|meta| meta.kind != Kind::Directory)
         {
-            return self.guard_with(Guard { paths: vec![path.to_path_buf()], tree: None, replacing });
+            return self.guard_with(Guard { paths: vec![path.to_path_buf()], tree: None, appending: false, replacing });
         }
         self.ask("guard tree", &[path.as_ref().map_or(b"", RelPath::as_bytes)]);
         if self.replay {
@@ -274,7 +291,7 @@ struct Taken<'g> {
 
 impl Taken<'_> {
     /// Keeps what lies at the paths, and at the directories on the way to them.
-    fn take(&mut self, paths: &[RelPath], before: Option<&Guarding>, way: Way) -> Result<()> {
+    fn take(&mut self, paths: &[RelPath], before: Option<&Guarding>, way: Way, appending: bool) -> Result<()> {
         let mut wanted: BTreeSet<(RelPath, bool)> = BTreeSet::new();
         for path in paths {
             wanted.insert((path.clone(), true));
@@ -286,6 +303,16 @@ impl Taken<'_> {
             }
         }
         let mut dirs = Dirs::new(&self.ground.root);
+        if appending {
+            for (path, end) in paths.iter().zip(self.ground.opener.ends(paths.to_vec())?) {
+                // What is not there is not there again.
+                let Some(end) = end? else { continue };
+                let (area, name) = (area_for(self.ground, &mut dirs, path)?, self.ground.fresh_name());
+                let image = PreImage { area: area.id, name, named: true, was: Was::Appended(end) };
+                self.images.insert(path.clone(), image);
+                wanted.remove(&(path.clone(), true));
+            }
+        }
         let mut jobs = Vec::with_capacity(wanted.len());
         let mut places = Vec::with_capacity(wanted.len());
         for (path, named) in wanted {

@@ -340,3 +340,41 @@ fn guarding_child() {
     println!("damage done");
     std::thread::sleep(Duration::from_secs(600));
 }
+
+#[test]
+fn what_was_appended_is_cut_off_and_kept() {
+    for size in [0, 10, 200_000] {
+        let (tree, journal) = tree();
+        fs::write(tree.path("log"), "x".repeat(size)).unwrap();
+        let before = full(tree.root());
+        let mut txn = journal.begin("").unwrap();
+        txn.guard_with(Guard::append(["log", "new.log"])).unwrap();
+        for path in ["log", "new.log"] {
+            let mut log = fs::OpenOptions::new().append(true).create(true).open(tree.path(path)).unwrap();
+            log.write_all(b"appended\n").unwrap();
+        }
+        let done = txn.rollback().unwrap();
+        assert_eq!(full(tree.root()), before);
+        assert_eq!(done.damaged, Vec::<PathBuf>::new());
+        let kept = fs::read_dir(tree.path(".journal/history")).unwrap();
+        let kept: Vec<_> = kept.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap()).collect();
+        assert_eq!(kept, ["appended\n", "appended\n"]);
+        // Kept, when it commits.
+        let mut txn = journal.begin("").unwrap();
+        txn.guard_with(Guard::append(["log"])).unwrap();
+        append(&tree.path("log"), "more");
+        let receipt = txn.commit().unwrap();
+        assert_eq!(receipt.changes()[0].size, Some(size as u64 + 4));
+        // Anything else than appending is found, and left.
+        let mut txn = journal.begin("").unwrap();
+        txn.guard_with(Guard::append(["log"])).unwrap();
+        fs::write(tree.path("log"), "written anew, and no longer what it was").unwrap();
+        let done = txn.rollback().unwrap();
+        let damaged = size > 0 || !fs::read(tree.path("log")).unwrap().starts_with(b"more");
+        assert_eq!(done.damaged.is_empty(), !damaged);
+    }
+}
+
+fn append(path: &Path, bytes: &str) {
+    fs::OpenOptions::new().append(true).open(path).unwrap().write_all(bytes.as_bytes()).unwrap();
+}
