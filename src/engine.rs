@@ -1,7 +1,9 @@
 //! The open journal: wires the floors together, and owns the background thread.
 
+mod plan;
+
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -13,8 +15,6 @@ use crate::fs::opener::{Opener, SIDECARS};
 use crate::fs::root::{self, RootDir};
 use crate::fs::state::{self, StateDir};
 use crate::history::{self, Retention};
-use crate::id::TxnId;
-use crate::inspect::Inspector;
 use crate::journal;
 use crate::lock::{self, Locks, Session};
 use crate::options::{Begin, Options};
@@ -23,11 +23,14 @@ use crate::recovery;
 use crate::store::{self, Checkpointer, Database, ReadPool, Rows, Store, Turn};
 use crate::time::{Deadline, boot_id};
 use crate::txn::{
-    self, Backlog, BacklogState, Drained, Ground, Late, Limits, Parts, Receipt, Scene, Settled, Transaction, Which,
+    self, Backlog, BacklogState, Drained, Ground, Late, Limits, Parts, Receipt, Settled, Transaction, Which,
 };
+
+pub use plan::{PlannedStep, recovery_plan};
 
 /// The lock of a transaction that names none.
 const MAIN_LOCK: &str = "main";
+
 /// A journal beside a tree of files: changes of files and rows that are all or nothing after any crash.
 ///
 /// Cheap to clone; all clones are one session. The last one to go settles what is applied and ends the session;
@@ -78,20 +81,6 @@ pub struct Recovered {
     pub quarantined: u64,
     /// Leftovers of dead sessions that were removed.
     pub swept: u64,
-}
-
-/// One path that recovery would look at.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct PlannedStep {
-    /// The transaction.
-    pub txn: TxnId,
-    /// The path, relative to the root.
-    pub path: PathBuf,
-    /// What would be done.
-    pub action: String,
-    /// Why.
-    pub reason: String,
 }
 
 thread_local! {
@@ -281,37 +270,6 @@ impl Drop for Inner {
             }
         }
     }
-}
-
-/// Says what [`Journal::recover`] would do. Like everything an [`Inspector`] does it takes no lock and writes nothing.
-pub fn recovery_plan(inspector: &Inspector) -> Result<Vec<PlannedStep>> {
-    let root = RootDir::open(inspector.root())?;
-    let state_path = inspector.state_dir().to_owned();
-    let state_dir = StateDir::open(root.path(), &state_path, false)?;
-    let state = root::look_at(&state_dir).at("look at", &state_path)?;
-    let state_area = Arc::new(Area::open(STATE_AREA, state_dir.duplicate()?, state_path.clone())?);
-    let opener = Opener::on(root.path(), &root.top().meta)?;
-    let reserved = reserved(root.path(), &state_path, inspector.database_path());
-    let boot = boot_id();
-    let steps = inspector.rows(|tx| {
-        let mut areas = vec![Arc::clone(&state_area)];
-        for (id, top) in journal::areas(tx)? {
-            let top = if top.is_empty() { None } else { Some(RelPath::from_stored(&top)?) };
-            // One that is not mounted now has nothing to look at.
-            areas.extend(Area::open_in_tree(id, &root, top.as_ref()).ok().map(Arc::new));
-        }
-        let scene = Scene { opener: &opener, areas, reserved: &reserved, boot: &boot, state_ino: state.ino };
-        recovery::plan(&scene, tx)
-    })?;
-    Ok(steps
-        .into_iter()
-        .map(|step| PlannedStep {
-            txn: step.txn,
-            path: step.path.to_path_buf(),
-            action: step.action,
-            reason: step.reason,
-        })
-        .collect())
 }
 
 struct Enclosing(());
