@@ -174,16 +174,16 @@ impl Journal {
         let granted = ground.locks.wait(&ground.store, name, deadline)?;
         let look = || {
             ground.store.peek(|tx| {
-                let unapplied = journal::has_unapplied(tx, ground.late.unnoted())? || journal::has_guards(tx)?;
+                let unfinished = journal::has_unfinished(tx, ground.late.unnoted())?;
                 let replay = match &begin.key {
                     Some(key) => journal::by_key(tx, key)?.is_some(),
                     None => false,
                 };
-                Ok((unapplied, replay, lock::newest_fence(tx, name)?, ground.version(tx)?))
+                Ok((unfinished, replay, lock::newest_fence(tx, name)?, ground.version(tx)?))
             })
         };
-        let (unapplied, mut replay, mut fence, mut version) = look()?;
-        if unapplied {
+        let (unfinished, mut replay, mut fence, mut version) = look()?;
+        if unfinished {
             recovery::drain(ground, &mut ground.enter()?, Which::Unapplied)?;
             (_, replay, fence, version) = look()?;
         }

@@ -123,7 +123,7 @@ impl<'a> PutBack<'a> {
 
     /// What is recorded path by path.
     fn paths(&mut self, tx: &Tx<'_>, died: &str) -> Result<()> {
-        let mut restorer = TreeRestorer::new(self.root, self.scene.areas.iter().cloned());
+        let mut restorer = TreeRestorer::new(self.root, self.scene.opener, self.scene.areas.iter().cloned());
         for row in journal::guarded(tx, GuardId(self.guard.id))? {
             let path = row.path.and_then(|path| self.scene.check(&path).map(|()| path));
             let (path, image) = match (path, row.image) {

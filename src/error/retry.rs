@@ -32,6 +32,7 @@ impl Error {
             | Self::Poisoned { .. }
             | Self::DatabaseInUse { .. }
             | Self::PathPending { .. }
+            | Self::PathNotPutBack { .. }
             | Self::NotMounted { .. }
             | Self::PathQuarantined { .. }
             | Self::LockFileReplaced { .. } => Retry::AfterAction,

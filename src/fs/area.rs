@@ -220,6 +220,20 @@ pub(crate) fn names(dir: &OwnedFd, path: &Path) -> Result<Vec<std::ffi::OsString
     Ok(names)
 }
 
+/// Opens a directory of the engine's own.
+pub(crate) fn open_own(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).at("open", path)
+}
+
+/// Removes one link in a directory of the engine's own; missing is fine.
+pub(crate) fn unlink(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<()> {
+    match rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error).at("remove", path.join(name)),
+    }
+}
+
 /// Removes a name and, where it is a directory, all that lies below it. Follows nothing; missing is fine.
 pub(crate) fn remove_below(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<()> {
     let path = path.join(name);

@@ -70,15 +70,6 @@ pub(crate) fn has_guards(tx: &Tx<'_>) -> Result<bool> {
     tx.query_row("SELECT EXISTS (SELECT 1 FROM main.journal_guard)", (), |row| row.get(0))
 }
 
-/// True when any but `own` does.
-pub(crate) fn others_guard(tx: &Tx<'_>, own: Option<GuardId>) -> Result<bool> {
-    tx.query_row(
-        "SELECT EXISTS (SELECT 1 FROM main.journal_guard WHERE id <> ?1)",
-        [own.map_or(0, |own| own.0)],
-        |row| row.get(0),
-    )
-}
-
 /// All transactions that guard paths.
 pub(crate) fn guards(tx: &Tx<'_>) -> Result<Vec<GuardRow>> {
     tx.query_map(

@@ -40,6 +40,8 @@ struct Names {
 struct Name {
     /// Tickets of those who have it or wait, in order.
     queue: VecDeque<u64>,
+    /// Somebody of this process has the OS lock.
+    granted: bool,
     /// Who has it.
     standing: Option<Arc<Standing>>,
     /// The lock file, open and not locked, for the next one.
@@ -121,7 +123,12 @@ impl Locks {
                 return Err(busy());
             }
             match os.check_same() {
-                Ok(()) => return Ok(Granted { os, ticket }),
+                Ok(()) => {
+                    if let Some(known) = self.names.lock().get_mut(name) {
+                        known.granted = true;
+                    }
+                    return Ok(Granted { os, ticket });
+                }
                 // Replaced while we waited: the lock is on whatever has the name now.
                 Err(Error::LockFileReplaced { .. }) if !deadline.passed() => {}
                 Err(error) => return Err(error),
@@ -131,7 +138,7 @@ impl Locks {
 
     /// True when a holder of this process has the lock `name`.
     pub(crate) fn holds(&self, name: &str) -> bool {
-        self.names.lock().get(name).is_some_and(|name| name.standing.is_some())
+        self.names.lock().get(name).is_some_and(|name| name.granted)
     }
 
     /// Takes the OS lock `name` if nobody at all has it, for as long as the answer lives.
@@ -316,7 +323,7 @@ impl Drop for Ticket {
         let open = known.len();
         let Some(entry) = known.get_mut(&self.name) else { return };
         if entry.queue.front() == Some(&self.number) {
-            entry.standing = None;
+            (entry.standing, entry.granted) = (None, false);
             entry.idle = self.leave.take().filter(|_| open <= FILES_KEPT);
         }
         entry.queue.retain(|&number| number != self.number);

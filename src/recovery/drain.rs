@@ -48,7 +48,7 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
     // Every commit asks this; marks are compared only when a journal is opened, because no mount changes under one
     // that is open.
     let unnoted = ground.late.unnoted();
-    if which == Which::Unapplied && !turn.look(|tx| journal::has_unapplied(tx, unnoted))? {
+    if which == Which::Unapplied && !turn.look(|tx| journal::has_unfinished(tx, unnoted))? {
         return Ok(drained);
     }
     ground.write_late(turn)?;

@@ -11,7 +11,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::record::{DirId, DirRow, Entry, EntryKind, Stamp, base_of};
@@ -57,7 +56,7 @@ pub(crate) struct Update<'a> {
 impl Mirror {
     /// The mirror of one directory, made if it is missing.
     fn open(&self, id: DirId) -> Result<OwnedFd> {
-        let base = open(&self.base)?;
+        let base = area::open_own(&self.base)?;
         area::subdirectory(&base, &id.0.to_string(), &self.base, 0o700)
     }
 
@@ -65,12 +64,6 @@ impl Mirror {
     pub(crate) fn path(&self, id: DirId, name: &[u8]) -> PathBuf {
         self.base.join(id.0.to_string()).join(OsStr::from_bytes(name))
     }
-}
-
-fn open(path: &Path) -> Result<OwnedFd> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).at("open", path)
 }
 
 impl Update<'_> {
@@ -99,7 +92,7 @@ impl Update<'_> {
     /// Mirrors what is different in a directory.
     pub(crate) fn adopt(&mut self, diff: DirDiff) -> Result<()> {
         if diff.live.is_none() {
-            let base = open(&self.mirror.base)?;
+            let base = area::open_own(&self.mirror.base)?;
             area::remove_below(&base, OsStr::new(&diff.row.id.0.to_string()), &self.mirror.base)?;
             return (self.tell)(Mirrored::Gone(diff.row.id));
         }
@@ -124,7 +117,7 @@ impl Update<'_> {
         let mirror = self.mirror.open(row.id)?;
         for entry in gone.iter().chain(changed.iter().map(|(entry, _)| entry)) {
             if matches!(entry.what, EntryKind::File(_)) {
-                unlink(&mirror, OsStr::from_bytes(&entry.name), &full)?;
+                area::unlink(&mirror, OsStr::from_bytes(&entry.name), &full)?;
             }
         }
         let mut entries = same;
@@ -242,7 +235,7 @@ impl Update<'_> {
                 let attrs =
                     Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs: xattrs.clone() };
                 // What an update that was cut short left.
-                unlink(mirror, as_name, &path)?;
+                area::unlink(mirror, as_name, full)?;
                 let file = FileToKeep {
                     dir: dir.fd.as_fd(),
                     name: as_name,
@@ -267,11 +260,4 @@ fn attrs_of(dir: &Dir, path: Option<&RelPath>, meta: &Meta, full: &Path) -> Resu
     // By way of itself: what lies above the root is nobody's business here.
     let xattrs = if path.is_some() { attrs::xattrs(&dir.fd, OsStr::new("."), full)? } else { Vec::new() };
     Ok(Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs })
-}
-
-fn unlink(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<()> {
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error).at("forget the old version of", path),
-    }
 }

@@ -171,7 +171,7 @@ fn record(
     let tx = &writing.tx();
     let unnoted = ground.late.unnoted();
     let own = request.guarding.as_ref().map(|guarding| guarding.id);
-    if !cleared && (journal::is_in_the_way(tx, unnoted)? || journal::others_guard(tx, own)?) {
+    if !cleared && journal::is_in_the_way(tx, unnoted, own)? {
         return Ok(Recorded::NotYet);
     }
     prepared.bind(tx)?;
