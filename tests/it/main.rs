@@ -9,6 +9,7 @@ mod crash_points;
 mod fuzz_corpus;
 mod guard;
 mod guard_model;
+mod guard_review;
 mod guard_tree;
 mod ingest;
 mod model;
