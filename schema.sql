@@ -112,7 +112,7 @@ CREATE TABLE journal_tree (
 
 -- A directory of such a tree, as it was when it was last looked at.
 CREATE TABLE journal_tree_dir (
-    id       INTEGER PRIMARY KEY,               -- the name of its mirror
+    id       INTEGER PRIMARY KEY,               -- tree * 2^24 + number; the name of its mirror
     tree     INTEGER NOT NULL,
     path     BLOB NOT NULL,
     ino      INTEGER NOT NULL,

@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
@@ -17,6 +18,9 @@ use super::root::{self, Dir, Meta, Place, RootDir};
 use crate::error::{Error, IoContext, Result};
 use crate::path::{AREA_DIR, RelPath};
 
+/// How long a stamp of the filesystem is waited for.
+const CLOCK_STEP: Duration = Duration::from_micros(500);
+const CLOCK_TRIES: u32 = 200;
 /// The area of the state directory.
 pub(crate) const STATE_AREA: i64 = 0;
 
@@ -165,6 +169,20 @@ impl Area {
             told = root::look_at(&file).at("look at", path())?.ctime;
         }
         Ok(told)
+    }
+
+    /// The same, once it is later than `before`: what changes from here on cannot have that stamp. Kernels before 6.13, and
+    /// some filesystems, give all changes within some milliseconds the same one.
+    pub(crate) fn clock_after(&self, before: (i64, u32)) -> Result<(i64, u32)> {
+        // Bounded, for a clock that was set back.
+        for _ in 0..CLOCK_TRIES {
+            let now = self.clock()?;
+            if now > before {
+                return Ok(now);
+            }
+            std::thread::sleep(CLOCK_STEP);
+        }
+        self.clock()
     }
 
     /// Opens, and where needed makes, the quarantine of a transaction.

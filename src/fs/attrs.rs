@@ -136,6 +136,20 @@ pub(crate) fn dress_at(dir: impl AsFd, name: &OsStr, want: &Attrs, path: &Path) 
     Ok(())
 }
 
+/// Lets an ordinary user into a directory of its own that was closed, or made read-only. [`dress_at`] undoes it.
+pub(crate) fn open_up(dir: impl AsFd, name: &OsStr, is: &Meta, path: &Path) -> Result<()> {
+    const OWNERS: u32 = 0o700;
+    let me = rustix::process::geteuid();
+    if is.mode & OWNERS == OWNERS || me.is_root() || me.as_raw() != is.uid {
+        return Ok(());
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let there = rustix::fs::openat(&dir, name, flags, Mode::empty()).at("open", path)?;
+    let by_fd = format!("/proc/thread-self/fd/{}", there.as_raw_fd());
+    let mode = Mode::from_raw_mode(is.mode | OWNERS);
+    rustix::fs::chmodat(rustix::fs::CWD, by_fd, mode, AtFlags::empty()).at("change the mode of", path)
+}
+
 /// Sets the modification time, leaving the access time to the kernel.
 pub(crate) fn set_mtime(file: &OwnedFd, mtime: (i64, u32), path: &Path) -> Result<()> {
     rustix::fs::futimens(file, &times(mtime)).at("set the times of", path)

@@ -70,6 +70,15 @@ pub(crate) fn has_guards(tx: &Tx<'_>) -> Result<bool> {
     tx.query_row("SELECT EXISTS (SELECT 1 FROM main.journal_guard)", (), |row| row.get(0))
 }
 
+/// True while a guard is neither over nor given up.
+pub(crate) fn is_guarding(tx: &Tx<'_>, guard: GuardId) -> Result<bool> {
+    tx.query_row(
+        "SELECT EXISTS (SELECT 1 FROM main.journal_guard WHERE id = ?1 AND state = 'active')",
+        [guard.0],
+        |row| row.get(0),
+    )
+}
+
 /// All transactions that guard paths.
 pub(crate) fn guards(tx: &Tx<'_>) -> Result<Vec<GuardRow>> {
     tx.query_map(

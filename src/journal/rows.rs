@@ -410,6 +410,17 @@ pub(crate) fn staged_names(tx: &Tx<'_>) -> Result<std::collections::HashSet<Stri
     Ok(names)
 }
 
+/// The names of old versions that belong into history: those of transactions that need them no more to be carried out.
+pub(crate) fn history_names(tx: &Tx<'_>) -> Result<std::collections::HashSet<(i64, String)>> {
+    let names = tx.query_map(
+        "SELECT c.area, c.preimage FROM main.journal_change c JOIN main.journal_txn t ON t.id = c.txn \
+         WHERE t.state = 'settled' AND c.preimage IS NOT NULL",
+        (),
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    Ok(names.into_iter().collect())
+}
+
 /// Committed transactions that still have old versions, newest first: number, bytes, when.
 pub(crate) fn with_history(tx: &Tx<'_>) -> Result<Vec<(TxnId, u64, i64)>> {
     tx.query_map(

@@ -33,6 +33,8 @@ pub(crate) struct GuardedTree {
     pub(crate) began: (i64, u32),
 }
 
+/// The largest number of directories in one tree.
+const MAX_DIRS: i64 = 1 << 24;
 /// This many entries of a directory stand in one row.
 const PART: usize = 2048;
 
@@ -57,6 +59,11 @@ pub(crate) fn tree(tx: &Tx<'_>, path: Option<&RelPath>, replacing: bool, area: i
             })
         },
     )
+}
+
+/// True when rows and mirror of a tree agree.
+pub(crate) fn is_true(tx: &Tx<'_>, tree: TreeId) -> Result<bool> {
+    tx.query_row("SELECT state = 'true' FROM main.journal_tree WHERE id = ?1", [tree.0], |row| row.get(0))
 }
 
 /// Says whether rows and mirror agree.
@@ -122,14 +129,25 @@ pub(crate) fn tree_dirs(tx: &Tx<'_>, tree: TreeId) -> Result<Vec<DirRow>> {
     rows.into_iter().collect()
 }
 
-/// The numbers of the directories of a tree, whatever else their rows say.
+/// The numbers of the directories of a tree that have rows, whatever else those say.
 pub(crate) fn tree_dir_ids(tx: &Tx<'_>, tree: TreeId) -> Result<Vec<DirId>> {
     tx.query_map("SELECT id FROM main.journal_tree_dir WHERE tree = ?1", [tree.0], |row| Ok(DirId(row.get(0)?)))
 }
 
-/// The number after the largest that a directory of any tree has.
-pub(crate) fn next_dir(tx: &Tx<'_>) -> Result<i64> {
-    tx.query_row("SELECT coalesce(max(id), 0) + 1 FROM main.journal_tree_dir", (), |row| row.get(0))
+/// The numbers that directories of a tree have: baselines of two trees may be made at the same time.
+pub(crate) fn dir_ids(tree: TreeId) -> (i64, i64) {
+    let first = tree.0.saturating_mul(MAX_DIRS);
+    (first, first.saturating_add(MAX_DIRS - 1))
+}
+
+/// The number after the largest that a directory of a tree has.
+pub(crate) fn next_dir(tx: &Tx<'_>, tree: TreeId) -> Result<i64> {
+    let (first, last) = dir_ids(tree);
+    tx.query_row(
+        "SELECT coalesce(max(id) + 1, ?1) FROM main.journal_tree_dir WHERE id BETWEEN ?1 AND ?2",
+        (first, last),
+        |row| row.get(0),
+    )
 }
 
 fn part_ids(dir: DirId) -> (i64, i64) {
@@ -153,6 +171,9 @@ pub(crate) fn entries(tx: &Tx<'_>, dir: DirId) -> Result<Vec<Entry>> {
 
 /// Records a directory with its entries, in place of what was recorded of it.
 pub(crate) fn put_dir(tx: &Tx<'_>, tree: TreeId, row: &DirRow, entries: &[Entry]) -> Result<()> {
+    if row.id.0 > dir_ids(tree).1 {
+        return Err(Error::TooLarge { what: "the number of directories of a guarded tree", limit: MAX_DIRS as u64 });
+    }
     drop_dir(tx, row.id)?;
     tx.execute(
         "INSERT INTO main.journal_tree_dir (id, tree, path, ino, mtime_s, mtime_ns, ctime_s, ctime_ns, racy, attrs, dbs) \
@@ -210,26 +231,11 @@ pub(crate) fn drop_dir(tx: &Tx<'_>, dir: DirId) -> Result<()> {
     tx.execute("DELETE FROM main.journal_tree_dir WHERE id = ?1", [dir.0]).map(drop)
 }
 
-/// True when any transaction but `own` guards a tree that a path lies in, or that lies in it: its label and lock.
-pub(crate) fn tree_guard_over(
-    tx: &Tx<'_>,
-    own: Option<GuardId>,
-    meets: impl Fn(Option<&RelPath>) -> bool,
-) -> Result<Option<(String, String)>> {
-    let rows = tx.query_map(
-        "SELECT t.path, j.lock, j.label FROM main.journal_guard_tree g JOIN main.journal_tree t ON t.id = g.tree \
-         JOIN main.journal_guard j ON j.id = g.guard WHERE g.guard <> ?1",
-        [own.map_or(0, |own| own.0)],
-        |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?)),
-    )?;
-    for (bytes, lock, label) in rows {
-        let path = match bytes.is_empty() {
-            true => None,
-            false => Some(RelPath::from_stored(&bytes).map_err(|error| Error::corrupt("a guarded tree", error))?),
-        };
-        if meets(path.as_ref()) {
-            return Ok(Some((lock, label)));
-        }
-    }
-    Ok(None)
+/// The tops of the trees that a transaction guards, ready or not; none is the root, and what cannot be read counts as that.
+pub(crate) fn tree_paths(tx: &Tx<'_>, guard: GuardId) -> Result<Vec<Option<RelPath>>> {
+    tx.query_map(
+        "SELECT t.path FROM main.journal_guard_tree g JOIN main.journal_tree t ON t.id = g.tree WHERE g.guard = ?1",
+        [guard.0],
+        |row| Ok(RelPath::from_stored(&row.get::<_, Vec<u8>>(0)?).ok()),
+    )
 }

@@ -71,16 +71,13 @@ fn put_back(ground: &Ground, turn: &mut Turn<'_>, guard: &GuardRow, drained: &mu
             }
         }
     }
-    let done =
-        txn::complete(ground, turn, guard.id, &mut images).and_then(|()| txn::put_back(ground, turn, guard, &images));
+    let done = txn::complete(ground, turn, guard.id, &mut images)
+        .and_then(|()| txn::put_back(ground, turn, guard, &images, true));
     match done {
         Ok(done) => {
             drained.rolled_back += 1;
             for path in &done.damaged {
-                tracing::error!(
-                    ?path,
-                    "written to in place under a guard for replacing writers; it is as it was found"
-                );
+                tracing::error!(?path, "it could not be put back, and is as it was found");
             }
             Ok(())
         }

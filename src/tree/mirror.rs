@@ -104,6 +104,7 @@ impl Update<'_> {
     fn directory(&mut self, diff: DirDiff, below: &mut Vec<Option<RelPath>>) -> Result<()> {
         let DirDiff { mut row, live, same, gone, changed, new } = diff;
         let Some(live) = live else { return Ok(()) };
+        row.racy = false;
         let root = self.scan.root;
         let full = row.path.as_ref().map_or(root.path().to_owned(), |path| root.full(path));
         let opened;

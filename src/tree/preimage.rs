@@ -55,6 +55,9 @@ pub(crate) enum Was {
         attrs: Attrs,
         way: Way,
     },
+    /// Something that is not kept: a device, socket or FIFO, or a file that somebody wrote to in place where nobody should.
+    /// It is not as it was, and stays so.
+    Lost,
 }
 
 impl From<Kept> for Was {
@@ -101,7 +104,7 @@ impl PreImage {
         };
         let dressed = |attrs: &Attrs| (attrs.mode, attrs.uid, attrs.gid) == (live.mode, live.uid, live.gid);
         match &self.was {
-            Was::Absent => Difference::All,
+            Was::Absent | Was::Lost => Difference::All,
             Was::Directory { attrs, .. } => match live.kind == Kind::Directory {
                 true if dressed(attrs) && (!self.named || attrs.mtime == live.mtime) => Difference::None,
                 true => Difference::Attributes,
@@ -140,6 +143,14 @@ impl PreImage {
     /// True when what lies under the name in the stage is the old version; else it was displaced by it.
     pub(crate) fn is_kept(&self, staged: &Meta) -> bool {
         matches!(&self.was, Was::File { kept, .. } | Was::Database { kept, .. } if !kept.directory && staged.kind == Kind::File && staged.ino == kept.ino)
+    }
+
+    /// When the file last changed, where its ctime is what tells that it did again.
+    pub(crate) fn changed(&self) -> Option<(i64, u32)> {
+        match &self.was {
+            Was::File { seen, way: Way::Reflink | Way::Copy, .. } => Some(seen.ctime),
+            _ => None,
+        }
     }
 
     /// The size of the old version, where it had one.

@@ -43,8 +43,8 @@ pub(crate) enum PutBack {
     Unchanged,
     /// It is as before again.
     Restored,
-    /// Somebody wrote to the file in place, and the old version was only a link to it: its bytes are gone. It is left as it
-    /// was found.
+    /// The old version is not kept: somebody wrote to the file in place where it was only a link, or it was a device, socket
+    /// or FIFO. It is left as it was found.
     Damaged,
 }
 
@@ -88,18 +88,42 @@ impl<'r> TreeRestorer<'r> {
             Err(Error::NotADirectory { .. } | Error::SymlinkOnTheWay { .. }) => None,
             Err(error) => return Err(error),
         };
-        let difference = image.differs(live.as_ref());
+        let mut difference = image.differs(live.as_ref());
+        // The number of a removed inode comes again, and so may its times: a symlink is what it says.
+        if let (Was::Symlink { target, attrs, .. }, Some(live)) = (&image.was, &live)
+            && live.kind == Kind::Symlink
+        {
+            let dir = self.dirs.parent(path)?;
+            let says = rustix::fs::readlinkat(&dir.fd, path.name(), Vec::new());
+            let says = says.at("read the symlink", self.dirs.root().full(path))?;
+            let dressed = (live.mtime, live.uid, live.gid) == (attrs.mtime, attrs.uid, attrs.gid);
+            difference = match says.as_bytes() == target.as_slice() {
+                true if dressed => Difference::None,
+                true => Difference::Attributes,
+                false => Difference::All,
+            };
+        }
         Ok((live, difference))
     }
 
-    /// What was displaced when a path was put back, if anything was: under which name of the stage it lies.
-    pub(crate) fn displaced(&self, image: &PreImage) -> Result<Option<(String, Meta)>> {
+    /// What was displaced when a path was put back: names of the stage, the newest first. It is the pre-image's name, or
+    /// stands beside it for a database; and what an attempt that was cut short had displaced before stands behind it.
+    pub(crate) fn displaced(&self, image: &PreImage) -> Result<Vec<(String, Meta)>> {
         let area = self.area(image)?;
-        if let Some(staged) = area.look_staged(&image.name)?.filter(|staged| !image.is_kept(staged)) {
-            return Ok(Some((image.name.clone(), staged)));
+        let mut found = Vec::new();
+        if let Some(staged) = area.look_staged(&image.name)?
+            && !image.is_kept(&staged)
+        {
+            found.push((image.name.clone(), staged));
         }
         let was = format!("{}{WAS}", image.name);
-        Ok(area.look_staged(&was)?.map(|staged| (was, staged)))
+        found.extend(area.look_staged(&was)?.map(|staged| (was, staged)));
+        for n in 1.. {
+            let name = earlier(&image.name, n);
+            let Some(staged) = area.look_staged(&name)? else { break };
+            found.push((name, staged));
+        }
+        Ok(found)
     }
 
     fn area(&self, image: &PreImage) -> Result<Arc<Area>> {
@@ -108,9 +132,16 @@ impl<'r> TreeRestorer<'r> {
 
     fn one(&mut self, path: &RelPath, image: &PreImage) -> Result<PutBack> {
         let area = self.area(image)?;
+        if image.was == Was::Lost {
+            return Ok(PutBack::Damaged);
+        }
         self.tidy(&area, image)?;
         let (live, difference) = self.compare(path, image)?;
         let full = self.dirs.root().full(path);
+        if let Some(live) = live.filter(|live| live.kind == Kind::Directory) {
+            // Before anything in it, or it itself, is touched; what it had comes back at the end.
+            attrs::open_up(&self.dirs.parent(path)?.fd, path.name(), &live, &full)?;
+        }
         // What is put in place must be what was kept: bytes written to a link since are not, nor is what an earlier attempt
         // displaced.
         if let Was::File { kept, .. } | Was::Database { kept, .. } = &image.was
@@ -131,7 +162,7 @@ impl<'r> TreeRestorer<'r> {
                 });
             }
             (Difference::Attributes, Was::Directory { .. }) => return Ok(PutBack::Restored),
-            (Difference::Attributes, Was::File { attrs, .. }) => {
+            (Difference::Attributes, Was::File { attrs, .. } | Was::Symlink { attrs, .. }) => {
                 let dir = self.dirs.parent(path)?;
                 attrs::dress_at(&dir.fd, path.name(), attrs, &full)?;
                 return Ok(PutBack::Restored);
@@ -148,6 +179,7 @@ impl<'r> TreeRestorer<'r> {
         match &image.was {
             // Seen to above.
             Was::Appended(_) => {}
+            Was::Lost => return Ok(PutBack::Damaged),
             Was::Absent => {
                 clear(&area, &image.name)?;
                 exchange::take(&dir.fd, path.name(), &area.stage, &image.name).at("take away", &full)?;
@@ -254,7 +286,10 @@ impl<'r> TreeRestorer<'r> {
         match area.look_staged(&made)? {
             None => Ok(()),
             Some(_) if temp::symlink_says(area, &made, target) => area.unlink_staged(&made),
-            Some(_) => area.rename_staged(&made, &image.name),
+            Some(_) => {
+                clear(area, &image.name)?;
+                area.rename_staged(&made, &image.name)
+            }
         }
     }
 
@@ -289,10 +324,15 @@ fn clear(area: &Area, name: &str) -> Result<()> {
     }
     let mut n = 1;
     loop {
-        let earlier = format!("{name}.{n}");
-        if area.look_staged(&earlier)?.is_none() {
-            return area.rename_staged(name, &earlier);
+        let free = earlier(name, n);
+        if area.look_staged(&free)?.is_none() {
+            return area.rename_staged(name, &free);
         }
         n += 1;
     }
+}
+
+/// What the `n`th thing is called that had to make room.
+fn earlier(name: &str, n: u32) -> String {
+    format!("{name}.{n}")
 }

@@ -26,7 +26,7 @@ use crate::fs::clone::{Keep, Kept, Way};
 use crate::fs::database::KeepSet;
 use crate::fs::opener::{SIDECARS, SyncTarget};
 use crate::fs::root::{Dirs, Kind};
-use crate::journal::{self, GuardId, TxnState};
+use crate::journal::{self, GuardId, GuardRow, TxnState};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
 use crate::tree::{PreImage, PreImages, Was};
@@ -116,8 +116,13 @@ impl Transaction {
         for path in &paths {
             self.ask("guard", &[path.as_bytes()]);
         }
-        if self.replay {
-            return Ok(());
+        // A repeat guards too: what is done under it is to be undone, because it was done the first time.
+        if let Some(guarding) = &self.guarding {
+            if !guard.replacing {
+                paths.iter().try_for_each(|path| self.refuse_weaker(Some(path)))?;
+            }
+            // What they are now may not be what they were when the tree was guarded.
+            paths.retain(|path| !guarding.trees.iter().any(|guarded| guarded.covers(Some(path))));
         }
         let known = |path: &RelPath| self.guarding.as_ref().and_then(|guarding| guarding.images.get(path));
         paths.retain(|path| known(path).is_none_or(|image| !image.named));
@@ -133,12 +138,14 @@ impl Transaction {
         refuse_guarded(ground, &turn, own, &paths)?;
         commit::refuse_troubled(ground, &mut turn, &paths)?;
         let mut taken = Taken { ground, images: PreImages::new(), kept: false };
-        taken.take(
-            &paths,
-            self.guarding.as_ref(),
-            if guard.replacing { Way::Link } else { Way::Reflink },
-            guard.appending,
-        )?;
+        let way = if guard.replacing { Way::Link } else { Way::Reflink };
+        taken.take(&paths, self.guarding.as_ref(), way, guard.appending)?;
+        // On the way to a path that was named before: what it was then counts.
+        for path in &paths {
+            if let (Some(before), Some(image)) = (known(path), taken.images.get_mut(path)) {
+                image.was = before.was.clone();
+            }
+        }
         taken.sync()?;
         let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
         let id = turn.write(Durability::Full, |tx| {
@@ -153,6 +160,7 @@ impl Transaction {
         })?;
         ground.guarding().insert(id);
         taken.kept = true;
+        taken.wait_for_the_clock();
         let mut images = std::mem::take(&mut taken.images);
         let guarding = self.guarding.get_or_insert_with(|| Guarding::new(id));
         guarding.rows += images.len() as i64;
@@ -171,18 +179,13 @@ impl Transaction {
             return self.guard_with(Guard { paths: vec![path.to_path_buf()], tree: None, appending: false, replacing });
         }
         self.ask("guard tree", &[path.as_ref().map_or(b"", RelPath::as_bytes)]);
-        if self.replay {
-            return Ok(());
+        if !replacing {
+            self.refuse_weaker(path.as_ref())?;
         }
         let Some(lease) = &self.lease else { return Err(Error::Closed) };
         let ground = &self.ground;
         let own = self.guarding.as_ref().map(|guarding| guarding.id);
-        let covers = |guarded: &Guarded| match (&guarded.tree.tree.path, &path) {
-            (None, _) => true,
-            (Some(tree), Some(path)) => path.is_within(tree),
-            (Some(_), None) => false,
-        };
-        if self.guarding.as_ref().is_some_and(|guarding| guarding.trees.iter().any(covers)) {
+        if self.guarding.as_ref().is_some_and(|guarding| guarding.trees.iter().any(|tree| tree.covers(path.as_ref()))) {
             return Ok(());
         }
         let area = ground.area_near(path.as_ref())?.id;
@@ -191,16 +194,29 @@ impl Transaction {
         let paths: Vec<RelPath> = path.iter().cloned().collect();
         refuse_guarded_tree(ground, &turn, own, path.as_ref())?;
         commit::refuse_troubled(ground, &mut turn, &paths)?;
+        // The directories it lies in, as values: nothing of them is in the baseline.
+        let mut taken = Taken { ground, images: PreImages::new(), kept: false };
+        taken.take(&paths, self.guarding.as_ref(), Way::Reflink, false)?;
+        let mut above = std::mem::take(&mut taken.images);
+        above.retain(|_, image| !image.named && matches!(image.was, Was::Directory { .. }));
+        let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
         let (id, tree) = turn.write(Durability::Normal, |tx| {
             let id = match own {
                 Some(id) => id,
                 None => journal::insert_guard(tx, lease.name(), ground.session.id, &self.label, self.began_ms)?,
             };
+            for (n, (path, image)) in above.iter().enumerate() {
+                journal::insert_preimage(tx, id, first + n as i64, path, image)?;
+            }
             let tree = journal::tree(tx, path.as_ref(), replacing, area)?;
             journal::guard_tree(tx, id, tree.id, None)?;
             Ok((id, tree))
         })?;
         ground.guarding().insert(id);
+        if let Some(guarding) = &mut self.guarding {
+            guarding.rows += above.len() as i64;
+            guarding.images.append(&mut above);
+        }
         drop((turn, settling));
         let begun = trees::begin(ground, id, tree);
         if begun.is_err() {
@@ -218,8 +234,33 @@ impl Transaction {
             }
         }
         let begun = begun?;
-        self.guarding.get_or_insert_with(|| Guarding::new(id)).trees.push(begun);
+        let guarding = self.guarding.get_or_insert_with(|| Guarding::new(id));
+        guarding.rows += above.len() as i64;
+        guarding.images.append(&mut above);
+        guarding.trees.push(begun);
         Ok(())
+    }
+
+    /// Refuses to guard against any writer what this transaction guards, or guards something of, against replacing ones: the
+    /// bytes that those kept are links only.
+    fn refuse_weaker(&self, path: Option<&RelPath>) -> Result<()> {
+        let Some(guarding) = &self.guarding else { return Ok(()) };
+        let tree = |guarded: &Guarded| match (&guarded.tree.tree.path, path) {
+            (Some(tree), Some(path)) => tree.overlaps(path),
+            _ => true,
+        };
+        let link = |(at, image): (&RelPath, &PreImage)| {
+            matches!(&image.was, Was::File { way: Way::Link, .. }) && path.is_none_or(|path| at.is_within(path))
+        };
+        if !guarding.trees.iter().any(|guarded| guarded.tree.tree.replacing && tree(guarded))
+            && !guarding.images.iter().any(link)
+        {
+            return Ok(());
+        }
+        let path = path.map_or(self.ground.root.path().to_owned(), RelPath::to_path_buf);
+        let reason = "this transaction guards it, or something in it, against replacing writers only: guard it against any \
+                      writer before that";
+        Err(Error::BadPath { path, reason })
     }
 }
 
@@ -229,14 +270,18 @@ fn refuse_guarded_tree(ground: &Ground, turn: &Turn<'_>, own: Option<GuardId>, p
         Some(path) => refuse_guarded(ground, turn, own, std::slice::from_ref(path)),
         None => match turn.look(journal::guards)?.into_iter().find(|guard| Some(guard.id) != own) {
             None => Ok(()),
-            Some(guard) => Err(busy(ground.root.path().to_owned(), &guard.lock, &guard.label)),
+            Some(guard) => Err(guarded_by(ground.root.path().to_owned(), &guard)),
         },
     }
 }
 
-fn busy(path: PathBuf, lock: &str, label: &str) -> Error {
-    let purpose = if label.is_empty() { String::new() } else { format!(" ({label})") };
-    Error::PathBusy { path, holder: format!("the transaction under lock {lock:?}{purpose}") }
+fn guarded_by(path: PathBuf, guard: &GuardRow) -> Error {
+    let purpose = if guard.label.is_empty() { String::new() } else { format!(" ({})", guard.label) };
+    let holder = format!("the transaction under lock {:?}{purpose}", guard.lock);
+    match guard.quarantined {
+        true => Error::PathNotPutBack { path, holder },
+        false => Error::PathBusy { path, holder },
+    }
 }
 
 /// Waits for the turn with everything settled, so that what is kept is durable in the tree itself.
@@ -269,14 +314,13 @@ pub(super) fn refuse_guarded(ground: &Ground, turn: &Turn<'_>, own: Option<Guard
                 _ => their.overlaps(path),
             };
             if let Some(path) = paths.iter().find(meets) {
-                return Err(busy(ground.root.full(path), &guard.lock, &guard.label));
+                return Err(guarded_by(ground.root.full(path), &guard));
             }
         }
-    }
-    for path in paths {
-        let meets = |tree: Option<&RelPath>| tree.is_none_or(|tree| tree.overlaps(path));
-        if let Some((lock, label)) = turn.look(|tx| journal::tree_guard_over(tx, own, meets))? {
-            return Err(busy(ground.root.full(path), &lock, &label));
+        for tree in turn.look(|tx| journal::tree_paths(tx, guard.id))? {
+            if let Some(path) = paths.iter().find(|path| tree.as_ref().is_none_or(|tree| tree.overlaps(path))) {
+                return Err(guarded_by(ground.root.full(path), &guard));
+            }
         }
     }
     Ok(())
@@ -361,6 +405,18 @@ impl Taken<'_> {
             self.images.insert(path, PreImage { area, name, named: true, was: Was::database(database) });
         }
         Ok(())
+    }
+
+    /// What changes from here on has a later ctime than what was seen.
+    fn wait_for_the_clock(&self) {
+        for area in self.ground.areas() {
+            let newest = self.images.values().filter(|image| image.area == area.id).filter_map(PreImage::changed).max();
+            if let Some(newest) = newest
+                && let Err(error) = area.clock_after(newest)
+            {
+                tracing::warn!(%error, "what changes within the same tick of the clock as the guard may go unnoticed");
+            }
+        }
     }
 
     /// Makes what was kept durable: names in the stage, and the bytes behind them.

@@ -1,7 +1,7 @@
 //! What a transaction guards, and what became of it by the time it commits.
 
-use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeSet, HashSet};
 
 use super::ground::Ground;
 use super::prepare::SYNC_ONE_BY_ONE;
@@ -24,6 +24,8 @@ pub(super) struct Guarding {
     pub(super) trees: Vec<Guarded>,
     /// Directories of those trees that are not as recorded any more.
     dirs: Vec<DirId>,
+    /// Which of the images were found by looking through trees, and are not in the journal.
+    unrecorded: BTreeSet<RelPath>,
     /// Rows written so far.
     pub(super) rows: i64,
 }
@@ -37,18 +39,21 @@ pub(super) struct Touched {
 
 impl Guarding {
     pub(super) fn new(id: GuardId) -> Self {
-        Self { id, images: PreImages::new(), trees: Vec::new(), dirs: Vec::new(), rows: 0 }
+        Self { id, images: PreImages::new(), trees: Vec::new(), dirs: Vec::new(), unrecorded: BTreeSet::new(), rows: 0 }
     }
 
     /// Finds out which paths of the guarded trees were touched, and gets what they were. Of those that were named before,
     /// that is known already.
-    fn look_through_trees(&mut self, ground: &Ground) -> Result<()> {
+    fn look_through_trees(&mut self, ground: &Ground, puts_back: bool) -> Result<()> {
         for tree in &self.trees {
-            let found = tree.end(ground)?;
+            let found = tree.end(ground, puts_back)?;
             self.dirs.extend(found.dirs);
             for (path, image) in found.images {
                 match self.images.entry(path) {
-                    Entry::Vacant(vacant) => drop(vacant.insert(image)),
+                    Entry::Vacant(vacant) => {
+                        self.unrecorded.insert(vacant.key().clone());
+                        vacant.insert(image);
+                    }
                     Entry::Occupied(_) => trees::drop_unused(ground, &image),
                 }
             }
@@ -58,7 +63,7 @@ impl Guarding {
 
     /// What was done to the guarded paths, made durable.
     pub(super) fn touched(&mut self, ground: &Ground) -> Result<Vec<Touched>> {
-        self.look_through_trees(ground)?;
+        self.look_through_trees(ground, false)?;
         let mut restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
         let mut touched = Vec::new();
         for (path, image) in &self.images {
@@ -123,10 +128,11 @@ impl Guarding {
     /// After COMMIT: old versions that are referred to go to history, the others go away.
     pub(super) fn release(self, ground: &Ground, changes: &[Change]) {
         ground.guarding().remove(&self.id);
+        let kept: HashSet<&String> = changes.iter().filter_map(|change| change.preimage.as_ref()).collect();
         for image in self.images.values() {
             let Ok(area) = ground.area(image.area) else { continue };
-            let kept = changes.iter().any(|change| change.preimage.as_ref() == Some(&image.name));
-            let done = if kept { area.to_history(&image.name) } else { area.drop_staged(&image.name) };
+            let done =
+                if kept.contains(&image.name) { area.to_history(&image.name) } else { area.drop_staged(&image.name) };
             if let Err(error) = done {
                 tracing::warn!(%error, "an old version could not be moved; it stays in the stage");
             }
@@ -150,7 +156,7 @@ impl Guarding {
             attempts: 0,
             began_ms,
         };
-        let done = self.put_back(ground, &row);
+        let done = self.put_back(ground, lease, &row);
         // Whoever comes next tries again, should this have failed.
         ground.guarding().remove(&self.id);
         done
@@ -158,13 +164,31 @@ impl Guarding {
 }
 
 impl Guarding {
-    fn put_back(&mut self, ground: &Ground, row: &GuardRow) -> Result<RolledBack> {
-        let named: BTreeSet<RelPath> = self.images.keys().cloned().collect();
-        self.look_through_trees(ground)?;
+    fn put_back(&mut self, ground: &Ground, lease: &Lease, row: &GuardRow) -> Result<RolledBack> {
+        // Somebody took this transaction for dead, and has put everything back: what is there now is others' work.
+        let is_mine = |mine: bool| if mine { Ok(()) } else { Err(lease.lost()) };
+        ground.store.peek(|tx| journal::is_guarding(tx, self.id)).and_then(is_mine)?;
+        if let Err(error) = self.look_through_trees(ground, true) {
+            self.forget_unrecorded(ground);
+            return Err(error);
+        }
         let mut turn = ground.enter()?;
-        let new = self.images.iter().filter(|(path, _)| !named.contains(*path));
-        record_images(ground, &mut turn, self.id, self.rows, new)?;
-        put_back(ground, &mut turn, row, &self.images)
+        let mine = turn.look(|tx| journal::is_guarding(tx, self.id)).and_then(is_mine);
+        let new = self.images.iter().filter(|(path, _)| self.unrecorded.contains(*path));
+        if let Err(error) = mine.and_then(|()| record_images(ground, &mut turn, self.id, self.rows, new)) {
+            self.forget_unrecorded(ground);
+            return Err(error);
+        }
+        put_back(ground, &mut turn, row, &self.images, false)
+    }
+
+    /// What no row refers to goes away again: nothing was displaced by it.
+    fn forget_unrecorded(&mut self, ground: &Ground) {
+        for path in std::mem::take(&mut self.unrecorded) {
+            if let Some(image) = self.images.remove(&path) {
+                trees::drop_unused(ground, &image);
+            }
+        }
     }
 }
 

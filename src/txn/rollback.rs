@@ -1,6 +1,7 @@
 //! Puts back what was done to guarded paths: for a transaction that does not commit, and for one that died.
 
-use std::path::PathBuf;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 
 use super::ground::Ground;
 use super::guarding::{change, sync_whole};
@@ -17,16 +18,23 @@ use crate::tree::{PreImages, PutBack, TreeRestorer, Was};
 pub struct RolledBack {
     /// Paths that are as before again.
     pub restored: Vec<PathBuf>,
-    /// Paths that could not be put back, because somebody wrote to the file in place under [`Guard::replacing`](crate::Guard::replacing). They are as
-    /// they were found.
+    /// Paths that could not be put back: somebody wrote to the file in place under
+    /// [`Guard::replacing`](crate::Guard::replacing), or removed a device, socket or FIFO. They are as they were found.
     pub damaged: Vec<PathBuf>,
     /// The record of it, for `journalctl-kb show`: what was displaced is kept there until retention drops it. None when
     /// nothing was different.
     pub id: Option<TxnId>,
 }
 
-/// Puts everything back that a guard's transaction changed, and ends the guard. Durable on return.
-pub(crate) fn put_back(ground: &Ground, turn: &mut Turn<'_>, row: &GuardRow, images: &PreImages) -> Result<RolledBack> {
+/// Puts everything back that a guard's transaction changed, and ends the guard. Durable on return. `again`: an attempt
+/// before this one may have put things back and not synced them.
+pub(crate) fn put_back(
+    ground: &Ground,
+    turn: &mut Turn<'_>,
+    row: &GuardRow,
+    images: &PreImages,
+    again: bool,
+) -> Result<RolledBack> {
     ground.touch();
     let mut restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
     let mut done = RolledBack::default();
@@ -43,19 +51,23 @@ pub(crate) fn put_back(ground: &Ground, turn: &mut Turn<'_>, row: &GuardRow, ima
         return Err(error);
     }
     let mut changes = Vec::new();
+    let mut displaced = Vec::new();
     let mut history = 0;
+    let restored: HashSet<&Path> = done.restored.iter().map(PathBuf::as_path).collect();
     for (path, image) in images {
-        let displaced = restorer.displaced(image)?;
-        let touched = done.restored.iter().any(|restored| restored == path.as_path());
-        if let Some((name, displaced)) = displaced {
-            let kept = Change { preimage: Some(name), ..change(path, image, Some(&displaced)) };
-            changes.push(kept);
-            history += displaced.size;
-        } else if touched && (image.named || !matches!(image.was, Was::Directory { .. })) {
+        let touched = restored.contains(path.as_path());
+        let found = restorer.displaced(image)?;
+        for (name, meta) in &found {
+            changes.push(Change { preimage: Some(name.clone()), ..change(path, image, Some(meta)) });
+            displaced.push((image.area, name.clone()));
+            history += meta.size;
+        }
+        if found.is_empty() && touched && (image.named || !matches!(image.was, Was::Directory { .. })) {
             changes.push(Change { preimage: None, ..change(path, image, None) });
         }
     }
-    if !changes.is_empty() || !done.restored.is_empty() {
+    // IMPORTANT: what an earlier attempt put back is as it was, so nothing tells that it was never synced.
+    if again || !changes.is_empty() || !done.restored.is_empty() {
         sync_whole(ground, images)?;
     }
     done.id = turn.write(Durability::Full, |tx| {
@@ -74,19 +86,19 @@ pub(crate) fn put_back(ground: &Ground, turn: &mut Turn<'_>, row: &GuardRow, ima
         }
         for path in &done.damaged {
             let path = RelPath::parse(path)?;
-            let message = "written to in place under a guard for replacing writers: it could not be put back, and is as it \
-                           was found";
+            let message = "written to in place under a guard for replacing writers, or no file at all: it could not be put \
+                           back, and is as it was found";
             journal::insert_event(tx, Level::Error, "damaged", Some(id), Some(&path), message)?;
         }
         Ok(Some(id))
     })?;
-    for image in images.values() {
-        let Ok(area) = ground.area(image.area) else { continue };
-        let moved = match restorer.displaced(image) {
-            Ok(Some((name, _))) if name == image.name => area.to_history(&name),
-            Ok(Some((name, _))) => area.to_history(&name).and_then(|()| area.drop_staged(&image.name)),
-            _ => area.drop_staged(&image.name),
-        };
+    let kept: HashSet<&(i64, String)> = displaced.iter().collect();
+    let unused = images.values().map(|image| (image.area, image.name.clone())).filter(|name| !kept.contains(name));
+    for (moves, (area, name)) in
+        displaced.iter().cloned().map(|name| (true, name)).chain(unused.map(|name| (false, name)))
+    {
+        let Ok(area) = ground.area(area) else { continue };
+        let moved = if moves { area.to_history(&name) } else { area.drop_staged(&name) };
         if let Err(error) = moved {
             tracing::warn!(%error, "an old version could not be moved; it stays in the stage");
         }

@@ -286,7 +286,12 @@ impl Transaction {
             }
         }
         let receipt = outcome?;
-        if let Some(guarding) = self.guarding.take() {
+        if receipt.repeated {
+            // The first one did it; what was done now under the guard is once too often.
+            if let Err(error) = self.put_back() {
+                tracing::error!(%error, "what a repeat did under its guard could not be put back; the next to take its lock tries again");
+            }
+        } else if let Some(guarding) = self.guarding.take() {
             guarding.release(&self.ground, receipt.changes());
         }
         // The release was noted with the commit; dropping the lease frees the lock itself.

@@ -25,7 +25,7 @@ use crate::fs::attrs::{self, Attrs};
 use crate::fs::clone::{FileToKeep, KeptFile, Way};
 use crate::fs::identity::Identity;
 use crate::fs::opener::SIDECARS;
-use crate::fs::root::{self, Kind};
+use crate::fs::root::{self, Dirs, Kind};
 use crate::fs::watch::Watch;
 use crate::journal::{self, GuardId, GuardedTree, TreeRow};
 use crate::path::RelPath;
@@ -39,6 +39,8 @@ use crate::tree::{
 const BASELINE: &str = "baseline";
 /// This many directories are recorded within one turn.
 const AT_ONCE: usize = 64;
+/// This often a tree is taken into its baseline, when somebody goes on changing it meanwhile.
+const ROUNDS: usize = 4;
 
 /// A tree that this process's transaction guards.
 #[derive(Debug)]
@@ -49,11 +51,20 @@ pub(super) struct Guarded {
 }
 
 impl Guarded {
+    /// True when a path, or the root, lies in the tree.
+    pub(super) fn covers(&self, path: Option<&RelPath>) -> bool {
+        match (&self.tree.tree.path, path) {
+            (None, _) => true,
+            (Some(tree), Some(path)) => path.is_within(tree),
+            (Some(_), None) => false,
+        }
+    }
+
     /// See [`end`].
-    pub(super) fn end(&self, ground: &Ground) -> Result<Found> {
+    pub(super) fn end(&self, ground: &Ground, puts_back: bool) -> Result<Found> {
         let touched = self.watch.as_ref().and_then(Watch::touched);
         let files = touched.as_ref().map_or(Files::All, Files::Some);
-        end(ground, Reading::Peek(ground), &self.tree, files)
+        end(ground, Reading::Peek(ground), &self.tree, files, puts_back)
     }
 }
 
@@ -87,7 +98,7 @@ pub(crate) fn complete(ground: &Ground, turn: &mut Turn<'_>, guard: GuardId, ima
     let first = turn.look(|tx| journal::guarded_count(tx, guard))?;
     let mut new = PreImages::new();
     for tree in turn.look(|tx| journal::guarded_trees(tx, guard))? {
-        for (path, image) in end(ground, Reading::Turn(turn), &tree?, Files::All)?.images {
+        for (path, image) in end(ground, Reading::Turn(turn), &tree?, Files::All, true)?.images {
             match images.contains_key(&path) {
                 // Recorded by an attempt before this one.
                 true => drop_unused(ground, &image),
@@ -104,36 +115,55 @@ pub(crate) fn complete(ground: &Ground, turn: &mut Turn<'_>, guard: GuardId, ima
 pub(super) fn begin(ground: &Ground, guard: GuardId, tree: TreeRow) -> Result<Guarded> {
     let area = ground.area(tree.area)?;
     let mirror = mirror(&area, &tree)?;
-    let rows = match tree.is_true {
-        true => ground.store.peek(|tx| journal::tree_dirs(tx, tree.id))?,
-        false => {
-            forget(ground, &tree)?;
-            Vec::new()
-        }
-    };
-    let fresh = rows.is_empty();
-    // Writers that replace files leave traces in directories; those that do not are looked for file by file.
-    let diffs =
-        differences(ground, Reading::Peek(ground), rows, if tree.replacing { Files::None } else { Files::All })?;
-    if fresh || !diffs.is_empty() {
-        ground.enter()?.write(Durability::Full, |tx| journal::set_tree(tx, tree.id, false, tree.area))?;
-        let adopted = diffs.iter().filter(|diff| !diff.is_empty()).count();
-        adopt(ground, &tree, &mirror, diffs, fresh)?;
-        area.sync_whole()?;
-        if adopted > 0 {
-            tracing::info!(
-                directories = adopted,
-                "changes of a guarded tree since the last time were taken into its baseline"
-            );
-        }
+    if !tree.is_true {
+        forget(ground, &tree)?;
     }
-    let began = area.clock()?;
+    let brought = bring_up_to_date(ground, &area, &tree, &mirror);
+    if brought.is_err()
+        && !ground.store.peek(|tx| journal::is_true(tx, tree.id))?
+        && let Err(error) = forget(ground, &tree)
+    {
+        // It may be the disk that is full, and it is made anew the next time.
+        tracing::warn!(%error, "a baseline that did not come about could not be removed");
+    }
+    brought?;
+    let began = area.clock_after(area.clock()?)?;
     ground.enter()?.write(Durability::Full, |tx| {
         journal::set_tree(tx, tree.id, true, tree.area)?;
         journal::guard_tree(tx, guard, tree.id, Some(began))
     })?;
     let watch = if tree.replacing { watch(ground, &tree)? } else { None };
     Ok(Guarded { tree: GuardedTree { tree: TreeRow { is_true: true, ..tree }, began }, watch })
+}
+
+/// Compares the tree with its baseline, and takes over what differs, until nothing does: to copy takes long, and what
+/// somebody changes by hand meanwhile must not be what a rollback does not know.
+fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirror) -> Result<()> {
+    // Writers that replace files leave traces in directories; those that do not are looked for file by file.
+    let files = if tree.replacing { Files::None } else { Files::All };
+    let mut is_true = tree.is_true;
+    for _ in 0..ROUNDS {
+        let clock = area.clock()?;
+        let rows = ground.store.peek(|tx| journal::tree_dirs(tx, tree.id))?;
+        let fresh = rows.is_empty();
+        let diffs = differences(ground, Reading::Peek(ground), rows, files)?;
+        if !fresh && diffs.is_empty() {
+            break;
+        }
+        if is_true {
+            ground.enter()?.write(Durability::Full, |tx| journal::set_tree(tx, tree.id, false, tree.area))?;
+            is_true = false;
+        }
+        let adopted = diffs.iter().filter(|diff| !diff.is_empty()).count();
+        adopt(ground, tree, mirror, diffs, fresh, clock)?;
+        if adopted > 0 {
+            tracing::info!(directories = adopted, "changes of a guarded tree were taken into its baseline");
+        }
+        if !fresh && adopted == 0 {
+            break;
+        }
+    }
+    if is_true { Ok(()) } else { area.sync_whole() }
 }
 
 /// Watches a tree whose writers promised not to write to files in place. None where that cannot be: then every file is
@@ -146,7 +176,13 @@ fn watch(ground: &Ground, tree: &TreeRow) -> Result<Option<Watch>> {
 }
 
 /// Compares a tree with its baseline, and gets the old versions of what differs. Nothing of it is synced.
-fn end(ground: &Ground, reading: Reading<'_, '_>, guarded: &GuardedTree, files: Files<'_>) -> Result<Found> {
+fn end(
+    ground: &Ground,
+    reading: Reading<'_, '_>,
+    guarded: &GuardedTree,
+    files: Files<'_>,
+    puts_back: bool,
+) -> Result<Found> {
     let GuardedTree { tree, began } = guarded;
     let area = ground.area(tree.area)?;
     let mirror = mirror(&area, tree)?;
@@ -154,6 +190,9 @@ fn end(ground: &Ground, reading: Reading<'_, '_>, guarded: &GuardedTree, files: 
         return Err(Error::corrupt("the baseline of a guarded tree", "it was being changed while it was relied upon"));
     }
     let rows = reading.look(|tx| journal::tree_dirs(tx, tree.id))?;
+    if puts_back {
+        open_up(ground, &rows)?;
+    }
     let mut found = Found::default();
     for mut diff in differences(ground, reading, rows, files)? {
         // Written to in place before the guard began, where nobody looks at every file then.
@@ -165,6 +204,27 @@ fn end(ground: &Ground, reading: Reading<'_, '_>, guarded: &GuardedTree, files: 
         images(ground, &mirror, diff, *began, files, &mut found.images)?;
     }
     Ok(found)
+}
+
+/// Lets an ordinary user into those directories of its own that were closed since, to look what is in them.
+fn open_up(ground: &Ground, rows: &[DirRow]) -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let mut dirs = Dirs::new(&ground.root);
+    for row in rows {
+        let Some(path) = &row.path else { continue };
+        // Whatever stands there instead, the comparison tells.
+        let Ok(dir) = dirs.parent(path) else { continue };
+        let full = || ground.root.full(path);
+        if let Some(live) = root::look(&dir.fd, path.name()).at("look at", full())?
+            && live.kind == Kind::Directory
+            && live.mode != row.attrs.mode
+        {
+            attrs::open_up(&dir.fd, path.name(), &live, &full())?;
+        }
+    }
+    Ok(())
 }
 
 fn mirror(area: &Area, tree: &TreeRow) -> Result<Mirror> {
@@ -179,8 +239,13 @@ fn forget(ground: &Ground, tree: &TreeRow) -> Result<()> {
     let dirs = turn.look(|tx| journal::tree_dir_ids(tx, tree.id))?;
     let area = ground.area(tree.area)?;
     let base = area::subdirectory(&area.dir, BASELINE, &area.path, 0o700)?;
-    for dir in &dirs {
-        area::remove_below(&base, dir.0.to_string().as_ref(), &area.path.join(BASELINE))?;
+    let (first, last) = journal::dir_ids(tree.id);
+    // Those too that no row tells of, because the making was cut short.
+    for name in area::names(&base, &area.path.join(BASELINE))? {
+        let number = name.to_str().and_then(|name| name.parse::<i64>().ok());
+        if number.is_some_and(|number| (first..=last).contains(&number)) {
+            area::remove_below(&base, &name, &area.path.join(BASELINE))?;
+        }
     }
     turn.write(Durability::Normal, |tx| dirs.iter().try_for_each(|&dir| journal::drop_dir(tx, dir)))
 }
@@ -206,14 +271,21 @@ fn differences(ground: &Ground, reading: Reading<'_, '_>, rows: Vec<DirRow>, fil
 }
 
 /// Takes differences into the baseline. Nothing of it is synced but by what syncs the area afterwards.
-fn adopt(ground: &Ground, tree: &TreeRow, mirror: &Mirror, diffs: Vec<DirDiff>, fresh: bool) -> Result<()> {
-    let next = AtomicI64::new(ground.store.peek(journal::next_dir)?);
+fn adopt(
+    ground: &Ground,
+    tree: &TreeRow,
+    mirror: &Mirror,
+    diffs: Vec<DirDiff>,
+    fresh: bool,
+    clock: (i64, u32),
+) -> Result<()> {
+    let next = AtomicI64::new(ground.store.peek(|tx| journal::next_dir(tx, tree.id))?);
     let (tell, told) = mpsc::sync_channel(AT_ONCE);
     let (reserved, mirror, top) = (ground.reserved.clone(), mirror.clone(), tree.path.clone());
     let done = ground.opener.start(move |root| {
         let mut tell = |mirrored| tell.send(mirrored).map_err(|_| Error::Closed);
         let scan = Scan { root, reserved: &reserved, files: Files::None };
-        let mut update = Update { scan, mirror: &mirror, next: &next, clock: None, tell: &mut tell };
+        let mut update = Update { scan, mirror: &mirror, next: &next, clock: Some(clock), tell: &mut tell };
         diffs.into_iter().try_for_each(|diff| update.adopt(diff))?;
         if fresh { update.add(top) } else { Ok(()) }
     })?;
@@ -277,11 +349,7 @@ fn images(
             // What was in it has a row of its own.
             EntryKind::Directory => {}
             EntryKind::Other => {
-                let path = RelPath::join(row.path.as_ref(), &entry.name);
-                return Err(Error::BadPath {
-                    path: path.to_path_buf(),
-                    reason: "it was a device, socket or FIFO, which cannot be put back: make it again by hand",
-                });
+                image(Some(&entry.name), ground.fresh_name(), Was::Lost);
             }
             EntryKind::Symlink(target) => {
                 let was = Was::Symlink { ino: entry.ino, target: target.clone(), attrs: entry.attrs.clone() };
@@ -314,7 +382,10 @@ fn images(
         .collect();
     let kept = ground.opener.run(move |_| jobs.iter().map(|job| take_out(job, began)).collect::<Vec<_>>())?;
     for ((entry, _, name), kept) in files.into_iter().zip(kept) {
-        let (KeptFile { kept, way, .. }, attrs) = kept?;
+        let Some((KeptFile { kept, way, .. }, attrs)) = kept? else {
+            image(Some(&entry.name), name, Was::Lost);
+            continue;
+        };
         let was = Was::File { seen: entry.identity(), kept: Identity::from(&kept), attrs, way };
         image(Some(&entry.name), name, was);
     }
@@ -348,12 +419,12 @@ fn set(
         let path = RelPath::join(diff.row.path.as_ref(), &[&database.name, suffix.as_bytes()].concat());
         (path, PreImage { area: area.id, name: format!("{name}{suffix}"), named: true, was })
     };
-    let mut sidecars = Vec::new();
+    let (mut sidecars, mut absent) = (Vec::new(), Vec::new());
     for suffix in SIDECARS {
         let beside = [&database.name, suffix.as_bytes()].concat();
         match recorded().find(|entry| entry.name == beside && entry.what == EntryKind::Sidecar) {
             Some(entry) => sidecars.push((suffix, entry.clone())),
-            None => found.push(image(suffix, Was::Absent)),
+            None => absent.push(suffix),
         }
     }
     let parts: Vec<_> = std::iter::once(("", database.clone())).chain(sidecars).collect();
@@ -367,8 +438,15 @@ fn set(
         })
         .collect();
     let kept = ground.opener.run(move |_| jobs.iter().map(|job| take_out(job, (0, 0))).collect::<Vec<_>>())?;
+    let kept = kept.into_iter().collect::<Result<Vec<_>>>()?;
+    let lost = kept.iter().any(Option::is_none);
+    found.extend(absent.into_iter().map(|suffix| image(suffix, if lost { Was::Lost } else { Was::Absent })));
     for ((suffix, entry), kept) in parts.into_iter().zip(kept) {
-        let (KeptFile { kept, .. }, attrs) = kept?;
+        // One without the others is no old version.
+        let Some((KeptFile { kept, .. }, attrs)) = kept.filter(|_| !lost) else {
+            found.push(image(suffix, Was::Lost));
+            continue;
+        };
         let (seen, kept) = (entry.identity(), Identity::from(&kept));
         found.push(image(
             suffix,
@@ -390,8 +468,9 @@ struct TakeOut {
     as_recorded: bool,
 }
 
-/// Gets an old version out of the mirror: another link to it, or a copy. On the opener's thread.
-fn take_out(job: &TakeOut, began: (i64, u32)) -> Result<(KeptFile, Attrs)> {
+/// Gets an old version out of the mirror: another link to it, or a copy. None when somebody wrote to it in place, where
+/// nobody should. On the opener's thread.
+fn take_out(job: &TakeOut, began: (i64, u32)) -> Result<Option<(KeptFile, Attrs)>> {
     let TakeOut { from, to, entry, as_recorded } = job;
     let damaged = |detail: &str| Error::corrupt(format!("the baseline at {}", from.display()), detail);
     let dir = root::open_outside(from.parent().unwrap_or(from)).at("open", from)?;
@@ -402,8 +481,11 @@ fn take_out(job: &TakeOut, began: (i64, u32)) -> Result<(KeptFile, Attrs)> {
     }
     let other_bytes = (meta.size, meta.mtime) != (entry.size, entry.attrs.mtime);
     // A link shows what was written to the file in place: before the guard began that was somebody's edit by hand.
-    if other_bytes && (!entry.is_pinned() || meta.mtime >= began) {
+    if other_bytes && !entry.is_pinned() {
         return Err(damaged("it is not what was recorded"));
+    }
+    if other_bytes && meta.mtime >= began {
+        return Ok(None);
     }
     let attrs = if *as_recorded && !other_bytes {
         entry.attrs.clone()
@@ -423,7 +505,7 @@ fn take_out(job: &TakeOut, began: (i64, u32)) -> Result<(KeptFile, Attrs)> {
         databases: true,
     };
     let kept = file.keep(&meta)?.ok_or_else(|| damaged("it changed while it was read"))?;
-    Ok((kept, attrs))
+    Ok(Some((kept, attrs)))
 }
 
 /// Lets an old version go again that was got out of the mirror.

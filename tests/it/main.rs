@@ -10,6 +10,7 @@ mod fuzz_corpus;
 mod guard;
 mod guard_database;
 mod guard_model;
+mod guard_review;
 mod guard_tree;
 mod ingest;
 mod model;

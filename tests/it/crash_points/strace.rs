@@ -62,6 +62,11 @@ impl End {
     pub(crate) fn said(&self, word: &str) -> bool {
         self.said.iter().any(|line| line == word)
     }
+
+    /// All that it said.
+    pub(crate) fn words(&self) -> &[String] {
+        &self.said
+    }
 }
 
 /// True when strace is here and may trace.
@@ -97,8 +102,17 @@ pub(crate) fn points(test: &str, workload: &str, root: &Path) -> Vec<Point> {
 
 /// Runs a child that is killed when it enters the call at `point`.
 pub(crate) fn kill_at(test: &str, workload: &str, root: &Path, point: &Point) -> End {
+    inject(test, workload, root, point, "signal=KILL")
+}
+
+/// Runs a child whose call at `point` is not carried out, and answers this error instead.
+pub(crate) fn fail_at(test: &str, workload: &str, root: &Path, point: &Point, error: &str) -> End {
+    inject(test, workload, root, point, &format!("error={error}"))
+}
+
+fn inject(test: &str, workload: &str, root: &Path, point: &Point, what: &str) -> End {
     let child = Child::spawn(test, workload, root);
-    let inject = format!("inject={}:signal=KILL:when={}", point.call, point.nth);
+    let inject = format!("inject={}:{what}:when={}", point.call, point.nth);
     let trace = format!("trace={}", point.call);
     let log = log_file(root);
     let mut options = vec!["-o", log.to_str().unwrap(), "-e", &trace, "-e", &inject];
