@@ -41,6 +41,9 @@ pub(crate) struct KeepSet {
     pub(crate) kept: Option<Identity>,
 }
 
+/// What was kept of a database, and of each sidecar.
+pub(crate) type KeptSet = (Kept, [Kept; 3]);
+
 /// Locks that keep everybody from changing a database.
 struct Quiet {
     _database: OwnedFd,
@@ -49,7 +52,7 @@ struct Quiet {
 
 /// Keeps a database and its sidecars as they are at one instant. Waits for commits of others to end, and answers
 /// [`Error::DatabaseInUse`] when they do not. [`Kept::Database`] for one that was kept before.
-pub(crate) fn keep(root: &RootDir, what: &KeepSet) -> Result<(Kept, [Kept; 3])> {
+pub(crate) fn keep(root: &RootDir, what: &KeepSet) -> Result<KeptSet> {
     let deadline = Deadline::after(PATIENCE);
     let full = root.full(&what.path);
     loop {

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use super::append::{self, Cut, End};
 use super::attrs::Attrs;
 use super::clone::{self, Keep, Kept};
-use super::database::{self, KeepSet};
+use super::database::{self, KeepSet, KeptSet};
 use super::root::{self, Kind, Meta, RootDir};
 use super::{sys, temp};
 use crate::error::{Error, IoContext, Result};
@@ -204,7 +204,7 @@ impl Opener {
     }
 
     /// Keeps databases with their sidecars, each as it is at one instant.
-    pub(crate) fn keep_sets(&self, what: Vec<KeepSet>) -> Result<Vec<Result<(Kept, [Kept; 3])>>> {
+    pub(crate) fn keep_sets(&self, what: Vec<KeepSet>) -> Result<Vec<Result<KeptSet>>> {
         self.ask(move |tree| what.iter().map(|what| database::keep(&tree.root, what)).collect())
     }
 

@@ -6,7 +6,7 @@
 //!   tree itself durable.
 //! - [`bind`] looks once more, under the turn, at what was prepared before it.
 //! - [`guard`] is for what somebody else's code changes, [`guarding`] what became of it, [`rollback`] puts it back;
-//!   [`trees`] finds out which paths of a whole tree that is.
+//!   [`trees`] finds out which paths of a whole tree that is, and gets their [`old_versions`].
 //! - [`ground`] is what they all stand on; [`backlog`] and [`late`] are what it does behind the commits.
 
 mod apply;
@@ -23,6 +23,7 @@ mod guard;
 mod guarding;
 mod late;
 mod layout;
+mod old_versions;
 mod overlay;
 mod prepare;
 mod receipt;
