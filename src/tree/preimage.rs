@@ -95,8 +95,9 @@ impl PreImage {
             Was::File { seen, kept, attrs, way } => {
                 if seen.is(live, false) {
                     Difference::None
-                } else if kept.is(live, true) && kept.ino != seen.ino {
-                    // The copy, put back before.
+                } else if *way != Way::Link && kept.is(live, true) {
+                    // IMPORTANT: the copy, put back before. Its number may be the one that the file itself had: nothing pins
+                    // that, and it is free once somebody has removed the file.
                     if dressed(attrs) { Difference::None } else { Difference::Attributes }
                 } else if *way == Way::Link && seen.is(live, true) {
                     // The link kept is this very file, so only what it has besides its bytes can be put back.
@@ -110,7 +111,7 @@ impl PreImage {
 
     /// True when what lies under the name in the stage is the old version; else it was displaced by it.
     pub(crate) fn is_kept(&self, staged: &Meta) -> bool {
-        matches!(&self.was, Was::File { kept, .. } if !kept.directory && staged.kind == Kind::File && staged.ino == kept.ino)
+        matches!(&self.was, Was::File { kept, .. } if staged.kind == Kind::File && kept.is(staged, true))
     }
 
     /// When the file last changed, where its ctime is what tells that it did again.

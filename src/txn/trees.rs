@@ -408,9 +408,6 @@ fn take_out(job: &TakeOut, began: (i64, u32)) -> Result<Option<(KeptFile, Attrs)
     if other_bytes && !entry.is_pinned() {
         return Err(damaged("it is not what was recorded"));
     }
-    if other_bytes && meta.mtime >= began {
-        return Ok(None);
-    }
     let attrs = if *as_recorded && !other_bytes {
         entry.attrs.clone()
     } else {
@@ -420,6 +417,10 @@ fn take_out(job: &TakeOut, began: (i64, u32)) -> Result<Option<(KeptFile, Attrs)
     let way = if entry.is_pinned() { Way::Link } else { Way::Reflink };
     let file = FileToKeep { dir: dir.as_fd(), name, full: from, attrs: &attrs, to_dir: rustix::fs::CWD, to, way };
     let kept = file.keep(&meta)?.ok_or_else(|| damaged("it changed while it was read"))?;
+    if other_bytes && meta.mtime >= began {
+        // Not the old version; but what is left of it is kept.
+        return Ok(None);
+    }
     Ok(Some((kept, attrs)))
 }
 

@@ -330,7 +330,8 @@ fn ordinary_child() {
     }
 }
 
-/// A filesystem whose stamps stand still for some milliseconds, as all did before Linux 6.13. Unmounted on drop.
+/// A filesystem whose stamps stand still for some milliseconds, as all did before Linux 6.13, and whose inodes are one
+/// group, so that the lowest number that is free comes next. Unmounted on drop.
 struct Coarse(tempfile::TempDir);
 
 impl Coarse {
@@ -342,7 +343,7 @@ impl Coarse {
         let done = |command: &mut std::process::Command| {
             command.stdout(std::process::Stdio::null()).status().is_ok_and(|status| status.success())
         };
-        let made = done(std::process::Command::new("mkfs.ext3").args(["-q", "-F"]).arg(&image))
+        let made = done(std::process::Command::new("mkfs.ext3").args(["-q", "-F", "-b", "4096"]).arg(&image))
             && done(std::process::Command::new("mount").args(["-t", "ext3", "-o", "loop"]).arg(&image).arg(&at));
         if made { Some(coarse) } else { None }
     }
@@ -462,4 +463,78 @@ fn names_that_are_not_text_and_a_file_of_two_names() {
             assert_eq!(full(tree.root()), before);
         }
     }
+}
+
+#[test]
+fn a_copy_with_the_number_of_what_was_removed_is_not_taken_for_something_else() {
+    let Some(coarse) = Coarse::mount() else { return crate::skip::skip("an ext3 cannot be mounted here") };
+    let root = coarse.0.path().join("root");
+    fs::create_dir(root.join("wiki")).unwrap();
+    fs::write(root.join("wiki/a"), "one").unwrap();
+    let journal = Journal::open(&root).unwrap();
+    let before = full(&root);
+    let mut again = false;
+    for _ in 0..4 {
+        let mut txn = journal.begin("").unwrap();
+        txn.guard("wiki").unwrap();
+        let number = fs::metadata(root.join("wiki/a")).unwrap().ino();
+        fs::write(root.join("wiki/b"), "by the program").unwrap();
+        fs::rename(root.join("wiki/b"), root.join("wiki/a")).unwrap();
+        let db = rusqlite::Connection::open(root.join(".journal/journal.db")).unwrap();
+        // The guard cannot be ended, so what is put back is put back once more by whoever comes next.
+        let never = "CREATE TRIGGER stays BEFORE DELETE ON journal_guard BEGIN SELECT RAISE(ABORT, 'not yet'); END";
+        db.execute_batch(never).unwrap();
+        assert!(txn.rollback().is_err());
+        again |= fs::metadata(root.join("wiki/a")).unwrap().ino() == number;
+        db.execute_batch("DROP TRIGGER stays").unwrap();
+        assert_eq!(journal.recover().unwrap().rolled_back, 1);
+        let found = full(&root);
+        assert_eq!(found.get(Path::new("wiki/a")), before.get(Path::new("wiki/a")), "the same number: {again}");
+        assert!(kept(&root, "history").contains(&"by the program".to_owned()));
+    }
+    assert!(again, "no number came again, so nothing was tried");
+}
+
+#[test]
+fn what_is_left_of_a_file_that_was_written_in_place_is_kept() {
+    let tree = Tree::new();
+    tree.put("wiki/a", "one");
+    tree.put("b", "one");
+    let journal = tree.journal();
+    let mut txn = journal.begin("").unwrap();
+    txn.guard_with(Guard::tree("wiki").replacing()).unwrap();
+    txn.guard_with(Guard::paths(["b"]).replacing()).unwrap();
+    for path in ["wiki/a", "b"] {
+        append(tree.path(path), " and more");
+        fs::write(tree.path("temporary"), "other").unwrap();
+        fs::rename(tree.path("temporary"), tree.path(path)).unwrap();
+    }
+    let done = txn.rollback().unwrap();
+    assert_eq!(done.damaged, [PathBuf::from("b"), PathBuf::from("wiki/a")]);
+    let history = kept(tree.root(), "history");
+    assert_eq!(history.iter().filter(|bytes| *bytes == "one and more").count(), 2, "{history:?}");
+}
+
+#[test]
+fn what_cannot_be_moved_does_not_keep_the_others() {
+    let tree = Tree::new();
+    tree.put("wiki/a", "one");
+    tree.put("wiki/log", "line\n");
+    let attribute = |how: &str| {
+        let mut command = std::process::Command::new("chattr");
+        command.arg(how).arg(tree.path("wiki/log")).stderr(std::process::Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    if !attribute("+a") {
+        return crate::skip::skip("a file cannot be made append-only here");
+    }
+    let journal = tree.journal();
+    let mut txn = journal.begin("").unwrap();
+    txn.guard("wiki").unwrap();
+    append(tree.path("wiki/log"), "another\n");
+    fs::remove_file(tree.path("wiki/a")).unwrap();
+    let done = txn.rollback();
+    assert!(attribute("-a"));
+    assert_eq!(done.unwrap().damaged, [PathBuf::from("wiki/log")]);
+    assert_eq!(fs::read(tree.path("wiki/a")).unwrap(), b"one");
 }
