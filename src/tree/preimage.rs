@@ -127,8 +127,9 @@ impl PreImage {
             Was::File { seen, kept, attrs, way } => {
                 if seen.is(live, false) {
                     Difference::None
-                } else if kept.is(live, true) && kept.ino != seen.ino {
-                    // The copy, put back before.
+                } else if *way != Way::Link && kept.is(live, true) {
+                    // IMPORTANT: the copy, put back before. Its number may be the one that the file itself had: nothing pins
+                    // that, and it is free once somebody has removed the file.
                     if dressed(attrs) { Difference::None } else { Difference::Attributes }
                 } else if *way == Way::Link && seen.is(live, true) {
                     // The link kept is this very file, so only what it has besides its bytes can be put back.
@@ -142,7 +143,10 @@ impl PreImage {
 
     /// True when what lies under the name in the stage is the old version; else it was displaced by it.
     pub(crate) fn is_kept(&self, staged: &Meta) -> bool {
-        matches!(&self.was, Was::File { kept, .. } | Was::Database { kept, .. } if !kept.directory && staged.kind == Kind::File && staged.ino == kept.ino)
+        match &self.was {
+            Was::File { kept, .. } | Was::Database { kept, .. } => staged.kind == Kind::File && kept.is(staged, true),
+            _ => false,
+        }
     }
 
     /// When the file last changed, where its ctime is what tells that it did again.

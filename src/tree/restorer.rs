@@ -146,9 +146,12 @@ impl<'r> TreeRestorer<'r> {
         // displaced.
         if let Was::File { kept, .. } | Was::Database { kept, .. } = &image.was
             && difference == Difference::All
-            && live.is_none_or(|live| live.ino != kept.ino)
             && area.look_staged(&image.name)?.is_none_or(|staged| !kept.is(&staged, true))
         {
+            return Ok(PutBack::Damaged);
+        }
+        // Immutable, append-only or a mount point: nobody can move it out of the way.
+        if difference == Difference::All && live.is_some_and(|live| live.fixed) {
             return Ok(PutBack::Damaged);
         }
         match (difference, &image.was) {

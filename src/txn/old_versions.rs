@@ -189,9 +189,6 @@ fn take_out(job: &TakeOut, began: (i64, u32)) -> Result<Option<(KeptFile, Attrs)
     if other_bytes && !entry.is_pinned() {
         return Err(damaged("it is not what was recorded"));
     }
-    if other_bytes && meta.mtime >= began {
-        return Ok(None);
-    }
     let attrs = if *as_recorded && !other_bytes {
         entry.attrs.clone()
     } else {
@@ -210,5 +207,9 @@ fn take_out(job: &TakeOut, began: (i64, u32)) -> Result<Option<(KeptFile, Attrs)
         databases: true,
     };
     let kept = file.keep(&meta)?.ok_or_else(|| damaged("it changed while it was read"))?;
+    if other_bytes && meta.mtime >= began {
+        // Not the old version; but what is left of it is kept.
+        return Ok(None);
+    }
     Ok(Some((kept, attrs)))
 }

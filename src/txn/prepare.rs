@@ -325,13 +325,14 @@ impl<'g> Prepared<'g> {
     }
 
     /// The change rows: of the steps, then of what was done to guarded paths. Where both name a path, the step is the
-    /// later one.
+    /// later one, and the other is told of only for the version before both, which it keeps.
     pub(crate) fn changes(&self) -> Vec<Change> {
         let mut changes: Vec<Change> = self.steps.iter().map(Step::change).collect();
         if !self.touched.is_empty() {
             let staged: HashSet<&RelPath> = self.steps.iter().map(|step| &step.path).collect();
             let touched = self.touched.iter().map(|touched| &touched.change);
-            changes.extend(touched.filter(|change| !staged.contains(&change.path)).cloned());
+            let tells = |change: &&Change| change.preimage.is_some() || !staged.contains(&change.path);
+            changes.extend(touched.filter(tells).cloned());
         }
         changes
     }

@@ -49,9 +49,11 @@ enum How {
     Paths,
     Tree,
     Replacing,
+    /// One path, which the program removes: nothing is displaced when it is put back.
+    Removed,
 }
 
-const WORKLOADS: [Workload; 8] = [
+const WORKLOADS: [Workload; 9] = [
     Workload { name: "paths, committed", guard: How::Paths, past: false, ends: Ends::Committed },
     Workload { name: "paths, rolled back", guard: How::Paths, past: false, ends: Ends::RolledBack },
     Workload { name: "first baseline, rolled back", guard: How::Tree, past: false, ends: Ends::RolledBack },
@@ -60,6 +62,7 @@ const WORKLOADS: [Workload; 8] = [
     Workload { name: "replacing, committed", guard: How::Replacing, past: true, ends: Ends::Committed },
     Workload { name: "replacing, rolled back", guard: How::Replacing, past: true, ends: Ends::RolledBack },
     Workload { name: "baseline with a past, refused", guard: How::Tree, past: true, ends: Ends::Refused },
+    Workload { name: "removed, rolled back", guard: How::Removed, past: false, ends: Ends::RolledBack },
 ];
 
 fn workload(name: &str) -> Workload {
@@ -168,6 +171,7 @@ fn guard(txn: &mut Transaction, how: How) -> journal_kb::Result<()> {
         How::Paths => Guard::paths(NAMED),
         How::Tree => Guard::tree("pages"),
         How::Replacing => Guard::tree("pages").replacing(),
+        How::Removed => Guard::paths(["pages/two.md"]),
     })
 }
 
@@ -225,6 +229,9 @@ fn edit_by_hand(root: &Path) {
 /// What the program under the guard does.
 fn change(root: &Path, how: How) {
     let at = |name: &str| root.join("pages").join(name);
+    if how == How::Removed {
+        return fs::remove_file(at("two.md")).unwrap();
+    }
     if how == How::Replacing {
         fs::write(at("temporary"), "one, by the program\n").unwrap();
         fs::rename(at("temporary"), at("one.md")).unwrap();
@@ -382,6 +389,29 @@ fn recovery(workload: Workload) {
         });
     }
     sweep.end("recovered");
+}
+
+/// A killed process cannot tell what a power cut would take. But it can tell who synced what.
+#[test]
+fn what_was_put_back_and_not_synced_is_synced_by_the_recovery() {
+    if !strace::usable() {
+        return skip("crash points need strace, and leave to trace");
+    }
+    let home = tempfile::tempdir().unwrap();
+    let root = |name: &str| {
+        let root = home.path().join(name);
+        prepare(&root);
+        root
+    };
+    let workload = "removed, rolled back";
+    let points = strace::points(CHILD, workload, &root("unharmed"));
+    let puts_back = points.iter().position(|point| point.to_string().contains("\"two.md\", RENAME_NOREPLACE"));
+    let synced = points[puts_back.expect("a rename into place")..].iter().find(|point| point.call == "syncfs").unwrap();
+    let root = root("killed");
+    strace::kill_at(CHILD, workload, &root, synced);
+    assert!(root.join("pages/two.md").exists(), "it is put back, and nothing tells that it was not synced");
+    let recovery = strace::points(CHILD, "recovery", &root);
+    assert!(recovery.iter().any(|point| point.call == "syncfs"), "{recovery:?}");
 }
 
 /// An error from each call in turn.
