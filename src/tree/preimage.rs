@@ -118,12 +118,16 @@ impl PreImage {
                 true => Difference::None,
                 false => Difference::All,
             },
-            Was::Database { seen, attrs, .. } => match seen.is(live, false) {
-                true => Difference::None,
-                // Written back in place, it is the same file; of its bytes size and time tell.
-                false if seen.is(live, true) && dressed(attrs) => Difference::Attributes,
-                false => Difference::All,
-            },
+            Was::Database { seen, kept, attrs } => {
+                if seen.is(live, false) || (kept.is(live, true) && dressed(attrs)) {
+                    Difference::None
+                } else if (seen.is(live, true) && dressed(attrs)) || kept.is(live, true) {
+                    // Written back in place it is the same file: of its bytes size and time tell.
+                    Difference::Attributes
+                } else {
+                    Difference::All
+                }
+            }
             Was::File { seen, kept, attrs, way } => {
                 if seen.is(live, false) {
                     Difference::None
