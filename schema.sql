@@ -1,4 +1,4 @@
--- The fresh schema of a journal, version 1. `store::migrate` runs it by include_str!, and a test compares it with
+-- The fresh schema of a journal, version 2. `store::migrate` runs it by include_str!, and a test compares it with
 -- what the append-only list of migrations leads to. Times are milliseconds since 1970 in UTC and are for people only:
 -- no decision reads them. Paths are bytes relative to the root. BLOB columns named `record` and `details` are
 -- versioned, length-limited and checksummed by `codec`.
@@ -64,7 +64,8 @@ CREATE TABLE journal_txn (
     began_ms     INTEGER NOT NULL,
     committed_ms INTEGER NOT NULL,
     applied_mark BLOB,                          -- boot, mounts and state directory in which its apply counts
-    settled_ms   INTEGER
+    settled_ms   INTEGER,
+    rolled_back  INTEGER NOT NULL DEFAULT 0 CHECK (rolled_back IN (0, 1))   -- guarded paths, and put them back
 ) STRICT;
 CREATE UNIQUE INDEX journal_txn_key ON journal_txn (key) WHERE key IS NOT NULL;
 CREATE INDEX journal_txn_unsettled ON journal_txn (state) WHERE state <> 'settled';
@@ -79,6 +80,67 @@ CREATE TABLE journal_redo (
     record  BLOB NOT NULL,                      -- journal::record::Redo
     content BLOB                                -- the new bytes, when small enough
 ) STRICT;
+
+-- A transaction that guards paths, from its first guard until it commits or everything is put back. Whose lock is free
+-- while its row is here is dead.
+CREATE TABLE journal_guard (
+    id       INTEGER PRIMARY KEY,
+    state    TEXT NOT NULL CHECK (state IN ('active', 'quarantined')),
+    lock     TEXT NOT NULL,
+    session  BLOB NOT NULL,
+    label    TEXT NOT NULL DEFAULT '',
+    attempts INTEGER NOT NULL DEFAULT 0,        -- to put everything back, begun and not ended
+    began_ms INTEGER NOT NULL
+) STRICT;
+
+-- What each guarded path was.
+CREATE TABLE journal_preimage (
+    id     INTEGER PRIMARY KEY,                 -- guard * 2^20 + number of the path
+    path   BLOB NOT NULL,
+    record BLOB NOT NULL                        -- tree::PreImage
+) STRICT;
+
+-- A tree that was guarded, and how its baseline stands: the mirror of it as it was last committed.
+CREATE TABLE journal_tree (
+    id      INTEGER PRIMARY KEY,
+    path    BLOB NOT NULL,                      -- of its topmost directory; empty for the root
+    writers TEXT NOT NULL CHECK (writers IN ('any', 'replacing')),
+    area    INTEGER NOT NULL,                   -- whose baseline/ holds the mirror
+    state   TEXT NOT NULL CHECK (state IN ('changing', 'true')),   -- while it changes, mirror and rows may disagree
+    UNIQUE (path, writers)
+) STRICT;
+
+-- A directory of such a tree, as it was when it was last looked at.
+CREATE TABLE journal_tree_dir (
+    id       INTEGER PRIMARY KEY,               -- tree * 2^24 + number; the name of its mirror
+    tree     INTEGER NOT NULL,
+    path     BLOB NOT NULL,
+    ino      INTEGER NOT NULL,
+    mtime_s  INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    ctime_s  INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL,
+    racy     INTEGER NOT NULL CHECK (racy IN (0, 1)),   -- the times prove nothing: list it anyway
+    dbs      INTEGER NOT NULL CHECK (dbs IN (0, 1)),   -- databases lie in it: they are looked at anyway
+    attrs    BLOB NOT NULL                      -- fs::Attrs
+) STRICT;
+CREATE INDEX journal_tree_dir_path ON journal_tree_dir (tree, path);
+
+-- Its entries, some thousand to a row.
+CREATE TABLE journal_tree_part (
+    id     INTEGER PRIMARY KEY,                 -- directory * 2^20 + number of the part
+    record BLOB NOT NULL                        -- a list of tree::Entry
+) STRICT;
+
+-- The trees that a transaction guards. Until one is ready nobody may have changed it.
+CREATE TABLE journal_guard_tree (
+    guard INTEGER NOT NULL,
+    tree  INTEGER NOT NULL,
+    ready INTEGER NOT NULL CHECK (ready IN (0, 1)),
+    began_s  INTEGER NOT NULL,                 -- when it became ready, by the clock of its filesystem
+    began_ns INTEGER NOT NULL,
+    PRIMARY KEY (guard, tree)
+) STRICT, WITHOUT ROWID;
 
 -- What a transaction did to each path, for people, history and the change feed.
 CREATE TABLE journal_change (

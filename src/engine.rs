@@ -1,7 +1,9 @@
 //! The open journal: wires the floors together, and owns the background thread.
 
+mod plan;
+
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -13,8 +15,6 @@ use crate::fs::opener::{Opener, SIDECARS};
 use crate::fs::root::{self, RootDir};
 use crate::fs::state::{self, StateDir};
 use crate::history::{self, Retention};
-use crate::id::TxnId;
-use crate::inspect::Inspector;
 use crate::journal;
 use crate::lock::{self, Locks, Session};
 use crate::options::{Begin, Options};
@@ -23,11 +23,14 @@ use crate::recovery;
 use crate::store::{self, Checkpointer, Database, ReadPool, Rows, Store, Turn};
 use crate::time::{Deadline, boot_id};
 use crate::txn::{
-    self, Backlog, BacklogState, Drained, Ground, Late, Limits, Parts, Receipt, Scene, Settled, Transaction, Which,
+    self, Backlog, BacklogState, Drained, Ground, Late, Limits, Parts, Receipt, Settled, Transaction, Which,
 };
+
+pub use plan::{PlannedStep, recovery_plan};
 
 /// The lock of a transaction that names none.
 const MAIN_LOCK: &str = "main";
+
 /// A journal beside a tree of files: changes of files and rows that are all or nothing after any crash.
 ///
 /// Cheap to clone; all clones are one session. The last one to go settles what is applied and ends the session;
@@ -68,6 +71,8 @@ pub struct Recovered {
     pub applied: u64,
     /// Transactions made durable there.
     pub settled: u64,
+    /// Transactions that had died, and whose guarded paths were put back.
+    pub rolled_back: u64,
     /// Paths whose version was somebody else's, and is kept in quarantine.
     pub moved_aside: u64,
     /// Transactions that some path still refuses.
@@ -76,20 +81,6 @@ pub struct Recovered {
     pub quarantined: u64,
     /// Leftovers of dead sessions that were removed.
     pub swept: u64,
-}
-
-/// One path that recovery would look at.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct PlannedStep {
-    /// The transaction.
-    pub txn: TxnId,
-    /// The path, relative to the root.
-    pub path: PathBuf,
-    /// What would be done.
-    pub action: String,
-    /// Why.
-    pub reason: String,
 }
 
 thread_local! {
@@ -183,16 +174,16 @@ impl Journal {
         let granted = ground.locks.wait(&ground.store, name, deadline)?;
         let look = || {
             ground.store.peek(|tx| {
-                let unapplied = journal::has_unapplied(tx, ground.late.unnoted())?;
+                let unfinished = journal::has_unfinished(tx, ground.late.unnoted())?;
                 let replay = match &begin.key {
                     Some(key) => journal::by_key(tx, key)?.is_some(),
                     None => false,
                 };
-                Ok((unapplied, replay, lock::newest_fence(tx, name)?, ground.version(tx)?))
+                Ok((unfinished, replay, lock::newest_fence(tx, name)?, ground.version(tx)?))
             })
         };
-        let (unapplied, mut replay, mut fence, mut version) = look()?;
-        if unapplied {
+        let (unfinished, mut replay, mut fence, mut version) = look()?;
+        if unfinished {
             recovery::drain(ground, &mut ground.enter()?, Which::Unapplied)?;
             (_, replay, fence, version) = look()?;
         }
@@ -235,10 +226,12 @@ impl Journal {
     }
 
     fn recover_in(&self, turn: &mut Turn<'_>) -> Result<()> {
-        let Drained { applied, pending, quarantined, aside } = recovery::drain(self.ground(), turn, Which::PendingToo)?;
+        let Drained { applied, pending, quarantined, aside, rolled_back } =
+            recovery::drain(self.ground(), turn, Which::PendingToo)?;
         let swept = recovery::sweep(self.ground(), turn)?;
         let mut recovered = self.inner.recovered.lock().unwrap_or_else(|poison| poison.into_inner());
         recovered.applied += applied;
+        recovered.rolled_back += rolled_back;
         recovered.moved_aside += aside;
         recovered.quarantined += quarantined;
         recovered.swept += swept;
@@ -277,37 +270,6 @@ impl Drop for Inner {
             }
         }
     }
-}
-
-/// Says what [`Journal::recover`] would do. Like everything an [`Inspector`] does it takes no lock and writes nothing.
-pub fn recovery_plan(inspector: &Inspector) -> Result<Vec<PlannedStep>> {
-    let root = RootDir::open(inspector.root())?;
-    let state_path = inspector.state_dir().to_owned();
-    let state_dir = StateDir::open(root.path(), &state_path, false)?;
-    let state = root::look_at(&state_dir).at("look at", &state_path)?;
-    let state_area = Arc::new(Area::open(STATE_AREA, state_dir.duplicate()?, state_path.clone())?);
-    let opener = Opener::start(root.path(), &root.top().meta)?;
-    let reserved = reserved(root.path(), &state_path, inspector.database_path());
-    let boot = boot_id();
-    let steps = inspector.rows(|tx| {
-        let mut areas = vec![Arc::clone(&state_area)];
-        for (id, top) in journal::areas(tx)? {
-            let top = if top.is_empty() { None } else { Some(RelPath::from_stored(&top)?) };
-            // One that is not mounted now has nothing to look at.
-            areas.extend(Area::open_in_tree(id, &root, top.as_ref()).ok().map(Arc::new));
-        }
-        let scene = Scene { opener: &opener, areas, reserved: &reserved, boot: &boot, state_ino: state.ino };
-        recovery::plan(&scene, tx)
-    })?;
-    Ok(steps
-        .into_iter()
-        .map(|step| PlannedStep {
-            txn: step.txn,
-            path: step.path.to_path_buf(),
-            action: step.action,
-            reason: step.reason,
-        })
-        .collect())
 }
 
 struct Enclosing(());
@@ -355,7 +317,7 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
     let boot = boot_id();
     let fence_mark = codec::encode(&(&boot, state.place.mount))?;
     let session = Session::begin(&store, &state_path, &fence_mark, options.turn_wait)?;
-    let opener = Opener::start(&path, &root.top().meta)?;
+    let opener = Opener::on(&path, &root.top().meta)?;
     let locks = Locks::new(state_path.join("locks"), session.id);
     let parts = Parts {
         root,

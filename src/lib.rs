@@ -14,18 +14,20 @@ mod path;
 mod recovery;
 mod store;
 mod time;
+mod tree;
 mod txn;
 
 pub use rusqlite;
 
 pub use engine::{Committed, Journal, PlannedStep, Recovered, recovery_plan};
 pub use error::{Error, Result, Retry};
+pub use fs::clone::Way;
 pub use history::Retention;
 pub use id::{Fence, TxnId};
 pub use journal::{Change, ChangeKind};
 pub use options::{Begin, Options};
 pub use store::Rows;
-pub use txn::{Receipt, Settled, Transaction, Warning};
+pub use txn::{Guard, Receipt, RolledBack, Settled, Transaction, Warning};
 
 /// Entrances for fuzzing, which `cargo test` replays too. Not part of the interface.
 #[doc(hidden)]
@@ -44,7 +46,7 @@ pub mod __fuzz {
         round::<crate::journal::Redo>(bytes);
         round::<crate::journal::Mark>(bytes);
         round::<crate::journal::EventDetails>(bytes);
-        round::<crate::journal::Identity>(bytes);
+        round::<crate::fs::identity::Identity>(bytes);
     }
 
     /// Frames bytes as a record, so that a fuzzer gets past the checksum.

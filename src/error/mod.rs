@@ -218,6 +218,22 @@ pub enum Error {
         /// The fence this holder had.
         fence: Fence,
     },
+    /// A transaction that is at work guards this path, and everything it does there may be put back.
+    #[error("{} is guarded by {holder}: wait until that ends, see `journalctl-kb locks`", path.display())]
+    PathBusy {
+        /// The path.
+        path: PathBuf,
+        /// Who guards it.
+        holder: String,
+    },
+    /// A transaction guarded this path, died, and could not be put back.
+    #[error("{} was guarded by {holder}, which could not be put back and is in quarantine: see `journalctl-kb status`", path.display())]
+    PathNotPutBack {
+        /// The path.
+        path: PathBuf,
+        /// Who guarded it.
+        holder: String,
+    },
     /// An earlier transaction could not be carried into the tree on this path yet.
     #[error("{} is still waiting for transaction {txn} to be applied to it: mend what `journalctl-kb show {txn}` names, then run `journalctl-kb recover`", path.display())]
     PathPending {

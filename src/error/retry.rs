@@ -19,9 +19,11 @@ impl Error {
     /// Says whether the same call can succeed later, and on whom that depends.
     pub fn retry(&self) -> Retry {
         match self {
-            Self::Busy { .. } | Self::PoolTimeout { .. } | Self::LockLost { .. } | Self::ChangedMeanwhile { .. } => {
-                Retry::Yes
-            }
+            Self::Busy { .. }
+            | Self::PathBusy { .. }
+            | Self::PoolTimeout { .. }
+            | Self::LockLost { .. }
+            | Self::ChangedMeanwhile { .. } => Retry::Yes,
             Self::Sql { source, .. } => sql_retry(source),
             Self::Migration { source, .. } => source.retry(),
             Self::Io { .. }
@@ -30,6 +32,7 @@ impl Error {
             | Self::Poisoned { .. }
             | Self::DatabaseInUse { .. }
             | Self::PathPending { .. }
+            | Self::PathNotPutBack { .. }
             | Self::NotMounted { .. }
             | Self::PathQuarantined { .. }
             | Self::LockFileReplaced { .. } => Retry::AfterAction,
@@ -44,7 +47,7 @@ impl Error {
 
     /// True when somebody else was in the way.
     pub fn is_busy(&self) -> bool {
-        matches!(self, Self::Busy { .. } | Self::PoolTimeout { .. })
+        matches!(self, Self::Busy { .. } | Self::PathBusy { .. } | Self::PoolTimeout { .. })
             || matches!(self, Self::Sql { source, .. } if sql_retry(source) == Retry::Yes)
     }
 

@@ -8,8 +8,9 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, RenameFlags};
+use rustix::fs::{Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
 
 use super::exchange;
@@ -17,6 +18,9 @@ use super::root::{self, Dir, Meta, Place, RootDir};
 use crate::error::{Error, IoContext, Result};
 use crate::path::{AREA_DIR, RelPath};
 
+/// How long a stamp of the filesystem is waited for.
+const CLOCK_STEP: Duration = Duration::from_micros(500);
+const CLOCK_TRIES: u32 = 200;
 /// The area of the state directory.
 pub(crate) const STATE_AREA: i64 = 0;
 
@@ -149,6 +153,38 @@ impl Area {
         remove_below(&self.history, OsStr::new(name), &self.path.join("history"))
     }
 
+    /// What time it is, as the filesystem stamps its files: of two changes, one before and one after this, the stamps are on
+    /// their sides of the answer, as finely as the kernel stamps.
+    pub(crate) fn clock(&self) -> Result<(i64, u32)> {
+        const NAME: &str = "clock";
+        let path = || self.path.join(NAME);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.dir, NAME, flags, Mode::from_raw_mode(0o600)).at("open", path())?;
+        let mut told = (0, 0);
+        // A stamp that somebody has looked at is followed by a finer one.
+        for _ in 0..2 {
+            let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+            let times = Timestamps { last_access: now, last_modification: now };
+            rustix::fs::futimens(&file, &times).at("set the times of", path())?;
+            told = root::look_at(&file).at("look at", path())?.ctime;
+        }
+        Ok(told)
+    }
+
+    /// The same, once it is later than `before`: what changes from here on cannot have that stamp. Kernels before 6.13, and
+    /// some filesystems, give all changes within some milliseconds the same one.
+    pub(crate) fn clock_after(&self, before: (i64, u32)) -> Result<(i64, u32)> {
+        // Bounded, for a clock that was set back.
+        for _ in 0..CLOCK_TRIES {
+            let now = self.clock()?;
+            if now > before {
+                return Ok(now);
+            }
+            std::thread::sleep(CLOCK_STEP);
+        }
+        self.clock()
+    }
+
     /// Opens, and where needed makes, the quarantine of a transaction.
     pub(crate) fn quarantine_of(&self, txn: i64) -> Result<OwnedFd> {
         subdirectory(&self.quarantine, &txn.to_string(), &self.path.join("quarantine"), 0o700)
@@ -200,6 +236,20 @@ pub(crate) fn names(dir: &OwnedFd, path: &Path) -> Result<Vec<std::ffi::OsString
         }
     }
     Ok(names)
+}
+
+/// Opens a directory of the engine's own.
+pub(crate) fn open_own(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).at("open", path)
+}
+
+/// Removes one link in a directory of the engine's own; missing is fine.
+pub(crate) fn unlink(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<()> {
+    match rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error).at("remove", path.join(name)),
+    }
 }
 
 /// Removes a name and, where it is a directory, all that lies below it. Follows nothing; missing is fine.

@@ -3,13 +3,13 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{Gid, Mode, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::root::Meta;
+use super::root::{self, Kind, Meta};
 use crate::error::{IoContext, Result};
 
 /// Extended attributes, as name and value.
@@ -93,12 +93,71 @@ pub(crate) fn dress(file: &OwnedFd, has: &Meta, want: &Attrs, path: &Path) -> Re
     Ok(owner_differs || mode_differs || !want.xattrs.is_empty())
 }
 
+/// Gives what lies under a name back what it had besides its bytes, modification time included, without opening it. Owner
+/// and protected xattrs as far as this process may set them; xattrs it did not have then are removed.
+pub(crate) fn dress_at(dir: impl AsFd, name: &OsStr, want: &Attrs, path: &Path) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let there = rustix::fs::openat(&dir, name, flags, Mode::empty()).at("open", path)?;
+    let has = root::look_at(&there).at("look at", path)?;
+    if (has.uid, has.gid) != (want.uid, want.gid) {
+        let (owner, group) = (Uid::from_raw(want.uid), Gid::from_raw(want.gid));
+        match rustix::fs::chownat(&there, "", Some(owner), Some(group), AtFlags::EMPTY_PATH) {
+            Ok(()) | Err(Errno::PERM) => {}
+            Err(error) => return Err(error).at("change the owner of", path),
+        }
+    }
+    if has.kind != Kind::Symlink {
+        // What a path descriptor stands for is reached by its name in /proc.
+        let by_fd = PathBuf::from(format!("/proc/thread-self/fd/{}", there.as_raw_fd()));
+        let had = xattrs(&dir, name, path)?;
+        for (name, _) in had.iter().filter(|(name, _)| !want.xattrs.iter().any(|(wanted, _)| wanted == name)) {
+            match rustix::fs::removexattr(&by_fd, OsStr::from_bytes(name)) {
+                Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::NOTSUP | Errno::NODATA) => {}
+                Err(error) => return Err(error).at("remove an xattr of", path),
+            }
+        }
+        for (name, value) in want.xattrs.iter().filter(|wanted| !had.contains(wanted)) {
+            match rustix::fs::setxattr(&by_fd, OsStr::from_bytes(name), value, XattrFlags::empty()) {
+                Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::NOTSUP) => {}
+                Err(error) => return Err(error).at("set an xattr of", path),
+            }
+        }
+        // After chown, which clears set-user-id bits.
+        let now = root::look_at(&there).at("look at", path)?;
+        if now.mode != want.mode {
+            let mode = Mode::from_raw_mode(want.mode);
+            rustix::fs::chmodat(rustix::fs::CWD, &by_fd, mode, AtFlags::empty()).at("change the mode of", path)?;
+        }
+    }
+    if has.mtime != want.mtime {
+        rustix::fs::utimensat(&dir, name, &times(want.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .at("set the times of", path)?;
+    }
+    Ok(())
+}
+
+/// Lets an ordinary user into a directory of its own that was closed, or made read-only. [`dress_at`] undoes it.
+pub(crate) fn open_up(dir: impl AsFd, name: &OsStr, is: &Meta, path: &Path) -> Result<()> {
+    const OWNERS: u32 = 0o700;
+    let me = rustix::process::geteuid();
+    if is.mode & OWNERS == OWNERS || me.is_root() || me.as_raw() != is.uid {
+        return Ok(());
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let there = rustix::fs::openat(&dir, name, flags, Mode::empty()).at("open", path)?;
+    let by_fd = format!("/proc/thread-self/fd/{}", there.as_raw_fd());
+    let mode = Mode::from_raw_mode(is.mode | OWNERS);
+    rustix::fs::chmodat(rustix::fs::CWD, by_fd, mode, AtFlags::empty()).at("change the mode of", path)
+}
+
 /// Sets the modification time, leaving the access time to the kernel.
 pub(crate) fn set_mtime(file: &OwnedFd, mtime: (i64, u32), path: &Path) -> Result<()> {
-    use rustix::fs::{Timespec, UTIME_OMIT};
-    let times = Timestamps {
+    rustix::fs::futimens(file, &times(mtime)).at("set the times of", path)
+}
+
+fn times(mtime: (i64, u32)) -> Timestamps {
+    Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec { tv_sec: mtime.0, tv_nsec: mtime.1.into() },
-    };
-    rustix::fs::futimens(file, &times).at("set the times of", path)
+    }
 }

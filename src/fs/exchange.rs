@@ -94,7 +94,7 @@ fn swap(area: &Area, stage: BorrowedFd<'_>, staged: &str, dir: BorrowedFd<'_>, n
 }
 
 /// "Not supported", in the words that different filesystems use for it.
-fn unsupported(error: Errno) -> bool {
+pub(super) fn unsupported(error: Errno) -> bool {
     matches!(
         error,
         Errno::XDEV | Errno::NOTSUP | Errno::NOTTY | Errno::INVAL | Errno::MLINK | Errno::PERM | Errno::ACCESS

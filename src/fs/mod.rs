@@ -4,15 +4,24 @@
 //! - [`root`] resolves paths of the tree and says what lies there.
 //! - [`area`] is a stage, history and quarantine on one mount, so that a rename reaches every path of that mount.
 //! - [`temp`] writes new versions; [`exchange`] puts them in place and hands back the old ones.
+//! - [`append`] remembers how a file ends, and cuts it off there.
+//! - [`clone`] keeps a version of a file by link, reflink or copy; [`identity`] tells versions apart.
+//! - [`database`] keeps a SQLite database of the tree with what lies beside it, and writes it back.
 //! - [`opener`] is the thread that opens files of the tree, with a descriptor table of its own.
+//! - [`watch`] tells, as a hint, which files are written to in place.
 //! - [`os_lock`] takes OS locks; [`state`] makes the state directory.
 
+pub(crate) mod append;
 pub(crate) mod area;
 pub(crate) mod attrs;
+pub(crate) mod clone;
+pub(crate) mod database;
 pub(crate) mod exchange;
+pub(crate) mod identity;
 pub(crate) mod opener;
 pub(crate) mod os_lock;
 pub(crate) mod root;
 pub(crate) mod state;
 pub(crate) mod sys;
 pub(crate) mod temp;
+pub(crate) mod watch;

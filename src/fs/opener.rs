@@ -17,6 +17,10 @@ use std::thread::JoinHandle;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::append::{self, Cut, End};
+use super::attrs::Attrs;
+use super::clone::{self, Keep, Kept};
+use super::database::{self, KeepSet, KeptSet};
 use super::root::{self, Kind, Meta, RootDir};
 use super::{sys, temp};
 use crate::error::{Error, IoContext, Result};
@@ -54,6 +58,17 @@ pub(crate) enum SyncTarget {
     Own(PathBuf),
 }
 
+impl SyncTarget {
+    /// Its full path, for messages.
+    pub(crate) fn path(self, root: &RootDir) -> PathBuf {
+        match self {
+            Self::File(path, _) | Self::Directory(Some(path)) => root.full(&path),
+            Self::Directory(None) => root.path().to_owned(),
+            Self::Own(path) => path,
+        }
+    }
+}
+
 /// Databases that are, or are about to be, locked against everybody until [`Opener::release`].
 #[derive(Debug)]
 #[must_use = "the databases stay locked until released"]
@@ -88,7 +103,7 @@ struct Tree {
 
 impl Opener {
     /// Starts the thread and has it open the root; `expect` must be what the caller opened.
-    pub(crate) fn start(path: &Path, expect: &Meta) -> Result<Self> {
+    pub(crate) fn on(path: &Path, expect: &Meta) -> Result<Self> {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (ready, started) = mpsc::sync_channel(1);
         let (root_path, expect) = (path.to_owned(), *expect);
@@ -158,6 +173,66 @@ impl Opener {
     /// What lies at each path, hashed where its size is the one expected.
     pub(crate) fn examine(&self, paths: Vec<(RelPath, u64)>) -> Result<Vec<Result<Option<Found>>>> {
         self.ask(move |tree| paths.iter().map(|(path, size)| tree.examine(path, *size)).collect())
+    }
+
+    /// Runs work on the thread that may open files of the tree. Whatever it opens has to be closed when it ends.
+    pub(crate) fn run<T: Send + 'static>(&self, work: impl FnOnce(&RootDir) -> T + Send + 'static) -> Result<T> {
+        self.ask(move |tree| work(&tree.root))
+    }
+
+    /// The same without waiting for it.
+    pub(crate) fn start<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&RootDir) -> T + Send + 'static,
+    ) -> Result<Receiver<T>> {
+        self.send(move |tree| work(&tree.root))
+    }
+
+    /// Keeps what lies at each path, for as many as it can.
+    pub(crate) fn keep(&self, what: Vec<Keep>) -> Result<Vec<Result<Kept>>> {
+        self.ask(move |tree| what.iter().map(|what| clone::keep(&tree.root, what)).collect())
+    }
+
+    /// Remembers how files end; none for one that is not there.
+    pub(crate) fn ends(&self, paths: Vec<RelPath>) -> Result<Vec<Result<Option<End>>>> {
+        self.ask(move |tree| paths.iter().map(|path| append::end(&tree.root, path)).collect())
+    }
+
+    /// Cuts off what was appended to a file since, having copied it to `aside`.
+    pub(crate) fn cut(&self, path: RelPath, end: End, aside: PathBuf) -> Result<Cut> {
+        self.ask(move |tree| append::cut(&tree.root, &path, &end, &aside))?
+    }
+
+    /// Keeps databases with their sidecars, each as it is at one instant.
+    pub(crate) fn keep_sets(&self, what: Vec<KeepSet>) -> Result<Vec<Result<KeptSet>>> {
+        self.ask(move |tree| what.iter().map(|what| database::keep(&tree.root, what)).collect())
+    }
+
+    /// Has a database of the tree locked against everybody, until released. None when somebody has it open, or may have.
+    pub(crate) fn lock_alone(&self, path: RelPath) -> Result<Option<u64>> {
+        let number = self.held.fetch_add(1, Ordering::Relaxed);
+        self.ask(move |tree| {
+            let locked = database::lock_alone(&tree.root, &path)?;
+            Ok(locked.map(|locked| {
+                tree.held.insert(number, locked);
+                number
+            }))
+        })?
+    }
+
+    /// Lets go what [`Opener::lock_alone`] locked.
+    pub(crate) fn unlock(&self, number: u64) -> Result<()> {
+        self.ask(move |tree| drop(tree.held.remove(&number)))
+    }
+
+    /// Writes what was kept back into a database that is locked; what it held before is copied to `aside`.
+    pub(crate) fn write_back(&self, path: RelPath, kept: PathBuf, attrs: Attrs, aside: PathBuf) -> Result<()> {
+        self.ask(move |tree| database::write_back(&tree.root, &path, &kept, &attrs, &aside))?
+    }
+
+    /// Copies files that are not the tree's; one that is not there is passed over.
+    pub(crate) fn copy_own(&self, files: Vec<(PathBuf, PathBuf)>) -> Result<()> {
+        self.ask(move |_| database::copy_own(&files))?
     }
 
     /// Has those of `paths` that are SQLite databases by their header locked, so that nobody uses them until released.
@@ -262,7 +337,7 @@ impl Tree {
                 _ => continue,
             }
             let full = self.root.full(&path);
-            if !sys::try_lock_description(file.as_fd(), exclusive).at("lock", &full)? {
+            if !sys::try_lock_range(file.as_fd(), exclusive, (0, 0)).at("lock", &full)? {
                 return Err(Error::DatabaseInUse { path: full });
             }
             locked.push(file);

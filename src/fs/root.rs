@@ -101,6 +101,12 @@ pub(crate) fn look_outside(path: &Path) -> Result<Option<Meta>, Errno> {
     }
 }
 
+/// Opens a directory that is not the tree's, to find what lies in it.
+pub(crate) fn open_outside(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
 /// Looks at what an open descriptor stands for.
 pub(crate) fn look_at(fd: impl AsFd) -> Result<Meta, Errno> {
     statx(fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH)
@@ -114,6 +120,11 @@ pub(crate) struct Dir {
 }
 
 impl Dir {
+    /// What it is now; `meta` is what it was when it was opened.
+    pub(crate) fn meta_now(&self) -> Result<Meta, Errno> {
+        look_at(&self.fd)
+    }
+
     /// Makes a directory in it.
     pub(crate) fn make_dir(&self, name: &OsStr, mode: Option<u32>) -> Result<(), Errno> {
         rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode.unwrap_or(0o777)))
@@ -280,6 +291,30 @@ impl<'r> Dirs<'r> {
     pub(crate) fn forget(&mut self, path: &RelPath) {
         self.open.retain(|dir, _| !dir.is_within(path));
     }
+}
+
+/// One name of a directory, as its listing tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) name: Vec<u8>,
+    /// Of the directory's own filesystem: where something is mounted, of what lies below.
+    pub(crate) ino: u64,
+}
+
+/// The names in an open directory, but for `.` and `..`.
+pub(crate) fn list(dir: impl AsFd) -> Result<Vec<Listed>, Errno> {
+    // Not O_PATH, and an offset of its own. A directory can be opened on any thread: it is no database.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(dir, ".", flags, Mode::empty())?;
+    let mut found = Vec::new();
+    for entry in rustix::fs::Dir::new(dir)? {
+        let entry = entry?;
+        match entry.file_name().to_bytes() {
+            b"." | b".." => {}
+            name => found.push(Listed { name: name.to_vec(), ino: entry.ino() }),
+        }
+    }
+    Ok(found)
 }
 
 /// A mount point below a directory, if there is one, as the kernel lists them.

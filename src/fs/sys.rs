@@ -16,14 +16,16 @@ pub(super) fn own_descriptor_table() -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Takes an open-file-description lock on the whole file, without waiting. False when somebody has a lock on it,
-/// this process's own SQLite connections included.
-pub(super) fn try_lock_description(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<bool> {
+/// Takes an open-file-description lock on a range of a file, by its start and length, without waiting; (0, 0) is the whole
+/// file. False when somebody has a lock there, this process's own SQLite connections included.
+pub(super) fn try_lock_range(file: BorrowedFd<'_>, exclusive: bool, range: (u64, u64)) -> io::Result<bool> {
     let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
     // SAFETY: an all-zero `flock` is a valid value of that plain C struct.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = kind as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = range.0 as libc::off_t;
+    lock.l_len = range.1 as libc::off_t;
     // SAFETY: the descriptor is open for the call's length, the struct outlives it.
     let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) };
     if done == 0 {

@@ -6,9 +6,9 @@ use rusqlite::Connection;
 
 use super::database::ReadOnly;
 use super::model::{
-    EventInfo, LockInfo, SessionInfo, Status, TransactionDetail, TransactionFilter, TransactionSummary,
+    EventInfo, GuardInfo, LockInfo, SessionInfo, Status, TransactionDetail, TransactionFilter, TransactionSummary,
 };
-use super::{locks, status, transactions};
+use super::{guards, locks, status, transactions};
 use crate::error::{Error, IoContext, Result};
 use crate::id::TxnId;
 use crate::path::STATE_DIR;
@@ -145,6 +145,12 @@ impl Inspector {
     /// The sessions that did not say goodbye: alive, or dead and not yet recovered.
     pub fn sessions(&self) -> Result<Vec<SessionInfo>> {
         locks::sessions(self)
+    }
+
+    /// The transactions that guard paths and have not ended: at work, dead and not yet recovered, or in quarantine. The
+    /// first 50.
+    pub fn guards(&self) -> Result<Vec<GuardInfo>> {
+        guards::guards(self)
     }
 }
 

@@ -10,9 +10,11 @@
 //! UTF-8. A stored value that cannot be understood is shown as a placeholder in angle brackets, or as 0 where a number
 //! belongs: one bad row never hides the others.
 //!
-//! Who is alive is the kernel's word, never the database's: see [`SessionInfo::alive`] and [`LockInfo::held`].
+//! Who is alive is the kernel's word, never the database's: see [`SessionInfo::alive`], [`LockInfo::held`] and
+//! [`GuardInfo::alive`]. A journal of an older schema is read as it is: looking migrates nothing.
 
 mod database;
+mod guards;
 mod inspector;
 mod liveness;
 mod locks;
@@ -25,6 +27,6 @@ mod verdict;
 
 pub use inspector::{InspectOptions, Inspector};
 pub use model::{
-    Advice, AreaUsage, ChangeInfo, EventInfo, Health, Holder, LockInfo, PathInfo, RedoInfo, SessionInfo, StateCounts,
-    Status, TransactionDetail, TransactionFilter, TransactionSummary, Unsettled, Waiting,
+    Advice, AreaUsage, ChangeInfo, EventInfo, GuardInfo, Health, Holder, LockInfo, PathInfo, RedoInfo, SessionInfo,
+    StateCounts, Status, TransactionDetail, TransactionFilter, TransactionSummary, TreeInfo, Unsettled, Waiting,
 };

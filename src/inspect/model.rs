@@ -46,6 +46,8 @@ pub struct Status {
     pub sessions: Vec<SessionInfo>,
     /// All locks, by name.
     pub locks: Vec<LockInfo>,
+    /// The transactions that guard paths and have not ended: the first 50.
+    pub guards: Vec<GuardInfo>,
     /// How many transactions are in which state.
     pub transactions: StateCounts,
     /// What is committed and not yet durable in the live tree.
@@ -54,7 +56,7 @@ pub struct Status {
     pub pending: Vec<Waiting>,
     /// Transactions that wait for a person, with their paths: the first 50.
     pub quarantined: Vec<Waiting>,
-    /// The newest transaction.
+    /// The newest transaction that was committed.
     pub last_commit: Option<TransactionSummary>,
     /// The newest warnings and errors, newest first.
     pub events: Vec<EventInfo>,
@@ -159,6 +161,61 @@ pub struct Holder {
     pub progress: String,
 }
 
+/// A transaction that guards paths, from its first guard until it has committed or everything is put back.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct GuardInfo {
+    /// Its number for as long as it lasts; not the number of a transaction, which it gets when it ends.
+    pub id: i64,
+    /// The label of its transaction.
+    pub label: String,
+    /// The lock it runs under.
+    pub lock: String,
+    /// The session it belongs to.
+    pub session: String,
+    /// The process; 0 when its session is not known.
+    pub pid: i64,
+    /// The program's name; empty when its session is not known.
+    pub program: String,
+    /// When its transaction began.
+    pub since_ms: i64,
+    /// How many single paths it guards, besides trees.
+    pub paths: u64,
+    /// The trees it guards.
+    pub trees: Vec<TreeInfo>,
+    /// How often recovery began to put everything back and did not come to an end.
+    pub attempts: u64,
+    /// True when the kernel says that its session lives; none where the kernel does not tell.
+    pub alive: Option<bool>,
+    /// True when the kernel says that somebody holds its lock; none where the kernel does not tell. When nobody does its
+    /// transaction is over, in a session that lives too: then it could not put everything back.
+    pub held: Option<bool>,
+    /// True when recovery gave up: everything is kept, and a person has to look.
+    pub quarantined: bool,
+    /// Why it gave up, when it is known.
+    pub reason: Option<String>,
+}
+
+impl GuardInfo {
+    /// True when nobody is at work under it any more, and recovery is to put everything back.
+    pub fn is_left_over(&self) -> bool {
+        !self.quarantined && (self.alive == Some(false) || self.held == Some(false))
+    }
+}
+
+/// A tree that a transaction guards.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TreeInfo {
+    /// Its topmost directory, relative to the root; `.` is the root itself.
+    #[serde(flatten, serialize_with = "path_fields")]
+    pub path: PathBuf,
+    /// `any` or `replacing`: what its writers may do.
+    pub writers: String,
+    /// False while its baseline is brought up to date: nobody was let in yet.
+    pub ready: bool,
+}
+
 /// How many transactions are in which state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -175,6 +232,8 @@ pub struct StateCounts {
     pub settling: u64,
     /// Done.
     pub settled: u64,
+    /// Not committed: what they had done to guarded paths was put back.
+    pub rolled_back: u64,
     /// Waiting for a person.
     pub quarantined: u64,
     /// In a state this version does not know.
@@ -231,9 +290,9 @@ pub struct TransactionFilter {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct TransactionSummary {
-    /// Its number, in commit order.
+    /// Its number, in the order in which transactions ended.
     pub id: TxnId,
-    /// `committed`, `pending`, `applied`, `settling`, `settled` or `quarantined`.
+    /// `committed`, `pending`, `applied`, `settling`, `settled`, `quarantined` or `rolled_back`.
     pub state: String,
     /// What it was for, in the caller's words.
     pub label: String,
@@ -247,15 +306,15 @@ pub struct TransactionSummary {
     pub session: String,
     /// When it began.
     pub began_ms: i64,
-    /// When it was committed.
+    /// When it was committed, or rolled back.
     pub committed_ms: i64,
-    /// When it was settled.
+    /// When it was settled; of one that was rolled back, the same as `committed_ms`.
     pub settled_ms: Option<i64>,
-    /// How many paths it changed.
+    /// How many paths it changed; of one that was rolled back, how many were put back.
     pub changes: u64,
     /// How much new content it brought.
     pub bytes: u64,
-    /// How much of the old content is kept.
+    /// How much of the old content is kept; of one that was rolled back, of what was displaced.
     pub history_bytes: u64,
     /// True when it changed rows of the application too.
     pub ran_sql: bool,
@@ -272,7 +331,7 @@ pub struct TransactionDetail {
     pub summary: TransactionSummary,
     /// The program that made it, as long as its session is known.
     pub program: Option<String>,
-    /// What it did to which path.
+    /// What it did to which path; of one that was rolled back, what had been done and is undone.
     pub paths: Vec<ChangeInfo>,
     /// What recovery would still need; empty once it is settled.
     pub redo: Vec<RedoInfo>,
@@ -298,8 +357,11 @@ pub struct ChangeInfo {
     pub old_bytes: Option<u64>,
     /// BLAKE3 of the new version, in hexadecimal digits.
     pub hash: Option<String>,
-    /// True when the old version is kept.
+    /// True when the old version is kept; of a transaction that was rolled back, what was displaced.
     pub has_old: bool,
+    /// The name it is kept by, in `history/` of the state directory (or of its mount's `.journal-stage`). It lies in `stage/`
+    /// there as long as the transaction is not settled, and when a crash came before it was moved.
+    pub kept_as: Option<String>,
 }
 
 /// A path for which the journal still holds what recovery needs.

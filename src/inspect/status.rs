@@ -8,12 +8,12 @@ use rusqlite::{Connection, Row};
 use super::inspector::Inspector;
 use super::liveness::KernelLocks;
 use super::model::{
-    AreaUsage, EventInfo, LockInfo, PathInfo, SessionInfo, StateCounts, Status, TransactionFilter, TransactionSummary,
+    AreaUsage, EventInfo, GuardInfo, LockInfo, PathInfo, SessionInfo, StateCounts, Status, TransactionSummary,
     Unsettled, Waiting,
 };
 use super::value::{count, number_or_zero, path, text_or_empty};
 use super::verdict::{Evidence, verdict};
-use super::{locks, transactions};
+use super::{guards, locks, transactions};
 use crate::error::Result;
 use crate::id::TxnId;
 use crate::path::AREA_DIR;
@@ -30,6 +30,7 @@ struct Stored {
     created_ms: i64,
     sessions: Vec<SessionInfo>,
     locks: Vec<LockInfo>,
+    guards: Vec<GuardInfo>,
     transactions: StateCounts,
     unsettled: Unsettled,
     pending: Vec<Waiting>,
@@ -45,6 +46,7 @@ pub(super) fn status(inspector: &Inspector) -> Result<Status> {
     let state_dir = &inspector.state_dir;
     locks::judge_sessions(&mut stored.sessions, state_dir, &kernel);
     locks::judge_locks(&mut stored.locks, state_dir, &kernel);
+    guards::judge(&mut stored.guards, inspector, &kernel)?;
     let areas: Vec<PathBuf> = std::iter::once(state_dir.clone())
         .chain(stored.areas.iter().filter_map(|area| inside(&inspector.root, area)))
         .collect();
@@ -57,6 +59,7 @@ pub(super) fn status(inspector: &Inspector) -> Result<Status> {
     let (health, advice) = verdict(&Evidence {
         transactions: &stored.transactions,
         sessions: &stored.sessions,
+        guards: &stored.guards,
         pending: &stored.pending,
         quarantined: &stored.quarantined,
         sync_failed,
@@ -78,6 +81,7 @@ pub(super) fn status(inspector: &Inspector) -> Result<Status> {
         quarantine: usage("quarantine"),
         sessions: stored.sessions,
         locks: stored.locks,
+        guards: stored.guards,
         transactions: stored.transactions,
         unsettled: stored.unsettled,
         pending: stored.pending,
@@ -98,18 +102,18 @@ fn read(connection: &Connection) -> rusqlite::Result<Stored> {
         .transpose()?
         .unwrap_or_default();
     let (transactions, unsettled) = counts(connection)?;
-    let newest = TransactionFilter { limit: Some(1), since_ms: None };
     Ok(Stored {
         schema,
         app_schema,
         created_ms,
         sessions: locks::session_rows(connection)?,
         locks: locks::lock_rows(connection)?,
+        guards: guards::guard_rows(connection)?,
         transactions,
         unsettled,
         pending: waiting(connection, "pending")?,
         quarantined: waiting(connection, "quarantined")?,
-        last_commit: transactions::list(connection, newest)?.pop(),
+        last_commit: transactions::newest_commit(connection)?,
         events: connection
             .prepare(
                 "SELECT id, at_ms, level, kind, txn, path, details FROM main.journal_event
@@ -126,9 +130,13 @@ fn read(connection: &Connection) -> rusqlite::Result<Stored> {
 
 /// Counts by state. Settled ones, the many, are what is left over: only the others are looked at one by one.
 fn counts(connection: &Connection) -> rusqlite::Result<(StateCounts, Unsettled)> {
-    let total =
-        connection.query_row("SELECT count(*) AS total FROM main.journal_txn", (), |row| Ok(count(row, "total")))?;
-    let mut counts = StateCounts { total, ..StateCounts::default() };
+    let many = |sql: &str| connection.query_row(sql, (), |row| Ok(count(row, "many")));
+    let total = many("SELECT count(*) AS many FROM main.journal_txn")?;
+    let rolled_back = match guards::are_known(connection)? {
+        true => many("SELECT count(*) AS many FROM main.journal_txn WHERE rolled_back = 1 AND state = 'settled'")?,
+        false => 0,
+    };
+    let mut counts = StateCounts { total, rolled_back, ..StateCounts::default() };
     let mut unsettled = Unsettled::default();
     let mut statement = connection.prepare(
         "SELECT state, count(*) AS many, total(bytes) AS bytes FROM main.journal_txn WHERE state <> 'settled'
@@ -155,7 +163,7 @@ fn counts(connection: &Connection) -> rusqlite::Result<(StateCounts, Unsettled)>
         unsettled.transactions += many;
         unsettled.bytes = unsettled.bytes.saturating_add(bytes);
     }
-    counts.settled = total.saturating_sub(others);
+    counts.settled = total.saturating_sub(others).saturating_sub(rolled_back);
     Ok((counts, unsettled))
 }
 

@@ -2,27 +2,43 @@
 
 use rusqlite::{Connection, Row};
 
+use super::guards::are_known;
 use super::model::{ChangeInfo, EventInfo, RedoInfo, TransactionDetail, TransactionFilter, TransactionSummary};
 use super::value::{bytes, count, hex, number, number_or_zero, path, size, text, text_or_empty};
 use crate::id::TxnId;
 use crate::journal::EventDetails;
 
-const COLUMNS: &str = "id, state, lock, fence, session, label, key, ran_sql, changes, bytes, history, attempts,
-    began_ms, committed_ms, settled_ms";
+/// What [`summary`] reads. A journal that knows no guards has not the last of them, and nothing was rolled back in it.
+fn columns(connection: &Connection) -> rusqlite::Result<String> {
+    let rolled_back = if are_known(connection)? { "rolled_back" } else { "0 AS rolled_back" };
+    Ok(format!(
+        "id, state, lock, fence, session, label, key, ran_sql, changes, bytes, history, attempts, began_ms, committed_ms,
+         settled_ms, {rolled_back}"
+    ))
+}
 
 /// The transactions that pass the filter, newest first.
 pub(super) fn list(connection: &Connection, filter: TransactionFilter) -> rusqlite::Result<Vec<TransactionSummary>> {
+    let columns = columns(connection)?;
     let sql = format!(
-        "SELECT {COLUMNS} FROM main.journal_txn WHERE ?1 IS NULL OR committed_ms >= ?1 ORDER BY id DESC LIMIT ?2"
+        "SELECT {columns} FROM main.journal_txn WHERE ?1 IS NULL OR committed_ms >= ?1 ORDER BY id DESC LIMIT ?2"
     );
     // A negative limit is none.
     let limit = filter.limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX));
     connection.prepare(&sql)?.query_map((filter.since_ms, limit), summary)?.collect()
 }
 
+/// The newest transaction that was not rolled back.
+pub(super) fn newest_commit(connection: &Connection) -> rusqlite::Result<Option<TransactionSummary>> {
+    let columns = columns(connection)?;
+    let committed = if are_known(connection)? { "rolled_back = 0" } else { "true" };
+    let sql = format!("SELECT {columns} FROM main.journal_txn WHERE {committed} ORDER BY id DESC LIMIT 1");
+    connection.prepare(&sql)?.query_map((), summary)?.next().transpose()
+}
+
 /// One transaction with all that is known of it.
 pub(super) fn detail(connection: &Connection, id: TxnId) -> rusqlite::Result<Option<TransactionDetail>> {
-    let sql = format!("SELECT {COLUMNS} FROM main.journal_txn WHERE id = ?1");
+    let sql = format!("SELECT {} FROM main.journal_txn WHERE id = ?1", columns(connection)?);
     let Some(summary) = connection.prepare(&sql)?.query_map([id.get()], summary)?.next().transpose()? else {
         return Ok(None);
     };
@@ -67,11 +83,14 @@ pub(super) fn events(connection: &Connection, after: i64) -> rusqlite::Result<Ve
         .collect()
 }
 
-/// A row with the columns of [`COLUMNS`].
-pub(super) fn summary(row: &Row<'_>) -> rusqlite::Result<TransactionSummary> {
+/// A row with what [`columns`] names.
+fn summary(row: &Row<'_>) -> rusqlite::Result<TransactionSummary> {
+    let state = text_or_empty(row, "state");
+    // How it ended is one word to people, and two columns in the database, where `settled` means that nothing is to do.
+    let rolled_back = state == "settled" && number_or_zero(row, "rolled_back") != 0;
     Ok(TransactionSummary {
         id: TxnId::from(number_or_zero(row, "id")),
-        state: text_or_empty(row, "state"),
+        state: if rolled_back { "rolled_back".into() } else { state },
         label: text_or_empty(row, "label"),
         key: text(row, "key"),
         lock: text_or_empty(row, "lock"),
@@ -114,5 +133,6 @@ fn change(row: &Row<'_>) -> rusqlite::Result<ChangeInfo> {
         old_bytes: size(row, "old_size"),
         hash: bytes(row, "hash").map(hex),
         has_old: text(row, "preimage").is_some(),
+        kept_as: text(row, "preimage"),
     })
 }

@@ -1,12 +1,13 @@
 //! What the state of a journal comes to, and what to type next. Pure: evidence in, words out.
 
-use super::model::{Advice, Health, SessionInfo, StateCounts, Waiting};
+use super::model::{Advice, GuardInfo, Health, SessionInfo, StateCounts, Waiting};
 
 /// What a verdict rests on.
 #[derive(Debug)]
 pub(super) struct Evidence<'a> {
     pub(super) transactions: &'a StateCounts,
     pub(super) sessions: &'a [SessionInfo],
+    pub(super) guards: &'a [GuardInfo],
     pub(super) pending: &'a [Waiting],
     pub(super) quarantined: &'a [Waiting],
     pub(super) sync_failed: bool,
@@ -27,6 +28,15 @@ pub(super) fn verdict(evidence: &Evidence<'_>) -> (Health, Vec<Advice>) {
             why: "see what recovery could not decide; nothing of it is lost, its paths are kept as they are".into(),
         });
     }
+    if evidence.guards.iter().any(|guard| guard.quarantined) {
+        health = health.max(Health::Quarantined);
+        advice.push(Advice {
+            command: "journalctl-kb recover --dry-run".into(),
+            why: "see which paths a guard in quarantine kept, and as what: they are as they were found, their old versions \
+                  stay in the stage and the baseline, and until somebody acts others are refused there"
+                .into(),
+        });
+    }
     if let Some(first) = evidence.pending.first() {
         health = health.max(Health::Pending);
         advice.push(Advice {
@@ -40,6 +50,11 @@ pub(super) fn verdict(evidence: &Evidence<'_>) -> (Health, Vec<Advice>) {
     if evidence.sync_failed {
         health = health.max(Health::NeedsRecovery);
         advice.push(recover("a disk sync failed: look at the disk, then have everything unsettled written anew"));
+    } else if evidence.guards.iter().any(GuardInfo::is_left_over) {
+        health = health.max(Health::NeedsRecovery);
+        advice.push(recover(
+            "put back what a dead transaction guarded (the next program that opens the journal does it too)",
+        ));
     } else if left > 0 && !at_work {
         health = health.max(Health::NeedsRecovery);
         advice.push(recover("finish what a crash left (the next program that opens the journal does it too)"));
@@ -84,6 +99,7 @@ mod tests {
             let evidence = Evidence {
                 transactions: &transactions,
                 sessions: &sessions,
+                guards: &[],
                 pending: &[],
                 quarantined: &[],
                 sync_failed,
@@ -100,6 +116,7 @@ mod tests {
         let evidence = Evidence {
             transactions: &StateCounts { applied: 1, pending: 2, quarantined: 2, ..StateCounts::default() },
             sessions: &[],
+            guards: &[guard(None, None, true)],
             pending: &pending,
             quarantined: &quarantined,
             sync_failed: true,
@@ -109,7 +126,65 @@ mod tests {
         let commands: Vec<_> = advice.iter().map(|advice| advice.command.as_str()).collect();
         assert_eq!(
             commands,
-            ["journalctl-kb show 5", "journalctl-kb show 6", "journalctl-kb show 7", "journalctl-kb recover"]
+            [
+                "journalctl-kb show 5",
+                "journalctl-kb show 6",
+                "journalctl-kb recover --dry-run",
+                "journalctl-kb show 7",
+                "journalctl-kb recover"
+            ]
         );
+    }
+
+    fn guard(alive: Option<bool>, held: Option<bool>, quarantined: bool) -> GuardInfo {
+        let (label, lock, session, program) = (String::new(), "main".into(), String::new(), String::new());
+        let (trees, reason) = (Vec::new(), None);
+        let (id, pid, since_ms, paths, attempts) = (1, 1, 0, 1, 0);
+        GuardInfo {
+            id,
+            label,
+            lock,
+            session,
+            pid,
+            program,
+            since_ms,
+            paths,
+            trees,
+            attempts,
+            alive,
+            held,
+            quarantined,
+            reason,
+        }
+    }
+
+    #[test]
+    fn a_guard_is_left_over_when_nobody_can_be_at_work_under_it() {
+        for (alive, held, quarantined, health) in [
+            (Some(true), Some(true), false, Health::Ok),
+            (None, None, false, Health::Ok),
+            (Some(false), Some(false), false, Health::NeedsRecovery),
+            // Somebody else has the lock by now, and does it before anything else.
+            (Some(false), Some(true), false, Health::NeedsRecovery),
+            // It lives, and could not put everything back.
+            (Some(true), Some(false), false, Health::NeedsRecovery),
+            (Some(false), Some(false), true, Health::Quarantined),
+        ] {
+            let guards = [guard(alive, held, quarantined)];
+            let sessions = [session(alive)];
+            let transactions = StateCounts::default();
+            let (pending, quarantined) = (&[][..], &[][..]);
+            let evidence = Evidence {
+                transactions: &transactions,
+                sessions: &sessions,
+                guards: &guards,
+                pending,
+                quarantined,
+                sync_failed: false,
+            };
+            let (found, advice) = verdict(&evidence);
+            assert_eq!(found, health, "{evidence:?}");
+            assert_eq!(advice.len(), usize::from(health != Health::Ok), "{evidence:?}");
+        }
     }
 }

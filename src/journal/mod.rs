@@ -1,10 +1,17 @@
 //! What is written down about a transaction: its state, its redo records, its changes, events. Knows no files.
 
+mod guard;
 mod record;
 mod rows;
 mod state;
+mod trees;
 
+pub(crate) use guard::{
+    GuardId, GuardRow, delete_guard, guarded, guarded_count, guards, has_guards, insert_guard, insert_preimage,
+    insert_rolled_back, is_guarding, quarantine_guard, set_guard_attempts,
+};
 pub use record::{Change, ChangeKind};
-pub(crate) use record::{EventDetails, Identity, Mark, Redo, What};
+pub(crate) use record::{EventDetails, Mark, Redo, What};
 pub(crate) use rows::*;
 pub(crate) use state::TxnState;
+pub(crate) use trees::*;

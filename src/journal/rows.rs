@@ -3,6 +3,7 @@
 use rusqlite::Row;
 use rusqlite::types::Value;
 
+use super::guard::GuardId;
 use super::record::{Change, ChangeKind, EventDetails, Mark, Redo, What};
 use super::state::TxnState;
 use crate::codec;
@@ -208,26 +209,29 @@ pub(crate) fn has_unsettled_structure(tx: &Tx<'_>) -> Result<bool> {
     )
 }
 
-/// True when a transaction was committed, and it is not known that it was carried into the tree. `but` is known to be.
-pub(crate) fn has_unapplied(tx: &Tx<'_>, but: Option<TxnId>) -> Result<bool> {
+/// True when a transaction was committed, and it is not known that it was carried into the tree; or when one guards paths,
+/// or did when it died. `but` is known to be in the tree.
+pub(crate) fn has_unfinished(tx: &Tx<'_>, but: Option<TxnId>) -> Result<bool> {
     tx.query_row(
         "SELECT EXISTS (SELECT 1 FROM main.journal_txn \
-           WHERE state <> 'settled' AND state = 'committed' AND id <> ?1)",
+           WHERE state <> 'settled' AND state = 'committed' AND id <> ?1) \
+           OR EXISTS (SELECT 1 FROM main.journal_guard)",
         [but.map_or(0, TxnId::get)],
         |row| row.get(0),
     )
 }
 
 /// True when a commit has to look closer first: something is not applied, could not be, is in quarantine, or has moved
-/// directories and is not settled. `but` is known to be applied.
-pub(crate) fn is_in_the_way(tx: &Tx<'_>, but: Option<TxnId>) -> Result<bool> {
+/// directories and is not settled; or others guard paths. `but` is known to be applied, `own` is the commit's own guard.
+pub(crate) fn is_in_the_way(tx: &Tx<'_>, but: Option<TxnId>, own: Option<GuardId>) -> Result<bool> {
     // One lookup a word: a list of words would be sorted into a table of its own each time.
     tx.query_row(
         "SELECT EXISTS (SELECT 1 FROM main.journal_txn WHERE state <> 'settled' AND state = 'committed' AND id <> ?1) \
            OR EXISTS (SELECT 1 FROM main.journal_txn WHERE state <> 'settled' AND state = 'pending') \
            OR EXISTS (SELECT 1 FROM main.journal_txn WHERE state <> 'settled' AND state = 'quarantined') \
-           OR EXISTS (SELECT 1 FROM main.journal_txn WHERE structural = 1 AND state IN ('applied', 'settling'))",
-        [but.map_or(0, TxnId::get)],
+           OR EXISTS (SELECT 1 FROM main.journal_txn WHERE structural = 1 AND state IN ('applied', 'settling')) \
+           OR EXISTS (SELECT 1 FROM main.journal_guard WHERE id <> ?2)",
+        [but.map_or(0, TxnId::get), own.map_or(0, |own| own.0)],
         |row| row.get(0),
     )
 }
@@ -402,7 +406,19 @@ pub(crate) fn staged_names(tx: &Tx<'_>) -> Result<std::collections::HashSet<Stri
         .collect();
     let records = tx.query_map("SELECT record FROM main.journal_redo", (), |row| row.get::<_, Vec<u8>>(0))?;
     names.extend(records.iter().filter_map(|record| codec::decode::<Redo>(record).ok()).map(|redo| base(&redo.staged)));
+    super::guard::add_staged_names(tx, &mut names)?;
     Ok(names)
+}
+
+/// The names of old versions that belong into history: those of transactions that need them no more to be carried out.
+pub(crate) fn history_names(tx: &Tx<'_>) -> Result<std::collections::HashSet<(i64, String)>> {
+    let names = tx.query_map(
+        "SELECT c.area, c.preimage FROM main.journal_change c JOIN main.journal_txn t ON t.id = c.txn \
+         WHERE t.state = 'settled' AND c.preimage IS NOT NULL",
+        (),
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    Ok(names.into_iter().collect())
 }
 
 /// Committed transactions that still have old versions, newest first: number, bytes, when.

@@ -40,6 +40,8 @@ struct Names {
 struct Name {
     /// Tickets of those who have it or wait, in order.
     queue: VecDeque<u64>,
+    /// Somebody of this process has the OS lock.
+    granted: bool,
     /// Who has it.
     standing: Option<Arc<Standing>>,
     /// The lock file, open and not locked, for the next one.
@@ -121,12 +123,28 @@ impl Locks {
                 return Err(busy());
             }
             match os.check_same() {
-                Ok(()) => return Ok(Granted { os, ticket }),
+                Ok(()) => {
+                    if let Some(known) = self.names.lock().get_mut(name) {
+                        known.granted = true;
+                    }
+                    return Ok(Granted { os, ticket });
+                }
                 // Replaced while we waited: the lock is on whatever has the name now.
                 Err(Error::LockFileReplaced { .. }) if !deadline.passed() => {}
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// True when a holder of this process has the lock `name`.
+    pub(crate) fn holds(&self, name: &str) -> bool {
+        self.names.lock().get(name).is_some_and(|name| name.granted)
+    }
+
+    /// Takes the OS lock `name` if nobody at all has it, for as long as the answer lives.
+    pub(crate) fn try_os_lock(&self, name: &str) -> Result<Option<OsLock>> {
+        let lock = OsLock::open(&self.dir, &file_name(name)?)?;
+        Ok(lock.try_lock()?.then_some(lock))
     }
 
     /// Holds a granted lock whose row has the fence `newest`.
@@ -239,6 +257,16 @@ impl Lease {
         matches!(*self.standing.record(), Record::Written(_))
     }
 
+    /// The error of a holder whose lock was taken by somebody else.
+    pub(crate) fn lost(&self) -> Error {
+        let fence = match *self.standing.record() {
+            Record::Written(fence) => fence,
+            Record::Unwritten { newest, .. } => Fence(newest),
+            Record::Over => Fence(0),
+        };
+        self.standing.lost(fence)
+    }
+
     /// Counts that this lock was lost.
     pub(crate) fn note_loss(&self, turn: &mut Turn<'_>) -> Result<()> {
         turn.write(Durability::Normal, |tx| rows::count_loss(tx, self.name()))
@@ -295,7 +323,7 @@ impl Drop for Ticket {
         let open = known.len();
         let Some(entry) = known.get_mut(&self.name) else { return };
         if entry.queue.front() == Some(&self.number) {
-            entry.standing = None;
+            (entry.standing, entry.granted) = (None, false);
             entry.idle = self.leave.take().filter(|_| open <= FILES_KEPT);
         }
         entry.queue.retain(|&number| number != self.number);

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use super::decide::Decision;
 use super::evidence::{Decided, Newest, Unreadable, decisions, newest};
+use super::guards::put_back_dead;
 use crate::error::{Error, IoContext, Result};
 use crate::fs::area::Area;
 use crate::fs::exchange::{self};
@@ -26,7 +27,7 @@ use crate::store::{Durability, Turn, Tx};
 use crate::txn::{self, AGAIN, Again, Drained, Ground, Outcome, Scene, Step, Which};
 
 /// Recoveries begun for a transaction before it goes to quarantine.
-const MAX_ATTEMPTS: i64 = 5;
+pub(super) const MAX_ATTEMPTS: i64 = 5;
 
 /// How many new versions are recorded at once, and open at once.
 const AT_ONCE: usize = 64;
@@ -42,27 +43,28 @@ pub(crate) struct Plan {
 
 /// Applies what is committed and not in the tree.
 pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Result<Drained> {
+    let mut drained = Drained::default();
+    put_back_dead(ground, turn, &mut drained)?;
     // Every commit asks this; marks are compared only when a journal is opened, because no mount changes under one
     // that is open.
     let unnoted = ground.late.unnoted();
-    if which == Which::Unapplied && !turn.look(|tx| journal::has_unapplied(tx, unnoted))? {
-        return Ok(Drained::default());
+    if which == Which::Unapplied && !turn.look(|tx| journal::has_unfinished(tx, unnoted))? {
+        return Ok(drained);
     }
     ground.write_late(turn)?;
     let unsettled = turn.look(journal::unsettled)?;
     if unsettled.is_empty() {
-        return Ok(Drained::default());
+        return Ok(drained);
     }
     ground.refresh_areas(turn)?;
     let scene = ground.scene();
     let due = due(&scene, &unsettled, which);
-    let mut drained = Drained::default();
     if due.is_empty() {
         return Ok(drained);
     }
     let found = due.len();
     let due = begin_attempt(turn, due)?;
-    drained.quarantined = (found - due.len()) as u64;
+    drained.quarantined += (found - due.len()) as u64;
     ground.touch();
     let (newest, unreadable) = turn.look(|tx| newest(&scene, tx, &unsettled))?;
     let mut troubles: HashMap<TxnId, Outcome> = HashMap::new();

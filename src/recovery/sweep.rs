@@ -21,6 +21,7 @@ pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
     let mut alive: HashSet<SessionId> = HashSet::from([ground.session.id]);
     alive.extend(turn.look(lock::open_sessions)?);
     let mut referred: Option<HashSet<String>> = None;
+    let mut history: Option<HashSet<(i64, String)>> = None;
     for area in ground.areas() {
         for name in area::names(&area.stage, &area.path.join("stage"))? {
             let Some(name) = name.to_str() else { continue };
@@ -37,6 +38,14 @@ pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
             // What the engine derives from a recorded name goes with it.
             let base = name.find('.').map_or(name, |at| &name[..at]);
             if referred.contains(base) {
+                let history = match &mut history {
+                    Some(history) => history,
+                    none => none.insert(turn.look(journal::history_names)?),
+                };
+                // An old version whose transaction is over, and whose process died on its way here.
+                if history.contains(&(area.id, name.to_owned())) {
+                    area.to_history(name)?;
+                }
                 continue;
             }
             if name.contains(KEEP) {

@@ -6,9 +6,10 @@ use super::layout::look;
 use super::prepare::{Prepared, Step, like, not_directory};
 use crate::error::{Error, Result};
 use crate::fs::attrs::Attrs;
+use crate::fs::identity::Identity;
 use crate::fs::root::{Dirs, Kind, Meta};
 use crate::fs::temp;
-use crate::journal::{Identity, What};
+use crate::journal::What;
 use crate::path::RelPath;
 use crate::store::Tx;
 

@@ -14,6 +14,8 @@
 
 use super::apply::Outcome;
 use super::ground::{Ground, Version, Which};
+use super::guard::refuse_guarded;
+use super::guarding::Guarding;
 use super::overlay::Overlay;
 use super::prepare::{Prepared, Step};
 use super::receipt::{Receipt, Warning};
@@ -39,6 +41,7 @@ pub(super) struct Request<'r> {
     /// Of what was asked for, to compare a repeat of the key with.
     pub(super) digest: [u8; 32],
     pub(super) sql: &'r mut [SqlFn],
+    pub(super) guarding: Option<&'r mut Guarding>,
 }
 
 /// Commits. On `Ok` the lock's release is noted too; the OS lock goes with the lease.
@@ -51,7 +54,12 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
             return Ok(receipt);
         }
     }
+    let touched = match &mut request.guarding {
+        Some(guarding) => guarding.touched(ground)?,
+        None => Vec::new(),
+    };
     let mut prepared = Prepared::new(ground, request.version, request.overlay.effects())?;
+    prepared.touched = touched;
     let (mut turn, settling, recorded) = decide(ground, &mut request, &mut prepared)?;
     let (id, fence, changes, alone) = match recorded {
         Ok(Recorded::New { id, fence, changes, alone }) => (id, fence, changes, alone),
@@ -91,14 +99,16 @@ fn decide<'g>(
         }
     }
     let (mut turn, settling) = clear_the_way(ground, prepared.structural)?;
-    refuse_overlaps(ground, &mut turn, &prepared.steps)?;
+    let paths: Vec<RelPath> = prepared.steps.iter().flat_map(Step::paths).cloned().collect();
+    refuse_troubled(ground, &mut turn, &paths)?;
+    refuse_guarded(ground, &turn, request.guarding.as_ref().map(|guarding| guarding.id), &paths)?;
     let recorded = record(ground, &mut turn, request, prepared, true);
     Ok((turn, settling, recorded))
 }
 
 /// Waits for the turn. Whatever a dead process committed is in the tree then, and settled where directories moved.
 /// A transaction that moves directories itself also holds the right to settle, and everything before it is settled.
-fn clear_the_way(ground: &Ground, structural: bool) -> Result<(Turn<'_>, Option<SettleLock>)> {
+pub(super) fn clear_the_way(ground: &Ground, structural: bool) -> Result<(Turn<'_>, Option<SettleLock>)> {
     let settle_lock = || SettleLock::wait(ground, Deadline::after(ground.limits.turn_wait));
     // Always before the turnstile: a settler holds this one while it waits for that.
     let mut lock = if structural { Some(settle_lock()?) } else { None };
@@ -160,7 +170,8 @@ fn record(
     let writing = turn.begin(Durability::Full)?;
     let tx = &writing.tx();
     let unnoted = ground.late.unnoted();
-    if !cleared && journal::is_in_the_way(tx, unnoted)? {
+    let own = request.guarding.as_ref().map(|guarding| guarding.id);
+    if !cleared && journal::is_in_the_way(tx, unnoted, own)? {
         return Ok(Recorded::NotYet);
     }
     prepared.bind(tx)?;
@@ -175,6 +186,9 @@ fn record(
     }
     let changes = prepared.changes();
     let id = insert(ground, tx, request, fence, prepared, &changes)?;
+    if let Some(guarding) = &request.guarding {
+        guarding.conclude(tx, request.lease)?;
+    }
     if let Some(before) = unnoted {
         journal::note_carried_out(tx, before)?;
     }
@@ -202,7 +216,8 @@ fn insert(
             limit: journal::MAX_EFFECTS as u64,
         });
     }
-    let history = steps.iter().filter_map(|step| step.redo.old.as_ref()).map(|old| old.size).sum();
+    let old_size = |change: &Change| change.old_size.filter(|_| change.preimage.is_some());
+    let history = changes.iter().filter_map(old_size).sum();
     let mark = (!steps.is_empty()).then(|| ground.mark(steps.iter().map(|step| step.area.id)));
     let id = journal::insert_txn(
         tx,
@@ -215,9 +230,9 @@ fn insert(
             digest: request.digest,
             ran_sql: !request.sql.is_empty(),
             structural: prepared.structural,
-            changes: steps.len(),
+            changes: changes.len(),
             bytes: bytes(steps),
-            kept: steps.iter().filter(|step| step.redo.old.is_some()).count(),
+            kept: changes.iter().filter(|change| change.preimage.is_some()).count(),
             history,
             began_ms: request.began_ms,
             mark,
@@ -225,6 +240,8 @@ fn insert(
     )?;
     if !steps.is_empty() {
         journal::insert_redo(tx, id, steps.iter().map(Step::row))?;
+    }
+    if !changes.is_empty() {
         journal::insert_changes(tx, id, changes)?;
     }
     Ok(id)
@@ -287,15 +304,15 @@ fn bytes(steps: &[Step]) -> u64 {
 }
 
 /// Work that overlaps a transaction which could not be applied retries it first, or is refused.
-fn refuse_overlaps(ground: &Ground, turn: &mut Turn<'_>, steps: &[Step]) -> Result<()> {
-    if steps.is_empty() || !turn.look(journal::has_troubles)? {
+pub(super) fn refuse_troubled(ground: &Ground, turn: &mut Turn<'_>, paths: &[RelPath]) -> Result<()> {
+    if paths.is_empty() || !turn.look(journal::has_troubles)? {
         return Ok(());
     }
-    if let Some((state, txn, _)) = overlap(turn, steps)? {
+    if let Some((state, txn, _)) = overlap(turn, paths)? {
         if state == TxnState::Pending {
             (ground.drain)(ground, turn, Which::PendingToo)?;
         }
-        match overlap(turn, steps)? {
+        match overlap(turn, paths)? {
             None => {}
             Some((TxnState::Quarantined, txn, path)) => {
                 return Err(Error::PathQuarantined { path: ground.root.full(&path), txn });
@@ -306,23 +323,14 @@ fn refuse_overlaps(ground: &Ground, turn: &mut Turn<'_>, steps: &[Step]) -> Resu
     Ok(())
 }
 
-fn overlap(turn: &Turn<'_>, steps: &[Step]) -> Result<Option<(TxnState, TxnId, RelPath)>> {
+fn overlap(turn: &Turn<'_>, paths: &[RelPath]) -> Result<Option<(TxnState, TxnId, RelPath)>> {
     for txn in turn.look(journal::unsettled)? {
         if !matches!(txn.state, TxnState::Committed | TxnState::Pending | TxnState::Quarantined) {
             continue;
         }
         let theirs = turn.look(|tx| journal::redo_paths(tx, txn.id))?;
-        let ours = steps.iter().flat_map(|step| {
-            let from = match &step.redo.what {
-                What::Move { from, .. } => from.as_ref(),
-                _ => None,
-            };
-            [Some(&step.path), from].into_iter().flatten()
-        });
-        for path in ours {
-            if theirs.iter().any(|their| their.overlaps(path)) {
-                return Ok(Some((txn.state, txn.id, path.clone())));
-            }
+        if let Some(path) = paths.iter().find(|path| theirs.iter().any(|their| their.overlaps(path))) {
+            return Ok(Some((txn.state, txn.id, path.clone())));
         }
     }
     Ok(None)

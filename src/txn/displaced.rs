@@ -8,10 +8,11 @@ use std::os::fd::OwnedFd;
 use crate::error::{IoContext, Result};
 use crate::fs::area::Area;
 use crate::fs::exchange::{self, ASIDE};
+use crate::fs::identity::Identity;
 use crate::fs::root::{Kind, Meta};
 use crate::fs::temp;
 use crate::id::TxnId;
-use crate::journal::{Identity, Redo, What};
+use crate::journal::{Redo, What};
 
 /// What a version written once more from the journal is called, behind its name. What it displaces comes back under
 /// the same name, for the length of two calls.

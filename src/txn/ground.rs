@@ -1,19 +1,20 @@
 //! What every transaction stands on: the open root, its areas, the store, this session and its locks.
 
+use std::collections::HashSet;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use super::backlog::Backlog;
 use super::late::Late;
 use crate::error::{Error, Result};
 use crate::fs::area::{Area, STATE_AREA};
-use crate::fs::opener::Opener;
+use crate::fs::opener::{Opener, SyncTarget};
 use crate::fs::root::{Dir, RootDir};
-use crate::journal::{self, Mark};
+use crate::journal::{self, GuardId, Mark};
 use crate::lock::{Locks, Session};
 use crate::path::RelPath;
 use crate::store::{Durability, Store, Turn, Tx};
@@ -41,6 +42,8 @@ pub(crate) struct Ground {
     names: AtomicU64,
     /// Counts what this process does to the tree.
     touched: AtomicU64,
+    /// The guards of this process's living transactions.
+    guarding: Mutex<HashSet<GuardId>>,
 }
 
 /// When the tree was looked at, by what the journal has done to it: while this stays the same, nobody has committed,
@@ -78,6 +81,8 @@ pub(crate) struct Drained {
     pub(crate) pending: u64,
     pub(crate) quarantined: u64,
     pub(crate) aside: u64,
+    /// Guards whose transactions died, and whose paths are as before again.
+    pub(crate) rolled_back: u64,
 }
 
 /// What recovery looks at before it decides: nothing here writes.
@@ -147,6 +152,7 @@ impl Ground {
             areas: RwLock::new(vec![Arc::new(state_area)]),
             names: AtomicU64::new(0),
             touched: AtomicU64::new(0),
+            guarding: Mutex::default(),
         };
         ground.refresh_areas(&ground.enter()?)?;
         Ok(ground)
@@ -160,6 +166,19 @@ impl Ground {
     /// Which version of the tree this is, as far as the journal changes it.
     pub(crate) fn version(&self, tx: &Tx<'_>) -> Result<Version> {
         Ok(Version { others: tx.version()?, ours: self.touched.load(Ordering::Acquire) })
+    }
+
+    /// The guards of this process's living transactions.
+    pub(crate) fn guarding(&self) -> MutexGuard<'_, HashSet<GuardId>> {
+        self.guarding.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// Makes files durable, several at a time. One that is gone or was replaced is passed over.
+    pub(crate) fn sync(&self, targets: Vec<SyncTarget>) -> Result<()> {
+        match self.opener.sync(targets)?.into_iter().next() {
+            None => Ok(()),
+            Some((target, source)) => Err(Error::SyncFailed { path: target.path(&self.root), source }),
+        }
     }
 
     /// Something is about to change in the tree.

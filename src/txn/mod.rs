@@ -5,6 +5,8 @@
 //! - [`prepare`] does all that can fail, [`commit`] decides, [`apply`] carries it into the tree, [`settle`] makes the
 //!   tree itself durable.
 //! - [`bind`] looks once more, under the turn, at what was prepared before it.
+//! - [`guard`] is for what somebody else's code changes, [`guarding`] what became of it, [`rollback`] puts it back;
+//!   [`trees`] finds out which paths of a whole tree that is, and gets their [`old_versions`].
 //! - [`ground`] is what they all stand on; [`backlog`] and [`late`] are what it does behind the commits.
 
 mod apply;
@@ -17,22 +19,31 @@ mod databases;
 mod displaced;
 mod effect;
 mod ground;
+mod guard;
+mod guarding;
 mod late;
 mod layout;
+mod old_versions;
 mod overlay;
 mod prepare;
 mod receipt;
+mod rollback;
 mod settle;
 mod transaction;
+mod trees;
 
 pub(crate) use apply::{Again, Outcome, apply};
 pub(crate) use backlog::{Backlog, BacklogState};
 pub(crate) use displaced::{AGAIN, keep, reconcile, set_aside};
 pub(crate) use ground::{Drained, Ground, Limits, Parts, Scene, Which};
+pub use guard::Guard;
 pub(crate) use late::Late;
 pub(crate) use layout::look;
 pub(crate) use prepare::{KEEP, Step};
 pub use receipt::{Receipt, Warning};
+pub use rollback::RolledBack;
+pub(crate) use rollback::put_back;
 pub use settle::Settled;
 pub(crate) use settle::settle;
 pub use transaction::Transaction;
+pub(crate) use trees::complete;

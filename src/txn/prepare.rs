@@ -1,7 +1,7 @@
 //! Everything that can fail, before COMMIT: temporary files are written, parents opened, permissions and free space
 //! looked at, so that a full disk or a missing permission aborts instead of surprising later.
 
-use std::path::Path;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -11,16 +11,18 @@ use super::checks;
 use super::databases::Databases;
 use super::effect::Effect;
 use super::ground::{Ground, Version};
+use super::guarding::Touched;
 use super::layout::{Layout, look};
 use super::overlay::{Bytes, NewFile, Published};
 use crate::error::{Error, IoContext, Result};
 use crate::fs::area::Area;
 use crate::fs::attrs::{self, Attrs};
+use crate::fs::identity::Identity;
 use crate::fs::opener::SyncTarget;
 use crate::fs::root::{Dirs, Kind, Meta};
 use crate::fs::temp;
 use crate::id::TxnId;
-use crate::journal::{Change, ChangeKind, Identity, NewRedo, Redo, What};
+use crate::journal::{Change, ChangeKind, NewRedo, Redo, What};
 use crate::path::RelPath;
 
 /// Up to this many files are synced by themselves; beyond, one `syncfs` takes a third of the time. On a quiet filesystem it
@@ -59,6 +61,8 @@ pub(crate) struct Prepared<'g> {
     /// As of which version of the tree all this is.
     pub(super) version: Version,
     databases: Databases,
+    /// What was done to guarded paths meanwhile.
+    pub(super) touched: Vec<Touched>,
     kept: bool,
 }
 
@@ -74,6 +78,7 @@ impl<'g> Prepared<'g> {
             dirs: Dirs::new(&ground.root),
             version,
             databases: Databases::default(),
+            touched: Vec::new(),
             kept: false,
         };
         for effect in effects {
@@ -314,17 +319,22 @@ impl<'g> Prepared<'g> {
             let mut targets: Vec<SyncTarget> =
                 steps.iter().map(|step| SyncTarget::Own(area.stage_path(&step.redo.staged))).collect();
             targets.push(SyncTarget::Own(area.path.join("stage")));
-            if let Some((target, error)) = self.ground.opener.sync(targets)?.into_iter().next() {
-                let path = if let SyncTarget::Own(path) = target { path } else { area.path.clone() };
-                return Err(failed_sync(&path, error));
-            }
+            self.ground.sync(targets)?;
         }
         Ok(())
     }
 
-    /// The change rows of the steps.
+    /// The change rows: of the steps, then of what was done to guarded paths. Where both name a path, the step is the
+    /// later one, and the other is told of only for the version before both, which it keeps.
     pub(crate) fn changes(&self) -> Vec<Change> {
-        self.steps.iter().map(Step::change).collect()
+        let mut changes: Vec<Change> = self.steps.iter().map(Step::change).collect();
+        if !self.touched.is_empty() {
+            let staged: HashSet<&RelPath> = self.steps.iter().map(|step| &step.path).collect();
+            let touched = self.touched.iter().map(|touched| &touched.change);
+            let tells = |change: &&Change| change.preimage.is_some() || !staged.contains(&change.path);
+            changes.extend(touched.filter(tells).cloned());
+        }
+        changes
     }
 
     fn put_back(&self) {
@@ -361,6 +371,15 @@ impl Step {
     /// What is recorded of it.
     pub(super) fn row(&self) -> NewRedo<'_> {
         NewRedo { n: self.n, path: &self.path, redo: &self.redo, content: self.content.as_deref() }
+    }
+
+    /// The paths it changes: its own, and the one it moves from.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &RelPath> {
+        let from = match &self.redo.what {
+            What::Move { from, .. } => from.as_ref(),
+            _ => None,
+        };
+        [Some(&self.path), from].into_iter().flatten()
     }
 
     /// A step as it stands in the journal, to be carried out once more.
@@ -421,8 +440,4 @@ pub(super) fn like(dirs: &mut Dirs<'_>, path: &RelPath, seen: Option<&Meta>) -> 
         }
         _ => Ok(None),
     }
-}
-
-pub(crate) fn failed_sync(path: &Path, source: std::io::Error) -> Error {
-    Error::SyncFailed { path: path.to_owned(), source }
 }

@@ -15,15 +15,16 @@ use std::time::Duration;
 use super::apply::Again;
 use super::displaced::{self, AGAIN};
 use super::ground::Ground;
-use super::prepare::{SYNC_ONE_BY_ONE, Step, failed_sync};
+use super::prepare::{SYNC_ONE_BY_ONE, Step};
 use crate::error::{Error, IoContext, Result};
 use crate::fs::area::{self, Area};
 use crate::fs::exchange;
+use crate::fs::identity::Identity;
 use crate::fs::opener::SyncTarget;
 use crate::fs::os_lock::OsLock;
 use crate::fs::root::{Dirs, Meta};
 use crate::id::TxnId;
-use crate::journal::{self, Identity, Level, Redo, RedoRow, TxnState, Unsettled, What};
+use crate::journal::{self, Level, Redo, RedoRow, TxnState, Unsettled, What};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn};
 use crate::time::Deadline;
@@ -268,19 +269,7 @@ fn sync(ground: &Ground, batch: &Batch) -> Result<()> {
     }
     files.extend(directories.into_iter().map(SyncTarget::Directory));
     files.extend(own.into_iter().map(SyncTarget::Own));
-    match ground.opener.sync(files)?.into_iter().next() {
-        None => Ok(()),
-        Some((target, error)) => Err(failed_sync(
-            &match target {
-                SyncTarget::File(path, _) => ground.root.full(&path),
-                SyncTarget::Directory(path) => {
-                    path.map_or(ground.root.path().to_owned(), |path| ground.root.full(&path))
-                }
-                SyncTarget::Own(path) => path,
-            },
-            error,
-        )),
-    }
+    ground.sync(files)
 }
 
 fn finish(turns: &mut Turns<'_, '_>, batch: &Batch) -> Result<()> {

@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use super::commit::{self, Request};
 use super::ground::{Ground, Version};
+use super::guarding::Guarding;
 use super::overlay::{Bytes, NewFile, Node, Overlay, Published, View};
 use super::receipt::Receipt;
+use super::rollback::RolledBack;
 use crate::error::{Error, IoContext, Result};
 use crate::fs::root::{self, Kind};
 use crate::lock::Lease;
@@ -29,22 +31,23 @@ const MAX_PATHS: u64 = 1 << 20;
 #[must_use = "a transaction that is dropped is rolled back; call commit()"]
 pub struct Transaction {
     pub(super) ground: Arc<Ground>,
-    lease: Option<Lease>,
+    pub(super) lease: Option<Lease>,
     overlay: Overlay,
     sql: Vec<SqlFn>,
-    label: String,
+    pub(super) label: String,
     key: Option<String>,
     /// The key was committed before: what is asked for is only compared with what was asked for then.
     pub(super) replay: bool,
     /// Every operation as it was asked for.
     asked: blake3::Hasher,
-    began_ms: i64,
+    pub(super) began_ms: i64,
     /// Of the tree, when the lock was taken.
     version: Version,
     /// Something of it is published: a directory with whatever it holds.
     publishes: bool,
     pub(super) inline: u64,
     paths: u64,
+    pub(super) guarding: Option<Guarding>,
     pub(super) spooled: HashSet<(i64, String)>,
     /// The journal stays open, and its session alive, for as long as this transaction.
     _alive: Arc<dyn std::any::Any + Send + Sync>,
@@ -82,6 +85,7 @@ impl Transaction {
             publishes: false,
             inline: 0,
             paths: 0,
+            guarding: None,
             spooled: HashSet::new(),
         }
     }
@@ -268,6 +272,7 @@ impl Transaction {
                 version: self.version,
                 digest: *self.asked.finalize().as_bytes(),
                 sql: &mut self.sql,
+                guarding: self.guarding.as_mut(),
             },
         );
         let decided = match &outcome {
@@ -281,14 +286,31 @@ impl Transaction {
             }
         }
         let receipt = outcome?;
+        if receipt.repeated {
+            // The first one did it; what was done now under the guard is once too often.
+            if let Err(error) = self.put_back() {
+                tracing::error!(%error, "what a repeat did under its guard could not be put back; the next to take its lock tries again");
+            }
+        } else if let Some(guarding) = self.guarding.take() {
+            guarding.release(&self.ground, receipt.changes());
+        }
         // The release was noted with the commit; dropping the lease frees the lock itself.
         drop(self.lease.take());
         Ok(receipt)
     }
 
-    /// Rolls back: throws away what was staged and releases the lock. Dropping does the same.
-    pub fn rollback(self) {
-        drop(self);
+    /// Rolls back: throws away what was staged, puts back what was guarded, and releases the lock. On return the tree is
+    /// durably as it was. Dropping does the same; here is told what was put back, or why it could not be: then the next to
+    /// take the lock, or to open the journal, tries again.
+    pub fn rollback(mut self) -> Result<RolledBack> {
+        self.put_back()
+    }
+
+    fn put_back(&mut self) -> Result<RolledBack> {
+        let (Some(guarding), Some(lease)) = (self.guarding.take(), &self.lease) else {
+            return Ok(RolledBack::default());
+        };
+        guarding.roll_back(&self.ground, lease, &self.label, self.began_ms)
     }
 
     pub(super) fn begin_staging(&mut self, path: &Path) -> Result<RelPath> {
@@ -394,6 +416,9 @@ impl Transaction {
 
 impl Drop for Transaction {
     fn drop(&mut self) {
+        if let Err(error) = self.put_back() {
+            tracing::error!(%error, "what a transaction guarded could not be put back; the next to take its lock tries again");
+        }
         if let Some(lease) = self.lease.take().filter(Lease::is_recorded) {
             // A rollback that cannot be noted is one all the same: the OS lock goes with the lease.
             let released = self.ground.enter().and_then(|mut turn| lease.note_release(&mut turn));

@@ -13,6 +13,7 @@ use journal_kb::{Begin, Journal};
 use serde_json::Value;
 use tempfile::TempDir;
 
+mod guards;
 mod looking;
 
 /// The verbs that only look.
@@ -332,7 +333,7 @@ fn what_a_crash_left_is_shown_planned_and_recovered() {
     let status = &at(root, &["status", "--json"]).code(0).json()[0];
     assert_eq!((&status["health"], &status["unsettled"]["transactions"]), (&"ok".into(), &0.into()), "{status}");
     let again = &at(root, &["recover", "--json"]).code(0).json()[0];
-    for count in ["applied", "settled", "moved_aside", "pending", "quarantined", "swept"] {
+    for count in ["applied", "settled", "rolled_back", "moved_aside", "pending", "quarantined", "swept"] {
         assert_eq!(again[count], 0, "{again}");
     }
     assert_eq!(again["events"], Value::Array(vec![]), "{again}");

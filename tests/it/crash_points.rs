@@ -9,6 +9,7 @@
 //! This shows that no *order* of calls is wrong. That what was synced is what is needed after a power cut is another
 //! question, which a killed process cannot answer.
 
+mod guards;
 mod manifest;
 mod strace;
 

@@ -11,7 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["error", "id", "time"],
     &["codec", "path"],
     &["fs"],
-    &["store"],
+    &["store", "tree"],
     &["lock"],
     &["journal"],
     &["txn"],

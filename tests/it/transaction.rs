@@ -233,7 +233,7 @@ fn a_key_is_one_change_whatever_lock_it_is_committed_under() {
     let first = one.commit().unwrap();
     let second = other.commit().unwrap();
     assert!(second.repeated() && second.id() == first.id());
-    journal.begin_with(Begin::new("").lock("other")).unwrap().rollback();
+    journal.begin_with(Begin::new("").lock("other")).unwrap().rollback().unwrap();
 }
 
 #[test]

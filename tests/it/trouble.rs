@@ -9,10 +9,10 @@ use crate::skip::skip;
 use crate::support::{Tree, child, child_root, manifest};
 
 /// A small tmpfs, unmounted on drop.
-struct Small(tempfile::TempDir);
+pub(crate) struct Small(pub(crate) tempfile::TempDir);
 
 impl Small {
-    fn mount(size: &str) -> Option<Self> {
+    pub(crate) fn mount(size: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={size}"), "journal-kb-test"])

@@ -95,7 +95,7 @@ enum Verb {
     /// List the locks: who holds them, since when, for what (reads only)
     #[command(after_help = verbs::locks::HELP)]
     Locks,
-    /// Finish what a crash left: apply what was committed, drop what was not
+    /// Finish what a crash left: apply what was committed, drop or put back what was not
     #[command(after_help = verbs::recover::HELP)]
     Recover {
         /// Only show what would be done

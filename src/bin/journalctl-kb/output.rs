@@ -133,6 +133,7 @@ impl Tint {
             "settled" => Self::Good,
             "committed" | "applied" | "settling" => Self::Busy,
             "pending" => Self::Warning,
+            "rolled_back" => Self::None,
             _ => Self::Bad,
         }
     }
@@ -195,6 +196,11 @@ pub(crate) fn bytes(bytes: u64) -> String {
         unit += 1;
     }
     format!("{size:.1} {}", UNITS[unit])
+}
+
+/// The state of a transaction as people read it.
+pub(crate) fn state(state: &str) -> &str {
+    if state == "rolled_back" { "rolled back" } else { state }
 }
 
 /// "1 path", "2 paths".

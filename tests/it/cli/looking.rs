@@ -186,15 +186,22 @@ fn rows_that_make_no_sense_hide_nothing() {
          INSERT INTO journal_lock (name, fence, session, pid, acquired_ms, heartbeat_ms)
            VALUES ('../../../etc', 1, x'00', -7, 0, 0), ('', 1, x'', 99999999999, 0, 0);
          INSERT INTO journal_session VALUES (zeroblob(16), -1, 0, x'', x'1b' || 'p', 0, NULL, 'open');
+         INSERT INTO journal_guard (id, state, lock, session, label, attempts, began_ms)
+           VALUES (9223372036854775807, 'dreaming', '../..', x'00', char(27), -5, -1), (-3, 'active', '', x'', '', 0, 0);
+         INSERT INTO journal_guard_tree VALUES (-3, 7, 1, 0, 0);
+         INSERT INTO journal_preimage VALUES (-3145728, x'2f657463', x'ff');
          INSERT INTO journal_area (path) VALUES (x'2e2e'), (x'2f657463'), (x'');",
     );
     let log = at(dir.path(), &["log"]).code(0).says(&["dreaming", "move one"]);
     assert_eq!(log.out.lines().count(), 4);
     at(dir.path(), &["show", "1"]).code(0).says(&["<unreadable>"]);
     at(dir.path(), &["locks"]).code(0).says(&["../../../etc"]);
-    let status = at(dir.path(), &["status"]).code(0).says(&["1 in an unknown state"]);
+    let status = at(dir.path(), &["status"]).says(&["1 in an unknown state", "../..", "<unknown>"]);
+    assert_eq!(status.code, Some(76), "{status:?}");
+    let plan = at(dir.path(), &["recover", "--dry-run"]);
+    assert_eq!((plan.code, plan.err.as_str()), (Some(1), ""), "{plan:?}");
     assert!(!status.out.contains('\u{1b}'), "{status:?}");
-    let status = &at(dir.path(), &["status", "--json"]).code(0).json()[0];
+    let status = &at(dir.path(), &["status", "--json"]).json()[0];
     assert_eq!(status["events"][0]["path_hex"], "2f6574632fff", "{status}");
     assert_eq!(status["events"][0]["message"], "<unreadable>", "{status}");
 }

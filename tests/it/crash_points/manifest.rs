@@ -24,6 +24,7 @@ struct Entry {
     mode: u32,
     /// None when any time will do.
     mtime: Option<Time>,
+    xattrs: Vec<(String, Vec<u8>)>,
 }
 
 /// A tree without its `.journal`.
@@ -42,7 +43,8 @@ impl Manifest {
                 Content::File(fs::read(entry.path()).unwrap())
             };
             let path = entry.path().strip_prefix(root).unwrap().to_owned();
-            (path, Entry { content, mode: meta.mode(), mtime: Some((meta.mtime(), meta.mtime_nsec())) })
+            let mtime = Some((meta.mtime(), meta.mtime_nsec()));
+            (path, Entry { content, mode: meta.mode(), mtime, xattrs: xattrs(entry.path()) })
         });
         Self(entries.collect())
     }
@@ -94,6 +96,7 @@ impl Manifest {
             (Some(is), Some(wanted)) => {
                 is.content != wanted.content
                     || is.mode != wanted.mode
+                    || is.xattrs != wanted.xattrs
                     || (wanted.mtime.is_some() && is.mtime != wanted.mtime)
             }
             _ => true,
@@ -104,7 +107,7 @@ impl Manifest {
 }
 
 fn brief(entry: Option<&Entry>) -> String {
-    let Some(Entry { content, mode, mtime }) = entry else { return "absent".to_owned() };
+    let Some(Entry { content, mode, mtime, xattrs }) = entry else { return "absent".to_owned() };
     let content = match content {
         Content::File(bytes) => {
             format!("{} bytes {:?}", bytes.len(), String::from_utf8_lossy(&bytes[..bytes.len().min(24)]))
@@ -112,7 +115,7 @@ fn brief(entry: Option<&Entry>) -> String {
         other => format!("{other:?}"),
     };
     let mtime = mtime.map_or("any time".to_owned(), |(seconds, nanos)| format!("{seconds}.{nanos:09}"));
-    format!("{content} {mode:o} {mtime}")
+    format!("{content} {mode:o} {mtime} {xattrs:?}")
 }
 
 /// Gives every path below `root`, `.journal` aside, a time of its own in the past, so that one that was lost shows.
@@ -129,7 +132,24 @@ fn tree(root: &Path) -> impl Iterator<Item = walkdir::DirEntry> {
     walk.map(Result::unwrap).collect::<Vec<_>>().into_iter().rev()
 }
 
-/// Copies a tree with modes and times, `.journal` included.
+/// The xattrs that an ordinary user may set.
+fn xattrs(path: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut names = vec![0; 4096];
+    let Ok(length) = rustix::fs::llistxattr(path, &mut names) else { return Vec::new() };
+    let names = names[..length].split(|&byte| byte == 0).map(|name| String::from_utf8_lossy(name).into_owned());
+    let mut found: Vec<_> = names
+        .filter(|name| name.starts_with("user."))
+        .map(|name| {
+            let mut value = vec![0; 4096];
+            let length = rustix::fs::lgetxattr(path, &name, &mut value).unwrap();
+            (name, value[..length].to_vec())
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// Copies a tree with modes, times and xattrs, `.journal` included.
 pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in WalkDir::new(from).min_depth(1) {
@@ -144,6 +164,9 @@ pub(crate) fn copy(from: &Path, to: &Path) {
             fs::copy(entry.path(), &target).unwrap();
         }
         if !meta.is_symlink() {
+            for (name, value) in xattrs(entry.path()) {
+                rustix::fs::setxattr(&target, &name, &value, rustix::fs::XattrFlags::empty()).unwrap();
+            }
             fs::set_permissions(&target, fs::Permissions::from_mode(meta.mode())).unwrap();
         }
     }
@@ -155,7 +178,7 @@ pub(crate) fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn set_time(path: &Path, (seconds, nanos): Time) {
+pub(crate) fn set_time(path: &Path, (seconds, nanos): Time) {
     let time = Timespec { tv_sec: seconds, tv_nsec: nanos };
     let times = Timestamps { last_access: time, last_modification: time };
     utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();

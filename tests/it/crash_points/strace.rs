@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
 
@@ -62,6 +63,11 @@ impl End {
     pub(crate) fn said(&self, word: &str) -> bool {
         self.said.iter().any(|line| line == word)
     }
+
+    /// All that it said.
+    pub(crate) fn words(&self) -> &[String] {
+        &self.said
+    }
 }
 
 /// True when strace is here and may trace.
@@ -97,8 +103,17 @@ pub(crate) fn points(test: &str, workload: &str, root: &Path) -> Vec<Point> {
 
 /// Runs a child that is killed when it enters the call at `point`.
 pub(crate) fn kill_at(test: &str, workload: &str, root: &Path, point: &Point) -> End {
+    inject(test, workload, root, point, "signal=KILL")
+}
+
+/// Runs a child whose call at `point` is not carried out, and answers this error instead.
+pub(crate) fn fail_at(test: &str, workload: &str, root: &Path, point: &Point, error: &str) -> End {
+    inject(test, workload, root, point, &format!("error={error}"))
+}
+
+fn inject(test: &str, workload: &str, root: &Path, point: &Point, what: &str) -> End {
     let child = Child::spawn(test, workload, root);
-    let inject = format!("inject={}:signal=KILL:when={}", point.call, point.nth);
+    let inject = format!("inject={}:{what}:when={}", point.call, point.nth);
     let trace = format!("trace={}", point.call);
     let log = log_file(root);
     let mut options = vec!["-o", log.to_str().unwrap(), "-e", &trace, "-e", &inject];
@@ -109,7 +124,28 @@ pub(crate) fn kill_at(test: &str, workload: &str, root: &Path, point: &Point) ->
     if wanted.is_none() {
         options.push("-f");
     }
-    child.go(&options, wanted)
+    let end = child.go(&options, wanted);
+    wait_for_locks(root);
+    end
+}
+
+/// Waits until the kernel has let go of the locks of whoever was killed, which under load is a little later than its end is
+/// told: what is tested is what the next one finds.
+fn wait_for_locks(root: &Path) {
+    let files = walkdir::WalkDir::new(root.join(".journal")).max_depth(2).into_iter().filter_map(Result::ok);
+    let locks: BTreeSet<u64> = files
+        .filter(|file| file.path().extension().is_some_and(|extension| extension == "lock"))
+        .filter_map(|file| Some(file.metadata().ok()?.ino()))
+        .collect();
+    for _ in 0..1000 {
+        let held = fs::read_to_string("/proc/locks").unwrap_or_default();
+        // The sixth field: device and inode.
+        let inodes = held.lines().filter_map(|line| line.split_whitespace().nth(5)?.rsplit(':').next()?.parse().ok());
+        if !inodes.into_iter().any(|inode: u64| locks.contains(&inode)) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
 }
 
 fn log_file(root: &Path) -> PathBuf {

@@ -3,7 +3,7 @@
 use journal_kb::inspect::TransactionFilter;
 
 use crate::exit::{Failure, Outcome};
-use crate::output::{Out, Table, Tint, bytes, cell, number, tinted};
+use crate::output::{Out, Table, Tint, bytes, cell, number, state, tinted};
 use crate::place::Place;
 use crate::time::local;
 
@@ -15,7 +15,8 @@ Examples:
   journalctl-kb log --since 2026-11-20 --json
 
 States: committed (durable, on its way into the tree) · applied (in the tree) · settling (being synced) · \
-settled (done) · pending (some path could not be written; retried) · quarantined (needs a person)
+settled (done) · pending (some path could not be written; retried) · quarantined (needs a person) · \
+rolled back (not committed: what had been done to guarded paths was put back; rolled_back in JSON)
 
 JSON: id, state, label, key, lock, fence, session, began_ms, committed_ms, settled_ms, changes, bytes, \
 history_bytes, ran_sql, attempts";
@@ -41,11 +42,11 @@ pub(crate) fn run(out: &mut Out, place: &Place, lines: Option<u64>, since_ms: Op
         out.line(if since_ms.is_some() { "no transactions since then" } else { "no transactions yet" })?;
         return Ok(Outcome::Fine);
     }
-    let mut table = Table::new(&["TXN", "STATE", "COMMITTED", "PATHS", "BYTES", "LABEL"]);
+    let mut table = Table::new(&["TXN", "STATE", "ENDED", "PATHS", "BYTES", "LABEL"]);
     for transaction in &transactions {
         table.row([
             number(transaction.id),
-            tinted(&transaction.state, Tint::of_state(&transaction.state)),
+            tinted(state(&transaction.state), Tint::of_state(&transaction.state)),
             cell(local(transaction.committed_ms)),
             number(transaction.changes),
             number(bytes(transaction.bytes)),

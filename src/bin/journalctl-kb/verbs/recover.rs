@@ -2,7 +2,8 @@
 
 use std::os::unix::ffi::OsStrExt;
 
-use journal_kb::Error;
+use journal_kb::inspect::GuardInfo;
+use journal_kb::{Error, TxnId};
 use serde_json::json;
 
 use crate::exit::{Failure, Outcome};
@@ -11,17 +12,18 @@ use crate::place::Place;
 
 pub(crate) const HELP: &str = "\
 Every program that opens the journal does this by itself; this is for when none will, for instance before rsync \
-or a backup. What recovery is not sure of is moved aside and kept, never thrown away. --dry-run changes nothing \
-in the tree; it opens a session for the look, and waits for its turn to write. Exits 1 when some path is pending, \
-76 when something is in quarantine.
+or a backup. What was committed is carried into the tree; what a transaction that died guarded is put back. What \
+recovery is not sure of is moved aside and kept, never thrown away. --dry-run takes no lock and changes nothing. \
+Exits 1 when some path is pending, 76 when something is in quarantine.
 
 Examples:
   journalctl-kb recover --dry-run       the steps, with the tree left as it is; exits 1 when there are any
   journalctl-kb recover
 
-JSON: applied, settled, moved_aside, swept (what was done), pending, quarantined (how many transactions are so \
-now), events (the warnings of this recovery); with \
---dry-run one object a step: txn, path (and path_hex when it is not UTF-8), action, reason";
+JSON: applied, settled, rolled_back, moved_aside, swept (what was done), pending, quarantined (how many transactions \
+and guards are so now), events (the warnings of this recovery); with \
+--dry-run one object a step: txn (null for what a transaction guarded that did not commit), path (and path_hex when it \
+is not UTF-8), action, reason";
 
 /// How many events are shown to people.
 const FEW: usize = 20;
@@ -44,13 +46,16 @@ pub(crate) fn run(out: &mut Out, place: &Place) -> Result<Outcome, Failure> {
         let inspector = place.inspector()?;
         events = inspector.events(known)?;
         events.retain(|event| event.level != "info");
-        let counts = inspector.status()?.transactions;
-        (pending, quarantined) = (counts.pending, counts.quarantined);
+        let status = inspector.status()?;
+        let guards = |is: fn(&GuardInfo) -> bool| status.guards.iter().filter(|guard| is(guard)).count() as u64;
+        pending = status.transactions.pending + guards(GuardInfo::is_left_over);
+        quarantined = status.transactions.quarantined + guards(|guard| guard.quarantined);
     }
     if out.json() {
         out.object(&json!({
             "applied": done.applied,
             "settled": done.settled,
+            "rolled_back": done.rolled_back,
             "moved_aside": done.moved_aside,
             "pending": pending,
             "quarantined": quarantined,
@@ -61,6 +66,7 @@ pub(crate) fn run(out: &mut Out, place: &Place) -> Result<Outcome, Failure> {
         let told = [
             (done.applied, "transaction", "carried into the tree"),
             (done.settled, "transaction", "settled"),
+            (done.rolled_back, "transaction", "that had died rolled back: what it guarded is as it was before"),
             (done.moved_aside, "path", "moved aside to quarantine, because somebody else had changed it"),
             (done.swept, "leftover", "of unfinished work swept"),
             (pending, "transaction", "still pending: `journalctl-kb status` says why"),
@@ -108,7 +114,7 @@ pub(crate) fn dry_run(out: &mut Out, place: &Place) -> Result<Outcome, Failure> 
     for step in &steps {
         if out.json() {
             let mut object = json!({
-                "txn": step.txn.get(),
+                "txn": step.txn.map(TxnId::get),
                 "path": step.path.to_string_lossy(),
                 "action": step.action.to_string(),
                 "reason": step.reason.to_string(),
@@ -120,7 +126,8 @@ pub(crate) fn dry_run(out: &mut Out, place: &Place) -> Result<Outcome, Failure> 
             out.object(&object)?;
         } else {
             let (action, reason) = (step.action.to_string(), step.reason.to_string());
-            table.row([number(step.txn), cell(action), cell(path(&step.path)), cell(reason)]);
+            let txn = step.txn.map_or_else(|| "-".into(), |txn| txn.to_string());
+            table.row([number(txn), cell(action), cell(path(&step.path)), cell(reason)]);
         }
     }
     if !out.json() {

@@ -1,6 +1,6 @@
 //! `status`: whether all is well.
 
-use journal_kb::inspect::{AreaUsage, Health, LockInfo, StateCounts, Status, Waiting};
+use journal_kb::inspect::{AreaUsage, GuardInfo, Health, LockInfo, StateCounts, Status, Waiting};
 
 use super::locks;
 use crate::exit::{Failure, Outcome};
@@ -18,8 +18,10 @@ Examples:
 
 JSON: root, state_dir, database, health (ok, needs_recovery, pending, quarantined), advice (command, why), \
 schema, app_schema, created_ms, database_bytes, wal_bytes, free_bytes, stage, history and quarantine (entries, \
-bytes, at_least), sessions (id, pid, program, since_ms, alive), locks (as `locks`), transactions (how many: \
-total, committed, pending, applied, settling, settled, quarantined, unknown), unsettled (transactions, bytes), \
+bytes, at_least), sessions (id, pid, program, since_ms, alive), locks (as `locks`), guards (id, label, lock, session, pid, \
+program, since_ms, paths, trees (path, writers, ready), attempts, alive, held, quarantined, reason), transactions (how \
+many: total, committed, pending, applied, settling, settled, rolled_back, quarantined, unknown), unsettled \
+(transactions, bytes), \
 pending and quarantined (id, label, attempts, paths, more_paths, reason), last_commit (as `log`), events (id, \
 at_ms, level, kind, txn, path, message), sync_failed";
 
@@ -111,6 +113,7 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         facts.push(("open in", format!("{who} since {} ({}){how}", local(session.since_ms), ago(session.since_ms))));
     }
     facts.extend(status.locks.iter().filter_map(taken).map(|lock| ("lock", lock)));
+    facts.extend(status.guards.iter().map(|guard| ("guard", guarding(guard))));
     facts.push((
         "database",
         format!("{}, log {}, schema {}", bytes(status.database_bytes), bytes(status.wal_bytes), status.schema),
@@ -132,6 +135,7 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
 fn counted(counts: &StateCounts) -> String {
     let named = [
         (counts.settled, "settled"),
+        (counts.rolled_back, "rolled back"),
         (counts.committed, "committed"),
         (counts.applied, "applied"),
         (counts.settling, "settling"),
@@ -164,6 +168,33 @@ fn taken(lock: &LockInfo) -> Option<String> {
     let (how, died) = if word == "died" { ("left behind by", ", which died") } else { ("held by", "") };
     let when = ago(lock.acquired_ms);
     Some(format!("{} {how} {}{died}; taken {when}{purpose}", lock.name, locks::holder(lock)))
+}
+
+/// Who guards what.
+fn guarding(guard: &GuardInfo) -> String {
+    let label = if guard.label.is_empty() { String::new() } else { format!(" for {:?}", guard.label) };
+    let mut what: Vec<String> = (guard.paths > 0).then(|| many(guard.paths, "path")).into_iter().collect();
+    what.extend(guard.trees.iter().map(|tree| {
+        let ready = if tree.ready { "" } else { ", not ready yet" };
+        format!("the tree {} ({} writers{ready})", path(&tree.path), plain(&tree.writers))
+    }));
+    let what = if what.is_empty() { "nothing yet".into() } else { what.join(", ") };
+    let over = match (guard.quarantined, guard.alive, guard.held) {
+        (true, ..) => {
+            let reason = guard.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+            format!(", in quarantine{reason}")
+        }
+        (_, Some(false), _) => ", which died: to be put back".into(),
+        (_, _, Some(false)) => ", which is over: to be put back".into(),
+        (_, Some(true), _) => String::new(),
+        (_, None, _) => ", alive or not is not known".into(),
+    };
+    let tried = match guard.attempts {
+        0 => String::new(),
+        attempts => format!("; {} to put it back did not end", many(attempts, "attempt")),
+    };
+    let who = if guard.pid == 0 { "?".into() } else { format!("{}[{}]", guard.program, guard.pid) };
+    format!("{what} by {who} under {}{label}, {}{over}{tried}", guard.lock, ago(guard.since_ms))
 }
 
 /// How many transactions that are held up are shown to people, and how many paths of each.

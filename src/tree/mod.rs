@@ -1,0 +1,18 @@
+//! Trees that somebody else's code may change: what they were before, and how they are put back. Knows no SQL.
+//!
+//! - [`preimage`] is what a path was before, and how that is kept.
+//! - [`scan`] finds what changed in a tree, against what is in the [`record`]; [`mirror`] keeps the old versions of its files.
+//! - [`restorer`] puts the old versions back, and touches no path that was not named.
+
+mod mirror;
+mod preimage;
+mod record;
+mod restorer;
+mod scan;
+mod sqlite_set;
+
+pub(crate) use mirror::{Mirror, Mirrored, Update};
+pub(crate) use preimage::{Difference, PreImage, PreImages, Was};
+pub(crate) use record::{DirId, DirRow, Entry, EntryKind, Stamp, base_of, is_shared_memory};
+pub(crate) use restorer::{PutBack, TreeRestorer};
+pub(crate) use scan::{DirDiff, Files, Scan};

@@ -1,0 +1,471 @@
+//! Guards: paths that somebody else's code may change while the transaction lasts, put back unless it commits.
+//!
+//! 1. *begin*: what lies at the paths is kept (`fs::clone`), synced, and recorded in one durable transaction. What others
+//!    committed there and is not settled is settled first;
+//! 2. *commit*: what differs by then is synced, and becomes change rows of the same COMMIT that ends the guard ([`guarding`](super::guarding));
+//! 3. *rollback*: what differs is put back ([`rollback`](super::rollback)) and synced; then one durable transaction ends the guard and
+//!    records what was displaced, which is kept like any old version.
+//!
+//! A crash before the row of 1 leaves names of a dead session, which are swept. After it, whoever finds the row and the
+//! lock free does 3. A crash within 3 leaves the row, and putting back begins again.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::commit;
+use super::ground::Ground;
+use super::guarding::Guarding;
+use super::prepare::SYNC_ONE_BY_ONE;
+use super::settle::SettleLock;
+use super::transaction::Transaction;
+use super::trees::{self, Guarded};
+use crate::error::{Error, Result};
+use crate::fs::area::Area;
+use crate::fs::clone::{Keep, Kept, Way};
+use crate::fs::database::KeepSet;
+use crate::fs::opener::{SIDECARS, SyncTarget};
+use crate::fs::root::{Dirs, Kind};
+use crate::journal::{self, GuardId, GuardRow, TxnState};
+use crate::path::RelPath;
+use crate::store::{Durability, Turn, Tx};
+use crate::tree::{PreImage, PreImages, Was};
+
+/// Which paths to guard, and against whom.
+///
+/// Unless told otherwise writers may do anything, writing to files in place included.
+#[derive(Clone, Debug)]
+#[must_use = "give it to Transaction::guard_with"]
+pub struct Guard {
+    paths: Vec<PathBuf>,
+    tree: Option<PathBuf>,
+    appending: bool,
+    replacing: bool,
+}
+
+impl Guard {
+    /// Guards these files, symlinks and directories, or that nothing is there. Of a directory: that it exists, with its
+    /// mode, owner and times; not what lies in it.
+    pub fn paths<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Self {
+        Self {
+            paths: paths.into_iter().map(|path| path.as_ref().to_owned()).collect(),
+            tree: None,
+            appending: false,
+            replacing: false,
+        }
+    }
+
+    /// Guards files that are only appended to, by anybody: on rollback they are cut off where they ended, and what is cut off
+    /// is kept. Costs no copy, whatever their size. One that had something else done to it is left as it is, and reported.
+    pub fn append<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Self {
+        Self { appending: true, ..Self::paths(paths) }
+    }
+
+    /// Guards a directory with all that lies in it; `.` is the whole root. What is no directory is guarded as a path.
+    ///
+    /// A baseline of the tree is kept between transactions: a copy of every file (shared blocks where the filesystem can),
+    /// or a link to it with [`Guard::replacing`].
+    pub fn tree(path: impl AsRef<Path>) -> Self {
+        Self { paths: Vec::new(), tree: Some(path.as_ref().to_owned()), appending: false, replacing: false }
+    }
+
+    /// Promises that all writers replace files (temporary name, then rename) and never write to one in place. Keeping a
+    /// file is then one link. A file that was written to in place all the same is found, left as it is, and reported.
+    pub fn replacing(mut self) -> Self {
+        self.replacing = true;
+        self
+    }
+}
+
+impl Transaction {
+    /// Guards these paths: whatever anybody does to them from now on is put back unless this transaction commits. On return
+    /// what lies there is kept, durably. The same as [`Transaction::guard_with`] of [`Guard::paths`].
+    pub fn guard_paths<P: AsRef<Path>>(&mut self, paths: impl IntoIterator<Item = P>) -> Result<()> {
+        self.guard_with(Guard::paths(paths))
+    }
+
+    /// Guards a directory with all that lies in it, or a file: whatever anybody does there from now on is put back unless
+    /// this transaction commits. The same as [`Transaction::guard_with`] of [`Guard::tree`].
+    ///
+    /// Costs a look at every file now and at the end; with [`Guard::replacing`] a look at every directory.
+    pub fn guard(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        self.guard_with(Guard::tree(path))
+    }
+
+    /// Guards one path more. Name a path before it is touched.
+    pub fn touch(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        self.guard_paths([path])
+    }
+
+    /// Guards paths. Costs what is named, whatever lies beside it.
+    ///
+    /// [`Error::PathBusy`] when another transaction guards one of them. Until this one ends, nobody else's commit can change
+    /// them. Errors leave what was guarded before as it is.
+    pub fn guard_with(&mut self, guard: Guard) -> Result<()> {
+        if let Some(tree) = &guard.tree {
+            return self.guard_tree(tree, guard.replacing);
+        }
+        let mut paths = BTreeSet::new();
+        for path in &guard.paths {
+            let path = self.begin_staging(path)?;
+            // Who names what lies beside a database means the database.
+            let base = SIDECARS.iter().find_map(|suffix| path.as_bytes().strip_suffix(suffix.as_bytes()));
+            paths.extend(base.and_then(|base| RelPath::from_stored(base).ok()));
+            paths.insert(path);
+        }
+        for path in &paths {
+            self.ask("guard", &[path.as_bytes()]);
+        }
+        // A repeat guards too: what is done under it is to be undone, because it was done the first time.
+        if let Some(guarding) = &self.guarding {
+            if !guard.replacing {
+                paths.iter().try_for_each(|path| self.refuse_weaker(Some(path)))?;
+            }
+            // What they are now may not be what they were when the tree was guarded.
+            paths.retain(|path| !guarding.trees.iter().any(|guarded| guarded.covers(Some(path))));
+        }
+        let known = |path: &RelPath| self.guarding.as_ref().and_then(|guarding| guarding.images.get(path));
+        paths.retain(|path| known(path).is_none_or(|image| !image.named));
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let Some(lease) = &self.lease else { return Err(Error::Closed) };
+        let ground = &self.ground;
+        let own = self.guarding.as_ref().map(|guarding| guarding.id);
+        let paths: Vec<RelPath> = paths.into_iter().collect();
+        let (mut turn, _settling) = stand_alone(ground)?;
+        lease.check_same()?;
+        refuse_guarded(ground, &turn, own, &paths)?;
+        commit::refuse_troubled(ground, &mut turn, &paths)?;
+        let mut taken = Taken { ground, images: PreImages::new(), kept: false };
+        let way = if guard.replacing { Way::Link } else { Way::Reflink };
+        taken.take(&paths, self.guarding.as_ref(), way, guard.appending)?;
+        // On the way to a path that was named before: what it was then counts.
+        for path in &paths {
+            if let (Some(before), Some(image)) = (known(path), taken.images.get_mut(path)) {
+                image.was = before.was.clone();
+            }
+        }
+        taken.sync()?;
+        let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
+        let id = turn.write(Durability::Full, |tx| {
+            let id = match own {
+                Some(id) => id,
+                None => journal::insert_guard(tx, lease.name(), ground.session.id, &self.label, self.began_ms)?,
+            };
+            for (n, (path, image)) in taken.images.iter().enumerate() {
+                journal::insert_preimage(tx, id, first + n as i64, path, image)?;
+            }
+            Ok(id)
+        })?;
+        ground.guarding().insert(id);
+        taken.kept = true;
+        taken.wait_for_the_clock();
+        let mut images = std::mem::take(&mut taken.images);
+        let guarding = self.guarding.get_or_insert_with(|| Guarding::new(id));
+        guarding.rows += images.len() as i64;
+        guarding.images.append(&mut images);
+        Ok(())
+    }
+}
+
+impl Transaction {
+    fn guard_tree(&mut self, path: &Path, replacing: bool) -> Result<()> {
+        let whole_root = path.as_os_str().is_empty() || path == Path::new(".");
+        let path = if whole_root { None } else { Some(self.begin_staging(path)?) };
+        if let Some(path) = &path
+            && self.ground.root.look(path)?.is_none_or(|meta| meta.kind != Kind::Directory)
+        {
+            return self.guard_with(Guard { paths: vec![path.to_path_buf()], tree: None, appending: false, replacing });
+        }
+        self.ask("guard tree", &[path.as_ref().map_or(b"", RelPath::as_bytes)]);
+        if !replacing {
+            self.refuse_weaker(path.as_ref())?;
+        }
+        let Some(lease) = &self.lease else { return Err(Error::Closed) };
+        let ground = &self.ground;
+        let own = self.guarding.as_ref().map(|guarding| guarding.id);
+        if self.guarding.as_ref().is_some_and(|guarding| guarding.trees.iter().any(|tree| tree.covers(path.as_ref()))) {
+            return Ok(());
+        }
+        let area = ground.area_near(path.as_ref())?.id;
+        let (mut turn, settling) = stand_alone(ground)?;
+        lease.check_same()?;
+        let paths: Vec<RelPath> = path.iter().cloned().collect();
+        refuse_guarded_tree(ground, &turn, own, path.as_ref())?;
+        commit::refuse_troubled(ground, &mut turn, &paths)?;
+        // The directories it lies in, as values: nothing of them is in the baseline.
+        let mut taken = Taken { ground, images: PreImages::new(), kept: false };
+        taken.take(&paths, self.guarding.as_ref(), Way::Reflink, false)?;
+        let mut above = std::mem::take(&mut taken.images);
+        above.retain(|_, image| !image.named && matches!(image.was, Was::Directory { .. }));
+        let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
+        let (id, tree) = turn.write(Durability::Normal, |tx| {
+            let id = match own {
+                Some(id) => id,
+                None => journal::insert_guard(tx, lease.name(), ground.session.id, &self.label, self.began_ms)?,
+            };
+            for (n, (path, image)) in above.iter().enumerate() {
+                journal::insert_preimage(tx, id, first + n as i64, path, image)?;
+            }
+            let tree = journal::tree(tx, path.as_ref(), replacing, area)?;
+            journal::guard_tree(tx, id, tree.id, None)?;
+            Ok((id, tree))
+        })?;
+        ground.guarding().insert(id);
+        if let Some(guarding) = &mut self.guarding {
+            guarding.rows += above.len() as i64;
+            guarding.images.append(&mut above);
+        }
+        drop((turn, settling));
+        let begun = trees::begin(ground, id, tree);
+        if begun.is_err() {
+            let undone = ground.enter().and_then(|mut turn| {
+                turn.write(Durability::Normal, |tx| match own {
+                    Some(_) => journal::unguard_trees(tx, id),
+                    None => journal::delete_guard(tx, id).map(drop),
+                })
+            });
+            if own.is_none() {
+                ground.guarding().remove(&id);
+            }
+            if let Err(error) = undone {
+                tracing::warn!(%error, "a guard that did not come about could not be taken back; recovery does it");
+            }
+        }
+        let begun = begun?;
+        let guarding = self.guarding.get_or_insert_with(|| Guarding::new(id));
+        guarding.rows += above.len() as i64;
+        guarding.images.append(&mut above);
+        guarding.trees.push(begun);
+        Ok(())
+    }
+
+    /// Refuses to guard against any writer what this transaction guards, or guards something of, against replacing ones: the
+    /// bytes that those kept are links only.
+    fn refuse_weaker(&self, path: Option<&RelPath>) -> Result<()> {
+        let Some(guarding) = &self.guarding else { return Ok(()) };
+        let tree = |guarded: &Guarded| match (&guarded.tree.tree.path, path) {
+            (Some(tree), Some(path)) => tree.overlaps(path),
+            _ => true,
+        };
+        let link = |(at, image): (&RelPath, &PreImage)| {
+            matches!(&image.was, Was::File { way: Way::Link, .. }) && path.is_none_or(|path| at.is_within(path))
+        };
+        if !guarding.trees.iter().any(|guarded| guarded.tree.tree.replacing && tree(guarded))
+            && !guarding.images.iter().any(link)
+        {
+            return Ok(());
+        }
+        let path = path.map_or(self.ground.root.path().to_owned(), RelPath::to_path_buf);
+        let reason = "this transaction guards it, or something in it, against replacing writers only: guard it against any \
+                      writer before that";
+        Err(Error::BadPath { path, reason })
+    }
+}
+
+/// Refuses a tree that another transaction guards something of.
+fn refuse_guarded_tree(ground: &Ground, turn: &Turn<'_>, own: Option<GuardId>, path: Option<&RelPath>) -> Result<()> {
+    match path {
+        Some(path) => refuse_guarded(ground, turn, own, std::slice::from_ref(path)),
+        None => match turn.look(journal::guards)?.into_iter().find(|guard| Some(guard.id) != own) {
+            None => Ok(()),
+            Some(guard) => Err(guarded_by(ground.root.path().to_owned(), &guard)),
+        },
+    }
+}
+
+fn guarded_by(path: PathBuf, guard: &GuardRow) -> Error {
+    let purpose = if guard.label.is_empty() { String::new() } else { format!(" ({})", guard.label) };
+    let holder = format!("the transaction under lock {:?}{purpose}", guard.lock);
+    match guard.quarantined {
+        true => Error::PathNotPutBack { path, holder },
+        false => Error::PathBusy { path, holder },
+    }
+}
+
+/// Waits for the turn with everything settled, so that what is kept is durable in the tree itself.
+fn stand_alone(ground: &Ground) -> Result<(Turn<'_>, Option<SettleLock>)> {
+    let settled = |tx: &Tx<'_>| {
+        let waits = |state: TxnState| !matches!(state, TxnState::Quarantined | TxnState::Pending);
+        Ok(!journal::unsettled(tx)?.iter().any(|txn| waits(txn.state)))
+    };
+    let mut settles = !ground.store.peek(settled)?;
+    loop {
+        let (turn, lock) = commit::clear_the_way(ground, settles)?;
+        if settles || turn.look(settled)? {
+            return Ok((turn, lock));
+        }
+        settles = true;
+    }
+}
+
+/// Refuses paths that another transaction guards.
+pub(super) fn refuse_guarded(ground: &Ground, turn: &Turn<'_>, own: Option<GuardId>, paths: &[RelPath]) -> Result<()> {
+    if !turn.look(journal::has_guards)? {
+        return Ok(());
+    }
+    for guard in turn.look(journal::guards)?.into_iter().filter(|guard| Some(guard.id) != own) {
+        for theirs in turn.look(|tx| journal::guarded(tx, guard.id))? {
+            let (Ok(their), Ok(image)) = (&theirs.path, &theirs.image) else { continue };
+            // A directory on the way to a guarded path may be used by all; it only has to stay.
+            let meets = |path: &&RelPath| match image.was {
+                Was::Directory { .. } => their.is_within(path),
+                _ => their.overlaps(path),
+            };
+            if let Some(path) = paths.iter().find(meets) {
+                return Err(guarded_by(ground.root.full(path), &guard));
+            }
+        }
+        for tree in turn.look(|tx| journal::tree_paths(tx, guard.id))? {
+            if let Some(path) = paths.iter().find(|path| tree.as_ref().is_none_or(|tree| tree.overlaps(path))) {
+                return Err(guarded_by(ground.root.full(path), &guard));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Pre-images on their way to being recorded. Dropped before, what was kept goes away again.
+struct Taken<'g> {
+    ground: &'g Ground,
+    images: PreImages,
+    kept: bool,
+}
+
+impl Taken<'_> {
+    /// Keeps what lies at the paths, and at the directories on the way to them.
+    fn take(&mut self, paths: &[RelPath], before: Option<&Guarding>, way: Way, appending: bool) -> Result<()> {
+        let mut wanted: BTreeSet<(RelPath, bool)> = BTreeSet::new();
+        for path in paths {
+            wanted.insert((path.clone(), true));
+            for above in std::iter::successors(path.parent(), RelPath::parent) {
+                let known = before.is_some_and(|before| before.images.contains_key(&above));
+                if known || paths.contains(&above) || !wanted.insert((above, false)) {
+                    break;
+                }
+            }
+        }
+        let mut dirs = Dirs::new(&self.ground.root);
+        if appending {
+            for (path, end) in paths.iter().zip(self.ground.opener.ends(paths.to_vec())?) {
+                // What is not there is not there again.
+                let Some(end) = end? else { continue };
+                let (area, name) = (area_for(self.ground, &mut dirs, path)?, self.ground.fresh_name());
+                let image = PreImage { area: area.id, name, named: true, was: Was::Appended(end) };
+                self.images.insert(path.clone(), image);
+                wanted.remove(&(path.clone(), true));
+            }
+        }
+        let mut jobs = Vec::with_capacity(wanted.len());
+        let mut places = Vec::with_capacity(wanted.len());
+        for (path, named) in wanted {
+            let (area, name) = (area_for(self.ground, &mut dirs, &path)?, self.ground.fresh_name());
+            jobs.push(Keep { path: path.clone(), to: area.stage_path(&name), way });
+            places.push((path, named, area.id, name));
+        }
+        let mut failed = Ok(());
+        let mut databases = Vec::new();
+        for ((path, named, area, name), kept) in places.into_iter().zip(self.ground.opener.keep(jobs)?) {
+            match kept {
+                Ok(Kept::Database) => databases.push((path, area, name)),
+                Ok(kept) => {
+                    self.images.insert(path, PreImage { area, name, named, was: kept.into() });
+                }
+                Err(error) => {
+                    let _ = self.ground.area(area).and_then(|area| area.drop_staged(&name));
+                    failed = Err(error);
+                }
+            }
+        }
+        failed?;
+        self.take_databases(databases)
+    }
+
+    /// Keeps databases, each with what lies beside it.
+    fn take_databases(&mut self, databases: Vec<(RelPath, i64, String)>) -> Result<()> {
+        let mut sets = Vec::with_capacity(databases.len());
+        for (path, area, name) in &databases {
+            let area = self.ground.area(*area)?;
+            let to = |suffix: &str| area.stage_path(&format!("{name}{suffix}"));
+            sets.push(KeepSet { path: path.clone(), to: to(""), sidecars: SIDECARS.map(to), kept: None });
+        }
+        if sets.is_empty() {
+            return Ok(());
+        }
+        let kept = self.ground.opener.keep_sets(sets)?;
+        for ((path, area, name), kept) in databases.into_iter().zip(kept) {
+            let (database, sidecars) = kept?;
+            for (suffix, kept) in SIDECARS.iter().zip(sidecars) {
+                let name = format!("{name}{suffix}");
+                if let Some(path) = path.with_suffix(suffix.as_bytes()) {
+                    self.images.insert(path, PreImage { area, name, named: true, was: kept.into() });
+                }
+            }
+            self.images.insert(path, PreImage { area, name, named: true, was: Was::database(database) });
+        }
+        Ok(())
+    }
+
+    /// What changes from here on has a later ctime than what was seen.
+    fn wait_for_the_clock(&self) {
+        for area in self.ground.areas() {
+            let newest = self.images.values().filter(|image| image.area == area.id).filter_map(PreImage::changed).max();
+            if let Some(newest) = newest
+                && let Err(error) = area.clock_after(newest)
+            {
+                tracing::warn!(%error, "what changes within the same tick of the clock as the guard may go unnoticed");
+            }
+        }
+    }
+
+    /// Makes what was kept durable: names in the stage, and the bytes behind them.
+    fn sync(&self) -> Result<()> {
+        let mut files = Vec::new();
+        let mut areas: Vec<Arc<Area>> = Vec::new();
+        for (path, image) in &self.images {
+            let area = self.ground.area(image.area)?;
+            files.push(match &image.was {
+                Was::File { seen, way: Way::Link, .. } => SyncTarget::File(path.clone(), seen.ino),
+                Was::File { .. } | Was::Database { .. } => SyncTarget::Own(area.stage_path(&image.name)),
+                _ => continue,
+            });
+            if !areas.iter().any(|known| known.id == area.id) {
+                areas.push(area);
+            }
+        }
+        if files.len() > SYNC_ONE_BY_ONE {
+            return areas.iter().try_for_each(|area| area.sync_whole());
+        }
+        files.extend(areas.iter().map(|area| SyncTarget::Own(area.stage_dir.clone())));
+        self.ground.sync(files)
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        for image in self.images.values().filter(|_| !self.kept) {
+            if matches!(image.was, Was::File { .. } | Was::Database { .. })
+                && let Err(error) = self.ground.area(image.area).and_then(|area| area.drop_staged(&image.name))
+            {
+                tracing::warn!(%error, "a kept file could not be removed; the next recovery sweeps it");
+            }
+        }
+    }
+}
+
+/// The area that a rename reaches a path from, which may not exist yet.
+fn area_for(ground: &Ground, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<Area>> {
+    let mut at = path.clone();
+    loop {
+        match dirs.parent(&at) {
+            Ok(dir) => return ground.area_of(&dir, &at),
+            Err(Error::NotFound { .. } | Error::NotADirectory { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        match at.parent() {
+            Some(parent) => at = parent,
+            None => return ground.area(crate::fs::area::STATE_AREA),
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! What a transaction guards, and what became of it by the time it commits.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeSet, HashSet};
+
+use super::ground::Ground;
+use super::prepare::SYNC_ONE_BY_ONE;
+use super::rollback::{RolledBack, put_back};
+use super::trees::{self, Guarded};
+use crate::error::{IoContext, Result};
+use crate::fs::opener::SyncTarget;
+use crate::fs::root::{self, Kind, Meta};
+use crate::journal::{self, Change, ChangeKind, GuardId, GuardRow};
+use crate::lock::Lease;
+use crate::path::RelPath;
+use crate::store::{Durability, Turn, Tx};
+use crate::tree::{Difference, DirId, PreImage, PreImages, TreeRestorer, Was};
+
+/// What a transaction guards.
+#[derive(Debug)]
+pub(super) struct Guarding {
+    pub(super) id: GuardId,
+    pub(super) images: PreImages,
+    pub(super) trees: Vec<Guarded>,
+    /// Directories of those trees that are not as recorded any more.
+    dirs: Vec<DirId>,
+    /// Which of the images were found by looking through trees, and are not in the journal.
+    unrecorded: BTreeSet<RelPath>,
+    /// Rows written so far.
+    pub(super) rows: i64,
+}
+
+/// What was done to a guarded path.
+#[derive(Debug)]
+pub(super) struct Touched {
+    pub(super) change: Change,
+    live: Option<Meta>,
+}
+
+impl Guarding {
+    pub(super) fn new(id: GuardId) -> Self {
+        Self { id, images: PreImages::new(), trees: Vec::new(), dirs: Vec::new(), unrecorded: BTreeSet::new(), rows: 0 }
+    }
+
+    /// Finds out which paths of the guarded trees were touched, and gets what they were. Of those that were named before,
+    /// that is known already.
+    fn look_through_trees(&mut self, ground: &Ground, puts_back: bool) -> Result<()> {
+        for tree in &self.trees {
+            let found = tree.end(ground, puts_back)?;
+            self.dirs.extend(found.dirs);
+            for (path, image) in found.images {
+                match self.images.entry(path) {
+                    Entry::Vacant(vacant) => {
+                        self.unrecorded.insert(vacant.key().clone());
+                        vacant.insert(image);
+                    }
+                    Entry::Occupied(_) => trees::drop_unused(ground, &image),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What was done to the guarded paths, made durable.
+    pub(super) fn touched(&mut self, ground: &Ground) -> Result<Vec<Touched>> {
+        self.look_through_trees(ground, false)?;
+        let mut restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
+        let mut touched = Vec::new();
+        for (path, image) in &self.images {
+            let (live, difference) = restorer.compare(path, image)?;
+            let counts = image.named || image.was == Was::Absent;
+            let only_times = |live: Meta| match &image.was {
+                Was::Directory { attrs, .. } => (attrs.mode, attrs.uid, attrs.gid) == (live.mode, live.uid, live.gid),
+                _ => false,
+            };
+            if difference == Difference::None
+                || !counts
+                || (difference == Difference::Attributes && live.is_some_and(only_times))
+            {
+                continue;
+            }
+            touched.push(Touched { change: change(path, image, live.as_ref()), live });
+            let new_directory =
+                live.is_some_and(|live| live.kind == Kind::Directory) && !matches!(image.was, Was::Directory { .. });
+            if new_directory {
+                created_below(ground, path, image.area, &mut touched)?;
+            }
+        }
+        let files = touched.iter().filter_map(|touched| Some((touched.change.path.clone(), touched.change.size?)));
+        let mut hashes = ground.opener.examine(files.collect())?.into_iter();
+        for touched in touched.iter_mut().filter(|touched| touched.change.size.is_some()) {
+            touched.change.hash = hashes.next().transpose()?.flatten().and_then(|found| found.hash);
+        }
+        self.sync(ground, &touched)?;
+        Ok(touched)
+    }
+
+    fn sync(&self, ground: &Ground, touched: &[Touched]) -> Result<()> {
+        if touched.is_empty() {
+            return Ok(());
+        }
+        let whole = |touched: &Touched| touched.live.is_some_and(|live| live.kind == Kind::Directory);
+        let mut targets = Vec::new();
+        let mut directories = BTreeSet::new();
+        for Touched { change, live } in touched {
+            if let Some(live) = live.filter(|live| live.kind == Kind::File) {
+                targets.push(SyncTarget::File(change.path.clone(), live.ino));
+            }
+            directories.insert(change.path.parent());
+        }
+        if touched.iter().any(whole) || targets.len() > SYNC_ONE_BY_ONE {
+            return sync_whole(ground, &self.images);
+        }
+        targets.extend(directories.into_iter().map(SyncTarget::Directory));
+        ground.sync(targets)
+    }
+
+    /// Inside COMMIT: the guard is over.
+    pub(super) fn conclude(&self, tx: &Tx<'_>, lease: &Lease) -> Result<()> {
+        self.dirs.iter().try_for_each(|&dir| journal::distrust_dir(tx, dir))?;
+        match journal::delete_guard(tx, self.id)? {
+            true => Ok(()),
+            // Somebody took this transaction for dead, and has put everything back.
+            false => Err(lease.lost()),
+        }
+    }
+
+    /// After COMMIT: old versions that are referred to go to history, the others go away.
+    pub(super) fn release(self, ground: &Ground, changes: &[Change]) {
+        ground.guarding().remove(&self.id);
+        let kept: HashSet<&String> = changes.iter().filter_map(|change| change.preimage.as_ref()).collect();
+        for image in self.images.values() {
+            let Ok(area) = ground.area(image.area) else { continue };
+            let done =
+                if kept.contains(&image.name) { area.to_history(&image.name) } else { area.drop_staged(&image.name) };
+            if let Err(error) = done {
+                tracing::warn!(%error, "an old version could not be moved; it stays in the stage");
+            }
+        }
+    }
+
+    /// Puts everything back and ends the guard.
+    pub(super) fn roll_back(
+        mut self,
+        ground: &Ground,
+        lease: &Lease,
+        label: &str,
+        began_ms: i64,
+    ) -> Result<RolledBack> {
+        let row = GuardRow {
+            id: self.id,
+            quarantined: false,
+            lock: lease.name().to_owned(),
+            session: ground.session.id.as_bytes().to_vec(),
+            label: label.to_owned(),
+            attempts: 0,
+            began_ms,
+        };
+        let done = self.put_back(ground, lease, &row);
+        // Whoever comes next tries again, should this have failed.
+        ground.guarding().remove(&self.id);
+        done
+    }
+}
+
+impl Guarding {
+    fn put_back(&mut self, ground: &Ground, lease: &Lease, row: &GuardRow) -> Result<RolledBack> {
+        // Somebody took this transaction for dead, and has put everything back: what is there now is others' work.
+        let is_mine = |mine: bool| if mine { Ok(()) } else { Err(lease.lost()) };
+        ground.store.peek(|tx| journal::is_guarding(tx, self.id)).and_then(is_mine)?;
+        if let Err(error) = self.look_through_trees(ground, true) {
+            self.forget_unrecorded(ground);
+            return Err(error);
+        }
+        let mut turn = ground.enter()?;
+        let mine = turn.look(|tx| journal::is_guarding(tx, self.id)).and_then(is_mine);
+        let new = self.images.iter().filter(|(path, _)| self.unrecorded.contains(*path));
+        if let Err(error) = mine.and_then(|()| record_images(ground, &mut turn, self.id, self.rows, new)) {
+            self.forget_unrecorded(ground);
+            return Err(error);
+        }
+        put_back(ground, &mut turn, row, &self.images, false)
+    }
+
+    /// What no row refers to goes away again: nothing was displaced by it.
+    fn forget_unrecorded(&mut self, ground: &Ground) {
+        for path in std::mem::take(&mut self.unrecorded) {
+            if let Some(image) = self.images.remove(&path) {
+                trees::drop_unused(ground, &image);
+            }
+        }
+    }
+}
+
+/// Records what paths of trees were, durably, before anything of them is put back: what is displaced is found by that.
+pub(crate) fn record_images<'i>(
+    ground: &Ground,
+    turn: &mut Turn<'_>,
+    guard: GuardId,
+    first: i64,
+    images: impl Iterator<Item = (&'i RelPath, &'i PreImage)> + Clone,
+) -> Result<()> {
+    if images.clone().next().is_none() {
+        return Ok(());
+    }
+    let areas: BTreeSet<i64> = images.clone().map(|(_, image)| image.area).collect();
+    areas.into_iter().try_for_each(|area| ground.area(area)?.sync_whole())?;
+    turn.write(Durability::Full, |tx| {
+        images
+            .enumerate()
+            .try_for_each(|(n, (path, image))| journal::insert_preimage(tx, guard, first + n as i64, path, image))
+    })
+}
+
+/// What lies in a directory that was not there before.
+fn created_below(ground: &Ground, path: &RelPath, area: i64, found: &mut Vec<Touched>) -> Result<()> {
+    let mut waiting = vec![path.clone()];
+    while let Some(path) = waiting.pop() {
+        let dir = ground.root.open_dir(&path)?;
+        let mut names = root::list(&dir.fd).at("list", ground.root.full(&path))?;
+        names.sort_by(|a, b| a.name.cmp(&b.name));
+        for listed in names {
+            let path = RelPath::join(Some(&path), &listed.name);
+            let Some(live) = root::look(&dir.fd, path.name()).at_in("look at", ground.root.path(), &path)? else {
+                continue;
+            };
+            let nothing = PreImage { area, name: String::new(), named: true, was: Was::Absent };
+            found.push(Touched { change: change(&path, &nothing, Some(&live)), live: Some(live) });
+            if live.kind == Kind::Directory {
+                waiting.push(path);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What was done to a path, as it is told.
+pub(super) fn change(path: &RelPath, image: &PreImage, now: Option<&Meta>) -> Change {
+    let kind = match (&image.was, now) {
+        (Was::Absent, Some(meta)) if meta.kind == Kind::Directory => ChangeKind::Directory,
+        (Was::Absent, _) => ChangeKind::Created,
+        (_, None) => ChangeKind::Removed,
+        (_, Some(_)) => ChangeKind::Replaced,
+    };
+    Change {
+        path: path.clone(),
+        kind,
+        origin: None,
+        size: now.filter(|meta| meta.kind == Kind::File).map(|meta| meta.size),
+        hash: None,
+        old_size: image.size(),
+        // A link to what is there now is no old version of it.
+        preimage: match &image.was {
+            Was::File { kept, .. } | Was::Database { kept, .. } if now.is_none_or(|now| now.ino != kept.ino) => {
+                Some(image.name.clone())
+            }
+            _ => None,
+        },
+        area: image.area,
+    }
+}
+
+/// Syncs the filesystems that guarded paths lie on.
+pub(super) fn sync_whole(ground: &Ground, images: &PreImages) -> Result<()> {
+    let areas: BTreeSet<i64> = images.values().map(|image| image.area).collect();
+    areas.into_iter().try_for_each(|area| ground.area(area)?.sync_whole())
+}

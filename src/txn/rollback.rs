@@ -1,0 +1,107 @@
+//! Puts back what was done to guarded paths: for a transaction that does not commit, and for one that died.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use super::ground::Ground;
+use super::guarding::{change, sync_whole};
+use crate::error::Result;
+use crate::id::TxnId;
+use crate::journal::{self, Change, GuardRow, Level};
+use crate::path::RelPath;
+use crate::store::{Durability, Turn};
+use crate::tree::{PreImages, PutBack, TreeRestorer, Was};
+
+/// What a rollback put back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RolledBack {
+    /// Paths that are as before again.
+    pub restored: Vec<PathBuf>,
+    /// Paths that could not be put back: somebody wrote to the file in place under
+    /// [`Guard::replacing`](crate::Guard::replacing), or removed a device, socket or FIFO. They are as they were found.
+    pub damaged: Vec<PathBuf>,
+    /// The record of it, for `journalctl-kb show`: what was displaced is kept there until retention drops it. None when
+    /// nothing was different.
+    pub id: Option<TxnId>,
+}
+
+/// Puts everything back that a guard's transaction changed, and ends the guard. Durable on return. `again`: an attempt
+/// before this one may have put things back and not synced them.
+pub(crate) fn put_back(
+    ground: &Ground,
+    turn: &mut Turn<'_>,
+    row: &GuardRow,
+    images: &PreImages,
+    again: bool,
+) -> Result<RolledBack> {
+    ground.touch();
+    let mut restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
+    let mut done = RolledBack::default();
+    let mut failed = None;
+    for (path, outcome) in restorer.put_back(images) {
+        match outcome {
+            Ok(PutBack::Unchanged) => {}
+            Ok(PutBack::Restored) => done.restored.push(path.to_path_buf()),
+            Ok(PutBack::Damaged) => done.damaged.push(path.to_path_buf()),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let mut changes = Vec::new();
+    let mut displaced = Vec::new();
+    let mut history = 0;
+    let restored: HashSet<&Path> = done.restored.iter().map(PathBuf::as_path).collect();
+    for (path, image) in images {
+        let touched = restored.contains(path.as_path());
+        let found = restorer.displaced(image)?;
+        for (name, meta) in &found {
+            changes.push(Change { preimage: Some(name.clone()), ..change(path, image, Some(meta)) });
+            displaced.push((image.area, name.clone()));
+            history += meta.size;
+        }
+        if found.is_empty() && touched && (image.named || !matches!(image.was, Was::Directory { .. })) {
+            changes.push(Change { preimage: None, ..change(path, image, None) });
+        }
+    }
+    // IMPORTANT: what an earlier attempt put back is as it was, so nothing tells that it was never synced.
+    if again || !changes.is_empty() || !done.restored.is_empty() {
+        sync_whole(ground, images)?;
+    }
+    done.id = turn.write(Durability::Full, |tx| {
+        journal::delete_guard(tx, row.id)?;
+        if changes.is_empty() && done.damaged.is_empty() {
+            return Ok(None);
+        }
+        let kept = changes.iter().filter(|change| change.preimage.is_some()).count();
+        let id = journal::insert_rolled_back(tx, row, changes.len(), kept, history)?;
+        journal::insert_changes(tx, id, &changes)?;
+        for change in &changes {
+            if change.preimage.is_some() {
+                let message = "rolled back; what was there is kept";
+                journal::insert_event(tx, Level::Info, "rolled-back", Some(id), Some(&change.path), message)?;
+            }
+        }
+        for path in &done.damaged {
+            let path = RelPath::parse(path)?;
+            let message = "written to in place under a guard for replacing writers, or no file at all: it could not be put \
+                           back, and is as it was found";
+            journal::insert_event(tx, Level::Error, "damaged", Some(id), Some(&path), message)?;
+        }
+        Ok(Some(id))
+    })?;
+    let kept: HashSet<&(i64, String)> = displaced.iter().collect();
+    let unused = images.values().map(|image| (image.area, image.name.clone())).filter(|name| !kept.contains(name));
+    for (moves, (area, name)) in
+        displaced.iter().cloned().map(|name| (true, name)).chain(unused.map(|name| (false, name)))
+    {
+        let Ok(area) = ground.area(area) else { continue };
+        let moved = if moves { area.to_history(&name) } else { area.drop_staged(&name) };
+        if let Err(error) = moved {
+            tracing::warn!(%error, "an old version could not be moved; it stays in the stage");
+        }
+    }
+    Ok(done)
+}

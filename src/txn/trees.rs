@@ -1,0 +1,326 @@
+//! Guarded trees: how a baseline is brought up to date before somebody may change the tree, and how it tells afterwards
+//! what they did.
+//!
+//! 1. The guard is recorded, not yet ready: from here on nobody else's commit gets in.
+//! 2. The tree is compared with the baseline. What differs was changed by hand, or by commits: it is adopted. A durable note
+//!    that the baseline is changing comes before that, its rows only after the links and copies they speak of are synced.
+//! 3. One durable transaction says that the guard is ready.
+//! 4. Afterwards the tree is compared again. Of what differs the old versions are linked or copied out of the mirror, and
+//!    from there on it is guarded paths like any others ([`super::guarding`], [`super::rollback`]).
+//!
+//! A crash before 3 leaves a guard that is not ready: nobody has changed anything. A crash in 2 leaves a baseline that says
+//! that it is changing: it is made anew.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::sync::mpsc;
+
+use super::ground::Ground;
+use super::guarding::record_images;
+use super::old_versions;
+use crate::error::{Error, IoContext, Result};
+use crate::fs::area::{self, Area};
+use crate::fs::attrs;
+use crate::fs::clone::Way;
+use crate::fs::root::{self, Dirs, Kind};
+use crate::fs::watch::Watch;
+use crate::journal::{self, GuardId, GuardedTree, TreeRow};
+use crate::path::RelPath;
+use crate::store::{Durability, Turn, Tx};
+use crate::tree::{DirDiff, DirId, DirRow, Files, Mirror, Mirrored, PreImage, PreImages, Scan, Stamp, Update};
+
+/// The directory of an area that holds mirrors.
+const BASELINE: &str = "baseline";
+/// This many directories are recorded within one turn.
+const AT_ONCE: usize = 64;
+/// This often a tree is taken into its baseline, when somebody goes on changing it meanwhile.
+const ROUNDS: usize = 4;
+
+/// A tree that this process's transaction guards.
+#[derive(Debug)]
+pub(super) struct Guarded {
+    pub(super) tree: GuardedTree,
+    /// Who writes to files in place, where nobody should.
+    pub(super) watch: Option<Watch>,
+}
+
+impl Guarded {
+    /// True when a path, or the root, lies in the tree.
+    pub(super) fn covers(&self, path: Option<&RelPath>) -> bool {
+        match (&self.tree.tree.path, path) {
+            (None, _) => true,
+            (Some(tree), Some(path)) => path.is_within(tree),
+            (Some(_), None) => false,
+        }
+    }
+
+    /// See [`end`].
+    pub(super) fn end(&self, ground: &Ground, puts_back: bool) -> Result<Found> {
+        let touched = self.watch.as_ref().and_then(Watch::touched);
+        let files = touched.as_ref().map_or(Files::All, Files::Some);
+        end(ground, Reading::Peek(ground), &self.tree, files, puts_back)
+    }
+}
+
+/// What a comparison found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// What the touched paths were.
+    pub(super) images: Vec<(RelPath, PreImage)>,
+    /// The directories that differ from their records.
+    pub(super) dirs: Vec<DirId>,
+}
+
+/// Where rows are read: within a turn that is held, or without one.
+#[derive(Clone, Copy)]
+enum Reading<'a, 's> {
+    Turn(&'a Turn<'s>),
+    Peek(&'a Ground),
+}
+
+impl Reading<'_, '_> {
+    fn look<T>(self, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        match self {
+            Self::Turn(turn) => turn.look(work),
+            Self::Peek(ground) => ground.store.peek(work),
+        }
+    }
+}
+
+/// Adds what the touched paths of a dead transaction's trees were to what is recorded of its guard, durably.
+pub(crate) fn complete(ground: &Ground, turn: &mut Turn<'_>, guard: GuardId, images: &mut PreImages) -> Result<()> {
+    let first = turn.look(|tx| journal::guarded_count(tx, guard))?;
+    let mut new = PreImages::new();
+    for tree in turn.look(|tx| journal::guarded_trees(tx, guard))? {
+        for (path, image) in end(ground, Reading::Turn(turn), &tree?, Files::All, true)?.images {
+            match images.contains_key(&path) {
+                // Recorded by an attempt before this one.
+                true => drop_unused(ground, &image),
+                false => drop(new.insert(path, image)),
+            }
+        }
+    }
+    record_images(ground, turn, guard, first, new.iter())?;
+    images.append(&mut new);
+    Ok(())
+}
+
+/// Brings the baseline of a tree up to date, and says that the guard is ready. Durable on return.
+pub(super) fn begin(ground: &Ground, guard: GuardId, tree: TreeRow) -> Result<Guarded> {
+    let area = ground.area(tree.area)?;
+    let mirror = mirror(&area, &tree)?;
+    if !tree.is_true {
+        forget(ground, &tree)?;
+    }
+    let brought = bring_up_to_date(ground, &area, &tree, &mirror);
+    if brought.is_err()
+        && !ground.store.peek(|tx| journal::is_true(tx, tree.id))?
+        && let Err(error) = forget(ground, &tree)
+    {
+        // It may be the disk that is full, and it is made anew the next time.
+        tracing::warn!(%error, "a baseline that did not come about could not be removed");
+    }
+    brought?;
+    let began = area.clock_after(area.clock()?)?;
+    ground.enter()?.write(Durability::Full, |tx| {
+        journal::set_tree(tx, tree.id, true, tree.area)?;
+        journal::guard_tree(tx, guard, tree.id, Some(began))
+    })?;
+    let watch = if tree.replacing { watch(ground, &tree)? } else { None };
+    Ok(Guarded { tree: GuardedTree { tree: TreeRow { is_true: true, ..tree }, began }, watch })
+}
+
+/// Compares the tree with its baseline, and takes over what differs, until nothing does: to copy takes long, and what
+/// somebody changes by hand meanwhile must not be what a rollback does not know.
+fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirror) -> Result<()> {
+    // Writers that replace files leave traces in directories; those that do not are looked for file by file.
+    let files = if tree.replacing { Files::None } else { Files::All };
+    let mut is_true = tree.is_true;
+    for _ in 0..ROUNDS {
+        let clock = area.clock()?;
+        let rows = ground.store.peek(|tx| journal::tree_dirs(tx, tree.id))?;
+        let fresh = rows.is_empty();
+        let diffs = differences(ground, Reading::Peek(ground), rows, files)?;
+        if !fresh && diffs.is_empty() {
+            break;
+        }
+        if is_true {
+            ground.enter()?.write(Durability::Full, |tx| journal::set_tree(tx, tree.id, false, tree.area))?;
+            is_true = false;
+        }
+        let adopted = diffs.iter().filter(|diff| !diff.is_empty()).count();
+        adopt(ground, tree, mirror, diffs, fresh, clock)?;
+        if adopted > 0 {
+            tracing::info!(directories = adopted, "changes of a guarded tree were taken into its baseline");
+        }
+        if !fresh && adopted == 0 {
+            break;
+        }
+    }
+    if is_true { Ok(()) } else { area.sync_whole() }
+}
+
+/// Watches a tree whose writers promised not to write to files in place. None where that cannot be: then every file is
+/// looked at afterwards.
+fn watch(ground: &Ground, tree: &TreeRow) -> Result<Option<Watch>> {
+    let Some(mut watch) = Watch::new() else { return Ok(None) };
+    let rows = ground.store.peek(|tx| journal::tree_dirs(tx, tree.id))?;
+    let full = |row: &DirRow| row.path.as_ref().map_or(ground.root.path().to_owned(), |path| ground.root.full(path));
+    Ok(rows.iter().all(|row| watch.add(&full(row), row.id.0)).then_some(watch))
+}
+
+/// Compares a tree with its baseline, and gets the old versions of what differs. Nothing of it is synced.
+fn end(
+    ground: &Ground,
+    reading: Reading<'_, '_>,
+    guarded: &GuardedTree,
+    files: Files<'_>,
+    puts_back: bool,
+) -> Result<Found> {
+    let GuardedTree { tree, began } = guarded;
+    let area = ground.area(tree.area)?;
+    let mirror = mirror(&area, tree)?;
+    if !tree.is_true {
+        return Err(Error::corrupt("the baseline of a guarded tree", "it was being changed while it was relied upon"));
+    }
+    let rows = reading.look(|tx| journal::tree_dirs(tx, tree.id))?;
+    if puts_back {
+        open_up(ground, &rows)?;
+    }
+    let mut found = Found::default();
+    for mut diff in differences(ground, reading, rows, files)? {
+        // Written to in place before the guard began, where nobody looks at every file then.
+        diff.changed.retain(|(_, now)| now.ctime >= *began);
+        if diff.is_empty() && diff.live.is_some_and(|live| Stamp::from(&live) == diff.row.stamp) {
+            continue;
+        }
+        found.dirs.push(diff.row.id);
+        old_versions::images(ground, &mirror, diff, *began, files, &mut found.images)?;
+    }
+    Ok(found)
+}
+
+/// Lets an ordinary user into those directories of its own that were closed since, to look what is in them.
+fn open_up(ground: &Ground, rows: &[DirRow]) -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let mut dirs = Dirs::new(&ground.root);
+    for row in rows {
+        let Some(path) = &row.path else { continue };
+        // Whatever stands there instead, the comparison tells.
+        let Ok(dir) = dirs.parent(path) else { continue };
+        let full = || ground.root.full(path);
+        if let Some(live) = root::look(&dir.fd, path.name()).at("look at", full())?
+            && live.kind == Kind::Directory
+            && live.mode != row.attrs.mode
+        {
+            attrs::open_up(&dir.fd, path.name(), &live, &full())?;
+        }
+    }
+    Ok(())
+}
+
+fn mirror(area: &Area, tree: &TreeRow) -> Result<Mirror> {
+    area::subdirectory(&area.dir, BASELINE, &area.path, 0o700)?;
+    let way = if tree.replacing { Way::Link } else { Way::Reflink };
+    Ok(Mirror { base: area.path.join(BASELINE), way })
+}
+
+/// Forgets a baseline that cannot be relied upon.
+fn forget(ground: &Ground, tree: &TreeRow) -> Result<()> {
+    let mut turn = ground.enter()?;
+    let dirs = turn.look(|tx| journal::tree_dir_ids(tx, tree.id))?;
+    let area = ground.area(tree.area)?;
+    let base = area::subdirectory(&area.dir, BASELINE, &area.path, 0o700)?;
+    let (first, last) = journal::dir_ids(tree.id);
+    // Those too that no row tells of, because the making was cut short.
+    for name in area::names(&base, &area.path.join(BASELINE))? {
+        let number = name.to_str().and_then(|name| name.parse::<i64>().ok());
+        if number.is_some_and(|number| (first..=last).contains(&number)) {
+            area::remove_below(&base, &name, &area.path.join(BASELINE))?;
+        }
+    }
+    turn.write(Durability::Normal, |tx| dirs.iter().try_for_each(|&dir| journal::drop_dir(tx, dir)))
+}
+
+fn differences(ground: &Ground, reading: Reading<'_, '_>, rows: Vec<DirRow>, files: Files<'_>) -> Result<Vec<DirDiff>> {
+    let scan = Scan { root: &ground.root, reserved: &ground.reserved, files };
+    let mut gone: Vec<RelPath> = Vec::new();
+    let mut diffs = Vec::new();
+    for row in rows {
+        let above_gone = row.path.as_ref().is_some_and(|path| gone.iter().any(|gone| path.is_within(gone)));
+        let Some(diff) = scan.diff(row, above_gone, |dir| reading.look(|tx| journal::entries(tx, dir)))? else {
+            continue;
+        };
+        if diff.live.is_none()
+            && !above_gone
+            && let Some(path) = &diff.row.path
+        {
+            gone.push(path.clone());
+        }
+        diffs.push(diff);
+    }
+    Ok(diffs)
+}
+
+/// Takes differences into the baseline. Nothing of it is synced but by what syncs the area afterwards.
+fn adopt(
+    ground: &Ground,
+    tree: &TreeRow,
+    mirror: &Mirror,
+    diffs: Vec<DirDiff>,
+    fresh: bool,
+    clock: (i64, u32),
+) -> Result<()> {
+    let next = AtomicI64::new(ground.store.peek(|tx| journal::next_dir(tx, tree.id))?);
+    let (tell, told) = mpsc::sync_channel(AT_ONCE);
+    let (reserved, mirror, top) = (ground.reserved.clone(), mirror.clone(), tree.path.clone());
+    let done = ground.opener.start(move |root| {
+        let mut tell = |mirrored| tell.send(mirrored).map_err(|_| Error::Closed);
+        let scan = Scan { root, reserved: &reserved, files: Files::None };
+        let mut update = Update { scan, mirror: &mirror, next: &next, clock: Some(clock), tell: &mut tell };
+        diffs.into_iter().try_for_each(|diff| update.adopt(diff))?;
+        if fresh { update.add(top) } else { Ok(()) }
+    })?;
+    let mut some = Vec::with_capacity(AT_ONCE);
+    let write = |some: &mut Vec<Mirrored>| {
+        ground.enter()?.write(Durability::Normal, |tx| {
+            some.drain(..).try_for_each(|mirrored| match mirrored {
+                Mirrored::Directory(row, entries) => journal::put_dir(tx, tree.id, &row, &entries),
+                Mirrored::Gone(dir) => journal::drop_dir(tx, dir),
+            })
+        })
+    };
+    for mirrored in told {
+        some.push(mirrored);
+        if some.len() >= AT_ONCE {
+            write(&mut some)?;
+        }
+    }
+    done.recv().map_err(|_| Error::Closed)??;
+    write(&mut some)
+}
+
+/// Lets an old version go again that was got out of the mirror.
+pub(super) fn drop_unused(ground: &Ground, image: &PreImage) {
+    if let Err(error) = ground.area(image.area).and_then(|area| area.drop_staged(&image.name)) {
+        tracing::warn!(%error, "an old version that is not needed could not be removed; the next recovery sweeps it");
+    }
+}
+
+impl Ground {
+    /// The area that reaches what lies in a directory of the tree, or in the nearest one above that is there.
+    pub(super) fn area_near(&self, dir: Option<&RelPath>) -> Result<Arc<Area>> {
+        let mut at = dir.cloned();
+        while let Some(path) = at {
+            match self.root.open_dir(&path) {
+                Ok(open) => return self.area_of(&open, &RelPath::join(Some(&path), b"x")),
+                Err(Error::NotFound { .. } | Error::NotADirectory { .. } | Error::SymlinkOnTheWay { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            at = path.parent();
+        }
+        self.area_of(self.root.top(), &RelPath::parse("x")?)
+    }
+}

@@ -1,0 +1,296 @@
+//! What a second attack on guards found: files that share names and numbers, ticks of the clock, what cannot be moved.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use journal_kb::{Guard, Journal};
+
+use crate::guard::full;
+use crate::guard_review::{append, kept};
+use crate::support::Tree;
+
+#[test]
+fn a_baseline_that_did_not_fit_takes_no_room() {
+    let Some(small) = crate::trouble::Small::mount("16m") else { return };
+    let root = small.0.path();
+    let journal = Journal::open(root).unwrap();
+    fs::create_dir(root.join("wiki")).unwrap();
+    fs::write(root.join("wiki/big"), vec![b'x'; 9 << 19]).unwrap();
+    fs::write(root.join("wiki/bigger"), vec![b'x'; 9 << 19]).unwrap();
+    let mut txn = journal.begin("").unwrap();
+    let full = txn.guard("wiki").unwrap_err();
+    assert!(full.to_string().contains("No space left"), "{full}");
+    assert_eq!(kept(root, "baseline"), [""; 0]);
+    assert_eq!(kept(root, "stage"), [""; 0]);
+    drop(txn);
+    journal.transact(|txn| txn.write("wiki/other", "there is room for it")).unwrap();
+}
+
+/// As somebody who is not root, under whom permissions count.
+#[test]
+fn what_was_made_read_only_or_closed_is_put_back_by_an_ordinary_user() {
+    let tree = Tree::new();
+    fs::set_permissions(tree.root(), fs::Permissions::from_mode(0o777)).unwrap();
+    let mut child = crate::support::child("guard_corners::ordinary_child", tree.root());
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::process::CommandExt::uid(&mut child, 65534);
+        std::os::unix::process::CommandExt::gid(&mut child, 65534);
+    }
+    // The test binary has to be within reach of an ordinary user.
+    let binary = tree.path("test-binary");
+    fs::copy(std::env::current_exe().unwrap(), &binary).unwrap();
+    let mut reachable = std::process::Command::new(&binary);
+    reachable.args(child.get_args()).envs(child.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::process::CommandExt::uid(&mut reachable, 65534);
+        std::os::unix::process::CommandExt::gid(&mut reachable, 65534);
+    }
+    let out = reachable.current_dir("/").output().unwrap();
+    assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+}
+
+#[test]
+fn ordinary_child() {
+    let Some(root) = crate::support::child_root() else { return };
+    let root = root.join("tree");
+    fs::create_dir(&root).unwrap();
+    let at = |path: &str| root.join(path);
+    let mode = |path: &str, mode| fs::set_permissions(at(path), fs::Permissions::from_mode(mode)).unwrap();
+    for dir in ["a", "a/b", "c", "e"] {
+        fs::create_dir(at(dir)).unwrap();
+        fs::write(at(dir).join("file"), dir).unwrap();
+    }
+    mode("e", 0o500);
+    let journal = Journal::open(&root).unwrap();
+    let before = full(&root);
+    for way in ["paths", "tree", "replacing"] {
+        let mut txn = journal.begin("").unwrap();
+        match way {
+            "paths" => txn.guard_paths(["a/file", "a/b", "a/b/file", "c", "c/file", "c/new", "e", "e/file"]).unwrap(),
+            "tree" => txn.guard(".").unwrap(),
+            _ => txn.guard_with(Guard::tree(".").replacing()).unwrap(),
+        }
+        fs::remove_file(at("a/b/file")).unwrap();
+        mode("a/b", 0o500);
+        fs::remove_file(at("a/file")).unwrap();
+        mode("a", 0o000);
+        fs::write(at("c/new"), "new").unwrap();
+        fs::remove_file(at("c/file")).unwrap();
+        mode("c", 0o300);
+        mode("e", 0o700);
+        fs::remove_file(at("e/file")).unwrap();
+        mode("e", 0o500);
+        txn.rollback().unwrap_or_else(|error| panic!("{way}: {error}"));
+        assert_eq!(full(&root), before, "{way}");
+    }
+}
+
+/// A filesystem whose stamps stand still for some milliseconds, as all did before Linux 6.13, and whose inodes are one
+/// group, so that the lowest number that is free comes next. Unmounted on drop.
+struct Coarse(tempfile::TempDir);
+
+impl Coarse {
+    fn mount() -> Option<Self> {
+        let coarse = Self(tempfile::tempdir().unwrap());
+        let (image, at) = (coarse.0.path().join("image"), coarse.0.path().join("root"));
+        fs::create_dir(&at).unwrap();
+        fs::File::create(&image).unwrap().set_len(48 << 20).unwrap();
+        let done = |command: &mut std::process::Command| {
+            command.stdout(std::process::Stdio::null()).status().is_ok_and(|status| status.success())
+        };
+        let made = done(std::process::Command::new("mkfs.ext3").args(["-q", "-F", "-b", "4096"]).arg(&image))
+            && done(std::process::Command::new("mount").args(["-t", "ext3", "-o", "loop"]).arg(&image).arg(&at));
+        if made { Some(coarse) } else { None }
+    }
+}
+
+impl Drop for Coarse {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(self.0.path().join("root")).status();
+    }
+}
+
+#[test]
+fn what_changes_within_one_tick_of_the_clock_is_put_back() {
+    let Some(coarse) = Coarse::mount() else { return crate::skip::skip("an ext3 cannot be mounted here") };
+    let root = coarse.0.path().join("root");
+    fs::create_dir_all(root.join("wiki/d")).unwrap();
+    let journal = Journal::open(&root).unwrap();
+    for n in 0..12 {
+        for tree in [true, false] {
+            let mut txn = journal.begin("").unwrap();
+            let before = format!("one {n:02}");
+            fs::write(root.join("wiki/a"), &before).unwrap();
+            if tree {
+                txn.guard("wiki").unwrap()
+            } else {
+                txn.touch("wiki/a").unwrap()
+            }
+            fs::write(root.join("wiki/a"), "two 00").unwrap();
+            if tree {
+                fs::write(root.join("wiki/d/new"), "new").unwrap();
+            }
+            txn.rollback().unwrap();
+            assert_eq!(fs::read_to_string(root.join("wiki/a")).unwrap(), before, "tree: {tree}");
+            assert!(!root.join("wiki/d/new").exists());
+        }
+    }
+}
+
+#[test]
+fn what_the_program_did_and_the_transaction_overwrote_leaves_the_version_before_both() {
+    let tree = Tree::new();
+    tree.put("wiki/a", "one");
+    tree.put("b", "one");
+    let journal = tree.journal();
+    let mut txn = journal.begin("").unwrap();
+    txn.guard("wiki").unwrap();
+    txn.touch("b").unwrap();
+    fs::write(tree.path("wiki/a"), "two").unwrap();
+    fs::write(tree.path("b"), "two").unwrap();
+    txn.write("wiki/a", "three").unwrap();
+    txn.write("b", "three").unwrap();
+    txn.commit().unwrap();
+    journal.close().unwrap();
+    assert_eq!(fs::read(tree.path("wiki/a")).unwrap(), b"three");
+    let history = kept(tree.root(), "history");
+    assert_eq!(history.iter().filter(|bytes| *bytes == "one").count(), 2, "{history:?}");
+}
+
+#[test]
+fn what_is_changed_by_hand_while_a_baseline_is_made_is_in_it() {
+    let tree = Tree::new();
+    for n in 0..3000 {
+        tree.put(&format!("wiki/{n:04}"), "one");
+    }
+    let journal = tree.journal();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let version = std::sync::Mutex::new(0);
+    std::thread::scope(|scope| {
+        // Somebody saves a file again and again, until shortly before the guard is there.
+        scope.spawn(|| {
+            let mut n = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) && n < 5 {
+                n += 1;
+                fs::write(tree.path("wiki/0000"), format!("saved {n}")).unwrap();
+                *version.lock().unwrap() = n;
+                std::thread::sleep(std::time::Duration::from_millis(15));
+            }
+        });
+        let mut txn = journal.begin("").unwrap();
+        txn.guard("wiki").unwrap();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        let saved = format!("saved {}", *version.lock().unwrap());
+        assert!(saved != "saved 0");
+        std::thread::sleep(std::time::Duration::from_millis(40));
+        let last = fs::read_to_string(tree.path("wiki/0000")).unwrap();
+        // By replacement: what was there is gone.
+        fs::write(tree.path("wiki/temporary"), "by the program").unwrap();
+        fs::rename(tree.path("wiki/temporary"), tree.path("wiki/0000")).unwrap();
+        txn.rollback().unwrap();
+        assert_eq!(fs::read_to_string(tree.path("wiki/0000")).unwrap(), last);
+    });
+}
+
+#[test]
+fn names_that_are_not_text_and_a_file_of_two_names() {
+    use std::os::unix::ffi::OsStrExt;
+    for replacing in [false, true] {
+        let tree = Tree::new();
+        let odd = std::ffi::OsStr::from_bytes(b"wiki/\xff\xfe\n");
+        fs::create_dir(tree.path("wiki")).unwrap();
+        fs::write(tree.root().join(odd), "odd").unwrap();
+        tree.put("wiki/a", "one");
+        fs::hard_link(tree.path("wiki/a"), tree.path("wiki/b")).unwrap();
+        let journal = tree.journal();
+        let before = full(tree.root());
+        for _ in 0..2 {
+            let mut txn = journal.begin("").unwrap();
+            let guard = Guard::tree("wiki");
+            txn.guard_with(if replacing { guard.replacing() } else { guard }).unwrap();
+            fs::remove_file(tree.root().join(odd)).unwrap();
+            if replacing {
+                fs::remove_file(tree.path("wiki/a")).unwrap()
+            } else {
+                append(tree.path("wiki/a"), "two")
+            }
+            txn.rollback().unwrap();
+            assert_eq!(full(tree.root()), before);
+        }
+    }
+}
+
+#[test]
+fn a_copy_with_the_number_of_what_was_removed_is_not_taken_for_something_else() {
+    let Some(coarse) = Coarse::mount() else { return crate::skip::skip("an ext3 cannot be mounted here") };
+    let root = coarse.0.path().join("root");
+    fs::create_dir(root.join("wiki")).unwrap();
+    fs::write(root.join("wiki/a"), "one").unwrap();
+    let journal = Journal::open(&root).unwrap();
+    let before = full(&root);
+    let mut again = false;
+    for _ in 0..4 {
+        let mut txn = journal.begin("").unwrap();
+        txn.guard("wiki").unwrap();
+        let number = fs::metadata(root.join("wiki/a")).unwrap().ino();
+        fs::write(root.join("wiki/b"), "by the program").unwrap();
+        fs::rename(root.join("wiki/b"), root.join("wiki/a")).unwrap();
+        let db = rusqlite::Connection::open(root.join(".journal/journal.db")).unwrap();
+        // The guard cannot be ended, so what is put back is put back once more by whoever comes next.
+        let never = "CREATE TRIGGER stays BEFORE DELETE ON journal_guard BEGIN SELECT RAISE(ABORT, 'not yet'); END";
+        db.execute_batch(never).unwrap();
+        assert!(txn.rollback().is_err());
+        again |= fs::metadata(root.join("wiki/a")).unwrap().ino() == number;
+        db.execute_batch("DROP TRIGGER stays").unwrap();
+        assert_eq!(journal.recover().unwrap().rolled_back, 1);
+        let found = full(&root);
+        assert_eq!(found.get(Path::new("wiki/a")), before.get(Path::new("wiki/a")), "the same number: {again}");
+        assert!(kept(&root, "history").contains(&"by the program".to_owned()));
+    }
+    assert!(again, "no number came again, so nothing was tried");
+}
+
+#[test]
+fn what_is_left_of_a_file_that_was_written_in_place_is_kept() {
+    let tree = Tree::new();
+    tree.put("wiki/a", "one");
+    tree.put("b", "one");
+    let journal = tree.journal();
+    let mut txn = journal.begin("").unwrap();
+    txn.guard_with(Guard::tree("wiki").replacing()).unwrap();
+    txn.guard_with(Guard::paths(["b"]).replacing()).unwrap();
+    for path in ["wiki/a", "b"] {
+        append(tree.path(path), " and more");
+        fs::write(tree.path("temporary"), "other").unwrap();
+        fs::rename(tree.path("temporary"), tree.path(path)).unwrap();
+    }
+    let done = txn.rollback().unwrap();
+    assert_eq!(done.damaged, [PathBuf::from("b"), PathBuf::from("wiki/a")]);
+    let history = kept(tree.root(), "history");
+    assert_eq!(history.iter().filter(|bytes| *bytes == "one and more").count(), 2, "{history:?}");
+}
+
+#[test]
+fn what_cannot_be_moved_does_not_keep_the_others() {
+    let tree = Tree::new();
+    tree.put("wiki/a", "one");
+    tree.put("wiki/log", "line\n");
+    let attribute = |how: &str| {
+        let mut command = std::process::Command::new("chattr");
+        command.arg(how).arg(tree.path("wiki/log")).stderr(std::process::Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    if !attribute("+a") {
+        return crate::skip::skip("a file cannot be made append-only here");
+    }
+    let journal = tree.journal();
+    let mut txn = journal.begin("").unwrap();
+    txn.guard("wiki").unwrap();
+    append(tree.path("wiki/log"), "another\n");
+    fs::remove_file(tree.path("wiki/a")).unwrap();
+    let done = txn.rollback();
+    assert!(attribute("-a"));
+    assert_eq!(done.unwrap().damaged, [PathBuf::from("wiki/log")]);
+    assert_eq!(fs::read(tree.path("wiki/a")).unwrap(), b"one");
+}
