@@ -24,7 +24,7 @@ use crate::skip::skip;
 const CHILD: &str = "crash_points::guards::guards_child";
 const POINTS: &str = "JOURNAL_KB_CRASH_POINTS";
 /// So many points of a workload are tried unless told otherwise.
-const SOME: usize = 24;
+const SOME: usize = 12;
 
 /// What a child does, in words: which guard, with a past or without, and how it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
