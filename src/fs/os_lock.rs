@@ -86,6 +86,13 @@ impl OsLock {
         }
     }
 
+    /// A descriptor of the same lock that processes started from now on inherit.
+    pub(crate) fn lend(&self) -> Result<OwnedFd> {
+        let lent = rustix::io::fcntl_dupfd_cloexec(&self.file, 3).at_in("lend", &self.dir, &self.name)?;
+        rustix::io::fcntl_setfd(&lent, rustix::io::FdFlags::empty()).at_in("lend", &self.dir, &self.name)?;
+        Ok(lent)
+    }
+
     pub(crate) fn unlock(&self) -> Result<()> {
         fs4::FileExt::unlock(&self.file).at_in("unlock", &self.dir, &self.name)
     }

@@ -6,6 +6,7 @@
 //! seen the fence.
 
 use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
@@ -255,6 +256,11 @@ impl Lease {
     /// True when the row says that this lock is held.
     pub(crate) fn is_recorded(&self) -> bool {
         matches!(*self.standing.record(), Record::Written(_))
+    }
+
+    /// A descriptor of the lock that processes started from now on inherit.
+    pub(crate) fn lend(&self) -> Result<OwnedFd> {
+        self.os.as_ref().map_or(Err(Error::Closed), OsLock::lend)
     }
 
     /// The error of a holder whose lock was taken by somebody else.

@@ -22,7 +22,7 @@ use crate::fs::clone::{self, FileToKeep, Kept, Way};
 use crate::fs::database::{self, KeepSet};
 use crate::fs::opener::SIDECARS;
 use crate::fs::root::{Dir, Kind, Meta};
-use crate::path::RelPath;
+use crate::path::{RelPath, STATE_DIR};
 
 /// What the mirror is to be told to the rows.
 #[derive(Debug)]
@@ -219,6 +219,11 @@ impl Update<'_> {
         if meta.place != dir.meta.place {
             let path = full.join(OsStr::from_bytes(&name));
             let reason = "another filesystem is mounted there: guard what lies on it by itself";
+            return Err(Error::BadPath { path, reason });
+        }
+        if meta.kind == Kind::Directory && name == STATE_DIR.as_bytes() {
+            let path = full.join(OsStr::from_bytes(&name));
+            let reason = "a journal of its own lies there: guard around it, or what it belongs to by that journal";
             return Err(Error::BadPath { path, reason });
         }
         let as_name = OsStr::from_bytes(&name);

@@ -27,7 +27,7 @@ use crate::fs::database::KeepSet;
 use crate::fs::opener::{SIDECARS, SyncTarget};
 use crate::fs::root::{Dirs, Kind};
 use crate::journal::{self, GuardId, GuardRow, TxnState};
-use crate::path::RelPath;
+use crate::path::{RelPath, STATE_DIR};
 use crate::store::{Durability, Turn, Tx};
 use crate::tree::{PreImage, PreImages, Was};
 
@@ -108,6 +108,10 @@ impl Transaction {
         let mut paths = BTreeSet::new();
         for path in &guard.paths {
             let path = self.begin_staging(path)?;
+            if path.names().any(|name| name == STATE_DIR.as_bytes()) {
+                let reason = "it belongs to a journal of its own";
+                return Err(Error::BadPath { path: path.to_path_buf(), reason });
+            }
             // Who names what lies beside a database means the database.
             let base = SIDECARS.iter().find_map(|suffix| path.as_bytes().strip_suffix(suffix.as_bytes()));
             paths.extend(base.and_then(|base| RelPath::from_stored(base).ok()));

@@ -1,6 +1,7 @@
 //! A transaction as its caller sees it: staged, then committed or dropped.
 
 use std::collections::HashSet;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -297,6 +298,13 @@ impl Transaction {
         // The release was noted with the commit; dropping the lease frees the lock itself.
         drop(self.lease.take());
         Ok(receipt)
+    }
+
+    /// A descriptor of this transaction's lock that every process inherits which is started while it is open: should this
+    /// process be killed, nobody gets the lock, and puts back what was guarded, before all of them have ended. A commit or
+    /// rollback releases the lock whoever has inherited it.
+    pub fn lend_lock(&self) -> Result<OwnedFd> {
+        self.lease.as_ref().map_or(Err(Error::Closed), Lease::lend)
     }
 
     /// Rolls back: throws away what was staged, puts back what was guarded, and releases the lock. On return the tree is

@@ -294,3 +294,16 @@ fn what_cannot_be_moved_does_not_keep_the_others() {
     assert_eq!(done.unwrap().damaged, [PathBuf::from("wiki/log")]);
     assert_eq!(fs::read(tree.path("wiki/a")).unwrap(), b"one");
 }
+
+#[test]
+fn a_journal_within_a_guarded_tree_is_nobody_elses_to_put_back() {
+    let tree = Tree::new();
+    tree.put("wiki/sub/page", "page");
+    Journal::open(tree.path("wiki/sub")).unwrap().close().unwrap();
+    let journal = tree.journal();
+    let mut txn = journal.begin("").unwrap();
+    for refused in [txn.guard("wiki"), txn.guard_paths(["wiki/sub/.journal/turnstile.lock"])] {
+        assert!(matches!(refused, Err(journal_kb::Error::BadPath { .. })), "{refused:?}");
+    }
+    txn.rollback().unwrap();
+}

@@ -15,6 +15,8 @@ pub(crate) enum Outcome {
     Found,
     /// A person has to look.
     Quarantined,
+    /// The command that was run ended so.
+    Command(u8),
 }
 
 impl Outcome {
@@ -23,6 +25,7 @@ impl Outcome {
             Self::Fine => 0,
             Self::Found => 1,
             Self::Quarantined => 76,
+            Self::Command(code) => code,
         }
     }
 }
@@ -41,6 +44,10 @@ pub(crate) enum Failure {
     System(&'static str, PathBuf, io::Error),
     /// The arguments contradict each other.
     Usage(&'static str),
+    /// A command cannot be run.
+    NoCommand(std::ffi::OsString, io::Error),
+    /// Running a command came to nothing for a reason of this program's own.
+    Exec(Box<Failure>),
 }
 
 impl From<Error> for Failure {
@@ -64,6 +71,9 @@ impl Failure {
             Self::Output(_) | Self::System(..) => 74,
             Self::NoJournalAbove(_) | Self::NoTransaction(_) => 1,
             Self::Usage(_) => 2,
+            Self::NoCommand(_, error) if error.kind() == ErrorKind::NotFound => 127,
+            Self::NoCommand(..) => 126,
+            Self::Exec(_) => 125,
         }
     }
 
@@ -83,6 +93,8 @@ impl Failure {
             Self::NoTransaction(id) => format!("there is no transaction {id}: see `journalctl-kb log`"),
             Self::System(what, path, error) => format!("cannot {what} {}: {error}", path.display()),
             Self::Usage(what) => format!("{what}; see --help"),
+            Self::NoCommand(command, error) => format!("cannot run {}: {error}", command.display()),
+            Self::Exec(failure) => failure.message(),
         }
     }
 }

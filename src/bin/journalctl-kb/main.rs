@@ -102,6 +102,9 @@ enum Verb {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Run a command as one transaction: what it does is kept when it exits with 0, and put back otherwise
+    #[command(after_help = verbs::exec::HELP)]
+    Exec(verbs::exec::Arguments),
     /// Make the live tree itself durable: do this before a snapshot or a copy by other tools
     #[command(after_help = verbs::settle::HELP)]
     Settle,
@@ -130,6 +133,7 @@ fn run(cli: Cli, out: &mut Out) -> Result<Outcome, Failure> {
         Verb::Locks => verbs::locks::run(out, &place),
         Verb::Recover { dry_run: true } => verbs::recover::dry_run(out, &place),
         Verb::Recover { dry_run: false } => verbs::recover::run(out, &place),
+        Verb::Exec(arguments) => verbs::exec::run(&place, &arguments),
         Verb::Settle => verbs::settle::run(out, &place),
     }
 }

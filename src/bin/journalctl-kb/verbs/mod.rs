@@ -1,5 +1,6 @@
 //! One file a verb.
 
+pub(crate) mod exec;
 pub(crate) mod init;
 pub(crate) mod locks;
 pub(crate) mod log;
