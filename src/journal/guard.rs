@@ -35,11 +35,19 @@ pub(crate) struct Guarded {
     pub(crate) image: Result<PreImage>,
 }
 
-/// Records that a transaction guards paths.
-pub(crate) fn insert_guard(tx: &Tx<'_>, lock: &str, session: SessionId, label: &str, began_ms: i64) -> Result<GuardId> {
+/// Records that a transaction guards paths. Its number is `least` or larger.
+pub(crate) fn insert_guard(
+    tx: &Tx<'_>,
+    least: i64,
+    lock: &str,
+    session: SessionId,
+    label: &str,
+    began_ms: i64,
+) -> Result<GuardId> {
     tx.execute(
-        "INSERT INTO main.journal_guard (state, lock, session, label, began_ms) VALUES ('active', ?1, ?2, ?3, ?4)",
-        (lock, session.as_bytes(), label, began_ms),
+        "INSERT INTO main.journal_guard (id, state, lock, session, label, began_ms) \
+         VALUES (max(?1, (SELECT coalesce(max(id), 0) + 1 FROM main.journal_guard)), 'active', ?2, ?3, ?4, ?5)",
+        (least, lock, session.as_bytes(), label, began_ms),
     )?;
     Ok(GuardId(tx.last_insert_rowid()))
 }

@@ -50,7 +50,8 @@ fn is_over(ground: &Ground, guard: &GuardRow) -> Result<Option<Over>> {
 fn put_back(ground: &Ground, turn: &mut Turn<'_>, guard: &GuardRow, drained: &mut Drained) -> Result<()> {
     let give_up = |turn: &mut Turn<'_>, message: &str| {
         turn.write(Durability::Full, |tx| {
-            journal::insert_event(tx, Level::Error, "quarantined", None, None, message)?;
+            let message = format!("what lock {:?} guarded: {message}", guard.lock);
+            journal::insert_event(tx, Level::Error, "quarantined", None, None, &message)?;
             journal::quarantine_guard(tx, guard.id)
         })
     };
@@ -95,7 +96,12 @@ fn put_back(ground: &Ground, turn: &mut Turn<'_>, guard: &GuardRow, drained: &mu
             }
             drained.pending += 1;
             tracing::error!(%error, "what a dead transaction guarded could not be put back yet");
-            Ok(())
+            if excused {
+                return Ok(());
+            }
+            let message =
+                format!("what lock {:?} guarded could not be put back; it is tried again: {error}", guard.lock);
+            turn.write(Durability::Normal, |tx| journal::insert_event(tx, Level::Warn, "guard", None, None, &message))
         }
     }
 }

@@ -41,6 +41,8 @@ pub(crate) struct TreeRestorer<'r> {
 pub(crate) enum PutBack {
     /// It was as before.
     Unchanged,
+    /// It was the same file or directory, and has its mode, owner, times and xattrs again.
+    Dressed,
     /// It is as before again.
     Restored,
     /// The old version is not kept: somebody wrote to the file in place where it was only a link, or it was a device, socket
@@ -164,11 +166,11 @@ impl<'r> TreeRestorer<'r> {
                     Cut::Damaged => PutBack::Damaged,
                 });
             }
-            (Difference::Attributes, Was::Directory { .. }) => return Ok(PutBack::Restored),
+            (Difference::Attributes, Was::Directory { .. }) => return Ok(PutBack::Dressed),
             (Difference::Attributes, Was::File { attrs, .. } | Was::Symlink { attrs, .. }) => {
                 let dir = self.dirs.parent(path)?;
                 attrs::dress_at(&dir.fd, path.name(), attrs, &full)?;
-                return Ok(PutBack::Restored);
+                return Ok(PutBack::Dressed);
             }
             (Difference::All, Was::File { kept, way: Way::Link, .. })
                 if live.is_some_and(|live| live.kind == Kind::File && live.ino == kept.ino) =>

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ pub(crate) struct Ground {
     touched: AtomicU64,
     /// The guards of this process's living transactions.
     guarding: Mutex<HashSet<GuardId>>,
+    /// Larger than the number of any guard this process has recorded.
+    next_guard: AtomicI64,
 }
 
 /// When the tree was looked at, by what the journal has done to it: while this stays the same, nobody has committed,
@@ -153,6 +155,7 @@ impl Ground {
             names: AtomicU64::new(0),
             touched: AtomicU64::new(0),
             guarding: Mutex::default(),
+            next_guard: AtomicI64::new(1),
         };
         ground.refresh_areas(&ground.enter()?)?;
         Ok(ground)
@@ -166,6 +169,15 @@ impl Ground {
     /// Which version of the tree this is, as far as the journal changes it.
     pub(crate) fn version(&self, tx: &Tx<'_>) -> Result<Version> {
         Ok(Version { others: tx.version()?, ours: self.touched.load(Ordering::Acquire) })
+    }
+
+    /// Records that a transaction of this process guards paths. No number is used twice by one process: an old guard's end,
+    /// which another thread may be about to note, must not be taken for the new one's.
+    pub(crate) fn insert_guard(&self, tx: &Tx<'_>, lock: &str, label: &str, began_ms: i64) -> Result<GuardId> {
+        let least = self.next_guard.load(Ordering::Acquire);
+        let id = journal::insert_guard(tx, least, lock, self.session.id, label, began_ms)?;
+        self.next_guard.fetch_max(id.0.saturating_add(1), Ordering::AcqRel);
+        Ok(id)
     }
 
     /// The guards of this process's living transactions.

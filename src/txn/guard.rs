@@ -155,7 +155,7 @@ impl Transaction {
         let id = turn.write(Durability::Full, |tx| {
             let id = match own {
                 Some(id) => id,
-                None => journal::insert_guard(tx, lease.name(), ground.session.id, &self.label, self.began_ms)?,
+                None => ground.insert_guard(tx, lease.name(), &self.label, self.began_ms)?,
             };
             for (n, (path, image)) in taken.images.iter().enumerate() {
                 journal::insert_preimage(tx, id, first + n as i64, path, image)?;
@@ -207,7 +207,7 @@ impl Transaction {
         let (id, tree) = turn.write(Durability::Normal, |tx| {
             let id = match own {
                 Some(id) => id,
-                None => journal::insert_guard(tx, lease.name(), ground.session.id, &self.label, self.began_ms)?,
+                None => ground.insert_guard(tx, lease.name(), &self.label, self.began_ms)?,
             };
             for (n, (path, image)) in above.iter().enumerate() {
                 journal::insert_preimage(tx, id, first + n as i64, path, image)?;

@@ -7,7 +7,7 @@ use super::ground::Ground;
 use super::guarding::{change, sync_whole};
 use crate::error::Result;
 use crate::id::TxnId;
-use crate::journal::{self, Change, GuardRow, Level};
+use crate::journal::{self, Change, ChangeKind, GuardRow, Level};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn};
 use crate::tree::{PreImages, PutBack, TreeRestorer, Was};
@@ -38,11 +38,16 @@ pub(crate) fn put_back(
     ground.touch();
     let mut restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
     let mut done = RolledBack::default();
+    let mut dressed = HashSet::new();
     let mut failed = None;
     for (path, outcome) in restorer.put_back(images) {
         match outcome {
             Ok(PutBack::Unchanged) => {}
             Ok(PutBack::Restored) => done.restored.push(path.to_path_buf()),
+            Ok(PutBack::Dressed) => {
+                done.restored.push(path.to_path_buf());
+                dressed.insert(path);
+            }
             Ok(PutBack::Damaged) => done.damaged.push(path.to_path_buf()),
             Err(error) => failed = failed.or(Some(error)),
         }
@@ -62,7 +67,13 @@ pub(crate) fn put_back(
             displaced.push((image.area, name.clone()));
             history += meta.size;
         }
-        if found.is_empty() && touched && (image.named || !matches!(image.was, Was::Directory { .. })) {
+        if dressed.contains(path) {
+            // The times of a directory follow what is done in it, which is told by itself.
+            if !matches!(image.was, Was::Directory { .. }) {
+                let (kind, size) = (ChangeKind::Replaced, image.size());
+                changes.push(Change { kind, size, preimage: None, ..change(path, image, None) });
+            }
+        } else if found.is_empty() && touched && (image.named || !matches!(image.was, Was::Directory { .. })) {
             changes.push(Change { preimage: None, ..change(path, image, None) });
         }
     }

@@ -146,6 +146,22 @@ fn whatever_was_done_is_put_back() {
 }
 
 #[test]
+fn a_rollback_is_told_as_what_it_was() {
+    let (tree, journal) = tree();
+    let mut txn = journal.begin("").unwrap();
+    txn.guard_with(Guard::paths(["a", "d", "d/x", "d/y", "new"]).replacing()).unwrap();
+    fs::set_permissions(tree.path("a"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::remove_file(tree.path("d/x")).unwrap();
+    fs::write(tree.path("d/y.tmp"), "other").unwrap();
+    fs::rename(tree.path("d/y.tmp"), tree.path("d/y")).unwrap();
+    fs::write(tree.path("new"), "new").unwrap();
+    let id = txn.rollback().unwrap().id.unwrap();
+    let shown = Inspector::open(tree.root()).unwrap().transaction(id).unwrap().unwrap();
+    let told: Vec<_> = shown.paths.iter().map(|path| (path.path.to_str().unwrap(), path.kind.as_str())).collect();
+    assert_eq!(told, [("a", "replaced"), ("d/x", "removed"), ("d/y", "replaced"), ("new", "created")]);
+}
+
+#[test]
 fn dropping_and_failing_put_back_too() {
     let (tree, journal) = tree();
     let before = full(tree.root());
