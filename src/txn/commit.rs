@@ -231,7 +231,7 @@ fn insert(
             ran_sql: !request.sql.is_empty(),
             structural: prepared.structural,
             changes: changes.len(),
-            bytes: bytes(steps),
+            bytes: bytes(steps) + prepared.touched.iter().filter_map(|touched| touched.change.size).sum::<u64>(),
             kept: changes.iter().filter(|change| change.preimage.is_some()).count(),
             history,
             began_ms: request.began_ms,

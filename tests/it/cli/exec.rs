@@ -194,4 +194,10 @@ fn a_lock_that_is_held_is_waited_for_or_not() {
     txn.rollback().unwrap();
     assert_eq!(exec(kb.path(), &["--skip-if-busy"], &["touch", "wiki/run"]).code, Some(0));
     assert!(kb.path().join("wiki/run").exists());
+    // Without a label it is the command's own words, as far as they fit.
+    exec(kb.path(), &[], &["sh", "-c", &format!("echo {} > wiki/run", "é".repeat(100))]);
+    let told: Ran = cli(&["log", "--json", "--root"]).arg(kb.path()).output().unwrap().into();
+    let newest: serde_json::Value = serde_json::from_str(told.out.lines().next().unwrap()).unwrap();
+    assert_eq!(newest["label"], format!("sh -c echo {}…", "é".repeat(49)));
+    assert_eq!(newest["bytes"], 201);
 }

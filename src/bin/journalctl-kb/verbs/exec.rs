@@ -61,6 +61,8 @@ pub(crate) struct Arguments {
     command: Vec<OsString>,
 }
 
+/// The longest label made of a command, in characters.
+const LABEL: usize = 60;
 /// How long processes that the command left behind may go on, and how long after SIGTERM.
 const GRACE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -99,8 +101,7 @@ fn execute(place: &Place, arguments: &Arguments) -> Result<Outcome, Failure> {
 
 /// Takes the lock. None when it is held, and that is a reason to do nothing.
 fn begin(journal: &Journal, arguments: &Arguments) -> Result<Option<Transaction>, Failure> {
-    let words: Vec<_> = arguments.command.iter().map(|word| word.to_string_lossy()).collect();
-    let mut begin = Begin::new(arguments.label.clone().unwrap_or_else(|| words.join(" ")));
+    let mut begin = Begin::new(arguments.label.clone().unwrap_or_else(|| label(&arguments.command)));
     if let Some(lock) = &arguments.lock {
         begin = begin.lock(lock);
     }
@@ -114,6 +115,16 @@ fn begin(journal: &Journal, arguments: &Arguments) -> Result<Option<Transaction>
         Ok(txn) => Ok(Some(txn)),
         Err(Error::Busy { .. }) if arguments.skip_if_busy => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The command in its own words, as many of them as fit a line.
+fn label(command: &[OsString]) -> String {
+    let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
+    let words = words.join(" ");
+    match words.char_indices().nth(LABEL) {
+        None => words,
+        Some((end, _)) => format!("{}…", &words[..end]),
     }
 }
 
