@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use journal_kb::{Guard, Journal};
 
@@ -160,37 +161,40 @@ fn what_the_program_did_and_the_transaction_overwrote_leaves_the_version_before_
 
 #[test]
 fn what_is_changed_by_hand_while_a_baseline_is_made_is_in_it() {
-    let tree = Tree::new();
-    for n in 0..3000 {
-        tree.put(&format!("wiki/{n:04}"), "one");
-    }
-    let journal = tree.journal();
-    let done = std::sync::atomic::AtomicBool::new(false);
-    let version = std::sync::Mutex::new(0);
-    std::thread::scope(|scope| {
-        // Somebody saves a file again and again, until shortly before the guard is there.
-        scope.spawn(|| {
-            let mut n = 0;
-            while !done.load(std::sync::atomic::Ordering::Relaxed) && n < 5 {
-                n += 1;
-                fs::write(tree.path("wiki/0000"), format!("saved {n}")).unwrap();
-                *version.lock().unwrap() = n;
-                std::thread::sleep(std::time::Duration::from_millis(15));
+    // As many files as it takes for the saves to end before the guard is there: a later one is the transaction's.
+    for files in [3_000, 12_000, 48_000] {
+        let tree = Tree::new();
+        for n in 0..files {
+            tree.put(&format!("wiki/{n:05}"), "one");
+        }
+        let journal = tree.journal();
+        let page = tree.path("wiki/00000");
+        let saved = AtomicBool::new(false);
+        let ended_before = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in 0..5 {
+                    fs::write(&page, format!("saved {n}")).unwrap();
+                    std::thread::sleep(std::time::Duration::from_millis(15));
+                }
+                saved.store(true, Ordering::Release);
+            });
+            let mut txn = journal.begin("").unwrap();
+            txn.guard("wiki").unwrap();
+            let ended_before = saved.load(Ordering::Acquire);
+            if ended_before {
+                // By replacement: what was there is gone.
+                fs::write(tree.path("wiki/temporary"), "by the program").unwrap();
+                fs::rename(tree.path("wiki/temporary"), &page).unwrap();
             }
+            txn.rollback().unwrap();
+            ended_before
         });
-        let mut txn = journal.begin("").unwrap();
-        txn.guard("wiki").unwrap();
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
-        let saved = format!("saved {}", *version.lock().unwrap());
-        assert!(saved != "saved 0");
-        std::thread::sleep(std::time::Duration::from_millis(40));
-        let last = fs::read_to_string(tree.path("wiki/0000")).unwrap();
-        // By replacement: what was there is gone.
-        fs::write(tree.path("wiki/temporary"), "by the program").unwrap();
-        fs::rename(tree.path("wiki/temporary"), tree.path("wiki/0000")).unwrap();
-        txn.rollback().unwrap();
-        assert_eq!(fs::read_to_string(tree.path("wiki/0000")).unwrap(), last);
-    });
+        if ended_before {
+            assert_eq!(fs::read_to_string(&page).unwrap(), "saved 4");
+            return;
+        }
+    }
+    panic!("a baseline of so many files was made in no time");
 }
 
 #[test]
