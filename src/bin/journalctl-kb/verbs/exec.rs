@@ -22,6 +22,9 @@ what is displaced is kept for a while. What it does elsewhere is not covered. Ot
 who use the journal are refused the guarded paths meanwhile. Processes it leaves behind are given a second, then \
 SIGTERM, then SIGKILL, before anything is decided.
 
+The first time a directory is guarded every file in it is copied (sharing its blocks where the filesystem can), later \
+only what changed; so guard no more than the command may change.
+
 SIGINT and SIGTERM are passed on to the command. Should this program be killed, nobody else gets the lock before the \
 command and all that inherited the lock from it have ended.
 
@@ -35,13 +38,14 @@ Examples:
 /// What to run, and over what.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// A directory or file below the root that the command may change; several times for several [default: the root]
+    /// A directory or file that the command may change, by its path from the root; several times for several [default: the
+    /// root itself]
     #[arg(long, value_name = "PATH")]
     guard: Vec<PathBuf>,
-    /// A file that is only appended to: put back by cutting it off, whatever its size
+    /// A file that is only appended to, by its path from the root: put back by cutting it off, whatever its size
     #[arg(long, value_name = "PATH")]
     append: Vec<PathBuf>,
-    /// A SQLite database outside the guarded directories; in them databases are found by themselves
+    /// A SQLite database outside the guarded directories, by its path from the root; in them they are found by themselves
     #[arg(long, value_name = "PATH")]
     db: Vec<PathBuf>,
     /// The lock to hold meanwhile [default: main]
