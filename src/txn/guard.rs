@@ -2,9 +2,10 @@
 //!
 //! 1. *begin*: what lies at the paths is kept (`fs::clone`), synced, and recorded in one durable transaction. What others
 //!    committed there and is not settled is settled first;
-//! 2. *commit*: what differs by then is synced, and becomes change rows of the same COMMIT that ends the guard ([`guarding`](super::guarding));
-//! 3. *rollback*: what differs is put back ([`rollback`](super::rollback)) and synced; then one durable transaction ends the guard and
-//!    records what was displaced, which is kept like any old version.
+//! 2. *commit*: what differs by then is synced, and becomes change rows of the same COMMIT that ends the guard
+//!    ([`guarding`](super::guarding));
+//! 3. *rollback*: what differs is put back ([`rollback`](super::rollback)) and synced; then one durable transaction ends
+//!    the guard and records what was displaced, which is kept like any old version.
 //!
 //! A crash before the row of 1 leaves names of a dead session, which are swept. After it, whoever finds the row and the
 //! lock free does 3. A crash within 3 leaves the row, and putting back begins again.
