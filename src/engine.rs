@@ -37,7 +37,7 @@ const MAIN_LOCK: &str = "main";
 /// [`Journal::close`] does the same and says how it went.
 ///
 /// Threads: `journal-settle` makes the tree durable behind the commits, `journal-tree` opens files of the tree,
-/// `journal-pool` looks after the readers; they end with the journal. `journal-wait` lives while a lock is waited for.
+/// `journal-note` writes down what no commit came by to carry along, `journal-pool` looks after the readers; they end with the journal. `journal-wait` lives while a lock is waited for.
 #[derive(Clone, Debug)]
 pub struct Journal {
     inner: Arc<Inner>,

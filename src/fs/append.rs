@@ -54,6 +54,8 @@ pub(super) fn cut(root: &RootDir, path: &RelPath, end: &End, aside: &Path) -> Re
         return Ok(Cut::Damaged);
     }
     if meta.size == end.size {
+        // Cut off by an attempt that got no further, or only touched.
+        attrs::set_mtime(&file, end.mtime, &full)?;
         return Ok(Cut::Nothing);
     }
     // Begun again, it may have been copied before; what is there then is a part of what is there now.

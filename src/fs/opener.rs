@@ -29,6 +29,16 @@ use crate::path::RelPath;
 const SQLITE_HEADER: &[u8] = b"SQLite format 3\0";
 /// What SQLite puts beside a database.
 pub(crate) const SIDECARS: [&str; 3] = ["-wal", "-shm", "-journal"];
+/// The database that a name belongs to as its sidecar.
+pub(crate) fn base_of(name: &[u8]) -> Option<&[u8]> {
+    SIDECARS.iter().find_map(|suffix| name.strip_suffix(suffix.as_bytes())).filter(|base| !base.is_empty())
+}
+
+/// The path of the database that a path lies beside as its sidecar.
+pub(crate) fn database_beside(path: &RelPath) -> Option<RelPath> {
+    base_of(path.as_bytes()).and_then(|base| RelPath::from_stored(base).ok())
+}
+
 /// How many files are synced at once: the device takes several flushes in about the time of one.
 const PARALLEL_SYNCS: usize = 8;
 /// A file, its directory and the stage: to start threads for these takes longer than they save.

@@ -13,14 +13,14 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use rustix::io::Errno;
 
-use super::record::{DirId, DirRow, Entry, EntryKind, Stamp, base_of};
+use super::record::{DirId, DirRow, Entry, EntryKind, Stamp};
 use super::scan::{DirDiff, Scan};
 use crate::error::{Error, IoContext, Result};
 use crate::fs::area;
 use crate::fs::attrs::{self, Attrs};
 use crate::fs::clone::{self, FileToKeep, Kept, Way};
 use crate::fs::database::{self, KeepSet};
-use crate::fs::opener::SIDECARS;
+use crate::fs::opener::{SIDECARS, base_of};
 use crate::fs::root::{Dir, Kind, Meta};
 use crate::path::{RelPath, STATE_DIR};
 

@@ -13,6 +13,6 @@ mod sqlite_set;
 
 pub(crate) use mirror::{Mirror, Mirrored, Update};
 pub(crate) use preimage::{Difference, PreImage, PreImages, Was};
-pub(crate) use record::{DirId, DirRow, Entry, EntryKind, Stamp, base_of, is_shared_memory};
+pub(crate) use record::{DirId, DirRow, Entry, EntryKind, Stamp, is_shared_memory};
 pub(crate) use restorer::{PutBack, TreeRestorer};
 pub(crate) use scan::{DirDiff, Files, Scan};

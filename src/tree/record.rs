@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 use crate::fs::attrs::{Attrs, Xattrs};
 use crate::fs::clone::Way;
 use crate::fs::identity::Identity;
-use crate::fs::opener::SIDECARS;
 use crate::fs::root::{Kind, Meta};
 use crate::path::RelPath;
 
@@ -116,11 +115,6 @@ impl Entry {
             }
         }
     }
-}
-
-/// The database that a name belongs to as its sidecar.
-pub(crate) fn base_of(name: &[u8]) -> Option<&[u8]> {
-    SIDECARS.iter().find_map(|suffix| name.strip_suffix(suffix.as_bytes())).filter(|base| !base.is_empty())
 }
 
 /// True for the sidecar that is rebuilt from the others.

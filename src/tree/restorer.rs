@@ -21,7 +21,7 @@ use crate::fs::area::Area;
 use crate::fs::attrs;
 use crate::fs::clone::Way;
 use crate::fs::exchange;
-use crate::fs::opener::{Opener, SIDECARS};
+use crate::fs::opener::{self, Opener, SIDECARS};
 use crate::fs::root::{self, Dirs, Kind, Meta, RootDir};
 use crate::fs::temp;
 use crate::path::RelPath;
@@ -225,6 +225,7 @@ impl<'r> TreeRestorer<'r> {
         outcomes: &mut Vec<(RelPath, Result<PutBack>)>,
     ) -> Result<PutBack> {
         let Was::Database { attrs, .. } = &image.was else { return self.one(path, image) };
+        let area = self.area(image)?;
         let (live, difference) = self.compare(path, image)?;
         let beside: Vec<(RelPath, &PreImage)> = SIDECARS
             .iter()
@@ -250,11 +251,11 @@ impl<'r> TreeRestorer<'r> {
             outcomes.push((path, outcome));
             if failed && let Some(locked) = locked {
                 self.opener.unlock(locked)?;
+                // Its sidecar's error says why, and has all of it tried again.
                 return Ok(PutBack::Unchanged);
             }
         }
         let Some(locked) = locked else { return self.one(path, image) };
-        let area = self.area(image)?;
         let (kept, aside) = (area.stage_path(&image.name), area.stage_path(&format!("{}{WAS}", image.name)));
         let done = self.opener.write_back(path.clone(), kept, attrs.clone(), aside);
         self.opener.unlock(locked)?;
@@ -317,9 +318,7 @@ impl<'r> TreeRestorer<'r> {
 /// The database that a path is, or lies beside, among these.
 fn set_of(path: &RelPath, images: &PreImages) -> Option<RelPath> {
     let is_database = |path: &RelPath| images.get(path).is_some_and(|image| matches!(image.was, Was::Database { .. }));
-    let base = SIDECARS.iter().find_map(|suffix| path.as_bytes().strip_suffix(suffix.as_bytes()));
-    let base = base.and_then(|base| RelPath::from_stored(base).ok());
-    [Some(path.clone()), base].into_iter().flatten().find(|path| is_database(path))
+    [Some(path.clone()), opener::database_beside(path)].into_iter().flatten().find(|path| is_database(path))
 }
 
 /// Makes a name of the stage free for what is about to be displaced. What an earlier attempt displaced is kept beside it.

@@ -10,7 +10,7 @@ use super::ground::Ground;
 use super::layout::Layout;
 use super::prepare::Step;
 use crate::error::{Error, Result};
-use crate::fs::opener::{Held, SIDECARS};
+use crate::fs::opener::{self, Held, SIDECARS};
 use crate::fs::root::{Dirs, Kind, Meta};
 use crate::journal::What;
 use crate::path::RelPath;
@@ -45,9 +45,7 @@ impl Databases {
                 alone.insert(step.path.clone());
             }
             // Whoever touches a sidecar touches its database.
-            let name = step.path.as_bytes();
-            let base = SIDECARS.iter().find_map(|suffix| name.strip_suffix(suffix.as_bytes()));
-            candidates.extend(base.and_then(|base| RelPath::from_stored(base).ok()));
+            candidates.extend(opener::database_beside(&step.path));
         }
         let held = match candidates.is_empty() {
             true => None,

@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::fs::area::Area;
 use crate::fs::clone::{Keep, Kept, Way};
 use crate::fs::database::KeepSet;
-use crate::fs::opener::{SIDECARS, SyncTarget};
+use crate::fs::opener::{self, SIDECARS, SyncTarget};
 use crate::fs::root::{Dirs, Kind};
 use crate::journal::{self, GuardId, GuardRow, TxnState};
 use crate::path::{RelPath, STATE_DIR};
@@ -114,8 +114,7 @@ impl Transaction {
                 return Err(Error::BadPath { path: path.to_path_buf(), reason });
             }
             // Who names what lies beside a database means the database.
-            let base = SIDECARS.iter().find_map(|suffix| path.as_bytes().strip_suffix(suffix.as_bytes()));
-            paths.extend(base.and_then(|base| RelPath::from_stored(base).ok()));
+            paths.extend(opener::database_beside(&path));
             paths.insert(path);
         }
         for path in &paths {

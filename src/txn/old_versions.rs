@@ -8,10 +8,10 @@ use crate::error::{Error, IoContext, Result};
 use crate::fs::attrs::{self, Attrs};
 use crate::fs::clone::{FileToKeep, KeptFile, Way};
 use crate::fs::identity::Identity;
-use crate::fs::opener::SIDECARS;
+use crate::fs::opener::{SIDECARS, base_of};
 use crate::fs::root::{self, Kind};
 use crate::path::RelPath;
-use crate::tree::{DirDiff, Entry, EntryKind, Files, Mirror, PreImage, Was, base_of, is_shared_memory};
+use crate::tree::{DirDiff, Entry, EntryKind, Files, Mirror, PreImage, Was, is_shared_memory};
 
 /// What the paths of a difference were, each old version out of the mirror under a name of its own in a stage.
 pub(super) fn images(

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Seek, Write};
+use std::io::{Seek, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use journal_kb::inspect::Inspector;
 use journal_kb::{Begin, ChangeKind, Error, Guard, Journal};
 
-use crate::support::{Tree, child, child_root};
+use crate::support::{Tree, child, child_root, wait_for_word};
 
 /// All that the promise names, of one path. Times of directories included.
 #[derive(Clone, PartialEq, Eq)]
@@ -312,14 +312,7 @@ fn a_killed_process_leaves_everything_as_before() {
             .spawn()
             .unwrap();
         // The child says so when it has done its damage.
-        let mut out = guarding.stdout.take().unwrap();
-        let mut said = String::new();
-        while !said.contains("damage done") {
-            let mut buffer = [0; 256];
-            let read = out.read(&mut buffer).unwrap();
-            assert!(read > 0, "{said}");
-            said.push_str(&String::from_utf8_lossy(&buffer[..read]));
-        }
+        wait_for_word(&mut guarding, "damage done");
         // Alive it is left alone, by those who open the journal and by those who write.
         let journal = tree.journal();
         assert!(!tree.path("d/x").exists());
@@ -381,6 +374,14 @@ fn what_was_appended_is_cut_off_and_kept() {
         append(&tree.path("log"), "more");
         let receipt = txn.commit().unwrap();
         assert_eq!(receipt.changes()[0].size, Some(size as u64 + 4));
+        // Only touched, as by an attempt to cut it off that got no further than that.
+        let before = full(tree.root());
+        let mut txn = journal.begin("").unwrap();
+        txn.guard_with(Guard::append(["log"])).unwrap();
+        let log = fs::File::options().append(true).open(tree.path("log")).unwrap();
+        log.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        txn.rollback().unwrap();
+        assert_eq!(full(tree.root()), before);
         // Anything else than appending is found, and left.
         let mut txn = journal.begin("").unwrap();
         txn.guard_with(Guard::append(["log"])).unwrap();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use journal_kb::{Begin, ChangeKind, Error, Guard, Journal, Transaction};
 
 use crate::guard::{Entry, full};
-use crate::support::{Tree, child, child_root};
+use crate::support::{Tree, child, child_root, wait_for_word};
 
 /// A tree to be guarded, `wiki`, and something beside it.
 fn tree() -> (Tree, Journal) {
@@ -275,14 +275,7 @@ fn a_process_killed_under_a_guarded_tree_leaves_it_as_before() {
         let before = full(tree.root());
         let mut guarding =
             child("guard_tree::guarding_child", tree.root()).env("REPLACING", replacing).spawn().unwrap();
-        let mut out = guarding.stdout.take().unwrap();
-        let mut said = String::new();
-        while !said.contains("damage done") {
-            let mut buffer = [0; 256];
-            let read = out.read(&mut buffer).unwrap();
-            assert!(read > 0, "{said}");
-            said.push_str(&String::from_utf8_lossy(&buffer[..read]));
-        }
+        wait_for_word(&mut guarding, "damage done");
         guarding.kill().unwrap();
         guarding.wait().unwrap();
         let journal = tree.journal();

@@ -79,6 +79,19 @@ pub(crate) fn child(test: &str, root: &Path) -> std::process::Command {
     command
 }
 
+/// Reads what a child says until it has said this.
+pub(crate) fn wait_for_word(child: &mut std::process::Child, word: &str) {
+    let mut out = child.stdout.take().unwrap();
+    let mut said = String::new();
+    while !said.contains(word) {
+        let mut buffer = [0; 256];
+        let read = std::io::Read::read(&mut out, &mut buffer).unwrap();
+        assert!(read > 0, "{said}");
+        said.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    }
+    child.stdout = Some(out);
+}
+
 /// The root a child was given; none in the ordinary run of tests, where its body has nothing to do.
 pub(crate) fn child_root() -> Option<PathBuf> {
     std::env::var_os(CHILD).map(PathBuf::from)

@@ -110,7 +110,7 @@ fn head(results: &Results) -> Result<String> {
         ""
     };
     Ok(format!(
-        "# Performance\n\n{quick}Every figure on this page was measured and put here by\n\n```sh\nbash benches/run\n```\n\n{}{}{}",
+        "# Performance\n\n{quick}Every figure in digits on this page was measured and put here by\n\n```sh\nbash benches/run\n```\n\n{}{}{}",
         paragraph(&made),
         paragraph(&sides),
         paragraph(figures),

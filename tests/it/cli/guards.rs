@@ -1,7 +1,6 @@
 //! What the command tells of guards: at work, dead, given up, rolled back; and of a journal that has never heard of them.
 
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Child;
@@ -11,7 +10,7 @@ use journal_kb::{Error, Guard, Journal};
 use serde_json::{Value, json};
 
 use super::{READING, at, picture, picture_of_tree, sql};
-use crate::support::{Tree, child, child_root};
+use crate::support::{Tree, child, child_root, wait_for_word};
 
 fn tree() -> Tree {
     let tree = Tree::new();
@@ -41,13 +40,7 @@ struct Guarding(Child);
 impl Guarding {
     fn start(root: &Path, what: &str) -> Self {
         let mut process = child("cli::guards::guarding_child", root).env("GUARD", what).spawn().expect("a child");
-        let mut out = process.stdout.take().expect("its output");
-        let (mut said, mut buffer) = (String::new(), [0; 256]);
-        while !said.contains("damage done") {
-            let read = out.read(&mut buffer).expect("read");
-            assert!(read > 0, "{said}");
-            said.push_str(&String::from_utf8_lossy(&buffer[..read]));
-        }
+        wait_for_word(&mut process, "damage done");
         Self(process)
     }
 
