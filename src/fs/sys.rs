@@ -1,8 +1,11 @@
 //! The few system calls that no safe crate offers.
 #![expect(unsafe_code, reason = "the one place for system calls that no safe crate offers")]
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::io::Errno;
 
 /// Gives the calling thread an empty descriptor table of its own (but for 0, 1 and 2).
 ///
@@ -36,4 +39,34 @@ pub(super) fn try_lock_range(file: BorrowedFd<'_>, exclusive: bool, range: (u64,
         Some(libc::EAGAIN | libc::EACCES) => Ok(false),
         _ => Err(error),
     }
+}
+
+/// The handle of what lies under a name, not followed: its type, and its bytes.
+pub(super) fn file_handle(dir: BorrowedFd<'_>, name: &CStr) -> Result<(i32, Vec<u8>), Errno> {
+    /// `struct file_handle` with room for the longest there is.
+    #[repr(C)]
+    struct Buffer {
+        length: libc::c_uint,
+        kind: libc::c_int,
+        bytes: [u8; LONGEST],
+    }
+    const LONGEST: usize = 128;
+    let mut buffer = Buffer { length: LONGEST as libc::c_uint, kind: 0, bytes: [0; LONGEST] };
+    let mut mount: libc::c_int = 0;
+    // SAFETY: the name ends with a zero, the buffer says how much room it has, and both outlive the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            &raw mut buffer,
+            &raw mut mount,
+            0_i32,
+        )
+    };
+    if done != 0 {
+        return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO));
+    }
+    let length = usize::try_from(buffer.length).unwrap_or(LONGEST).min(LONGEST);
+    Ok((buffer.kind, buffer.bytes[..length].to_vec()))
 }

@@ -5,14 +5,11 @@ use std::collections::HashSet;
 
 use crate::error::Result;
 use crate::fs::area;
-use crate::id::{SessionId, TxnId};
+use crate::id::SessionId;
 use crate::journal;
 use crate::lock;
 use crate::store::Turn;
-use crate::txn::{Ground, KEEP, set_aside};
-
-/// The quarantine of what belongs to no transaction.
-const NOBODYS: TxnId = TxnId(0);
+use crate::txn::{Ground, KEEP, NOBODYS, set_aside};
 
 /// Ends dead sessions and removes their strays. Answers how many names went.
 pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {

@@ -155,6 +155,7 @@ impl Guarding {
             label: label.to_owned(),
             attempts: 0,
             began_ms,
+            worker: None,
         };
         let done = self.put_back(ground, lease, &row);
         // Whoever comes next tries again, should this have failed.

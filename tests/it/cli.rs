@@ -16,6 +16,7 @@ use tempfile::TempDir;
 mod exec;
 mod guards;
 mod looking;
+mod overlay;
 
 /// The verbs that only look.
 const READING: [&[&str]; 5] = [&["status"], &["log"], &["show", "1"], &["locks"], &["recover", "--dry-run"]];
