@@ -272,7 +272,18 @@ pub(crate) fn remove_below(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<(
             }
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let inner = rustix::fs::openat(parent, name, flags, Mode::empty()).at("open", &path)?;
+                let open = || rustix::fs::openat(parent, name, flags, Mode::empty());
+                let inner = match open() {
+                    // Closed by whoever made it, to its owner too: overlayfs does so, and programs may.
+                    Err(Errno::ACCESS) => {
+                        let mode = Mode::from_raw_mode(0o700);
+                        let opened = rustix::fs::chmodat(parent, name, mode, rustix::fs::AtFlags::empty());
+                        opened.at("open", &path)?;
+                        open()
+                    }
+                    other => other,
+                }
+                .at("open", &path)?;
                 for child in names(&inner, &path)? {
                     stack.push((duplicate(&inner, &path)?, child));
                 }

@@ -145,9 +145,13 @@ pub(crate) fn open_up(dir: impl AsFd, name: &OsStr, is: &Meta, path: &Path) -> R
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let there = rustix::fs::openat(&dir, name, flags, Mode::empty()).at("open", path)?;
+    set_mode(&there, is.mode | OWNERS).at("change the mode of", path)
+}
+
+/// Sets the mode of what a path descriptor stands for.
+pub(crate) fn set_mode(there: &OwnedFd, mode: u32) -> Result<(), Errno> {
     let by_fd = format!("/proc/thread-self/fd/{}", there.as_raw_fd());
-    let mode = Mode::from_raw_mode(is.mode | OWNERS);
-    rustix::fs::chmodat(rustix::fs::CWD, by_fd, mode, AtFlags::empty()).at("change the mode of", path)
+    rustix::fs::chmodat(rustix::fs::CWD, by_fd, Mode::from_raw_mode(mode), AtFlags::empty())
 }
 
 /// Sets the modification time, leaving the access time to the kernel.

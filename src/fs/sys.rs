@@ -41,6 +41,27 @@ pub(super) fn try_lock_range(file: BorrowedFd<'_>, exclusive: bool, range: (u64,
     }
 }
 
+/// Whether anybody else, this process included, has an open file open. The kernel grants a lease on a file only to who alone has
+/// it open. None where it does not say: to others than the owner, and on some filesystems.
+pub(super) fn is_open_elsewhere(file: BorrowedFd<'_>) -> Option<bool> {
+    // Whoever opens the file within these few calls waits for the lease to end, and the kernel signals that: by one that
+    // nobody dies of.
+    // SAFETY: the descriptor is open for the call's length, and no pointers are passed.
+    let set = |what, value: libc::c_int| unsafe { libc::fcntl(file.as_raw_fd(), what, value) } == 0;
+    if !set(F_SETSIG, libc::SIGURG) {
+        return None;
+    }
+    if set(libc::F_SETLEASE, libc::F_WRLCK as libc::c_int) {
+        set(libc::F_SETLEASE, libc::F_UNLCK as libc::c_int);
+        return Some(false);
+    }
+    let busy = io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN);
+    busy.then_some(true)
+}
+
+/// Which signal tells of a lease that ends (`<linux/fcntl.h>`).
+const F_SETSIG: libc::c_int = 10;
+
 /// The handle of what lies under a name, not followed: its type, and its bytes.
 pub(super) fn file_handle(dir: BorrowedFd<'_>, name: &CStr) -> Result<(i32, Vec<u8>), Errno> {
     /// `struct file_handle` with room for the longest there is.

@@ -43,6 +43,16 @@ pub(crate) enum Made {
     },
 }
 
+impl Made {
+    /// How many names it has in the layer.
+    pub(crate) fn links(&self) -> u32 {
+        match self {
+            Self::Written { meta, .. } => meta.links,
+            _ => 1,
+        }
+    }
+}
+
 /// What a layer makes of its tree.
 #[derive(Debug, Default)]
 pub(crate) struct Writing {
@@ -317,7 +327,8 @@ impl Reader<'_, '_> {
             }
             _ => false,
         };
-        if is_copy && here.is_some_and(|here| here.links > 1) {
+        // Of one of several names overlayfs does not say whether it is a copy of what lies below or something new.
+        if here.is_some_and(|here| here.links > 1 && here.kind != Kind::Directory) {
             self.refuse(LINKED.at(&to));
             return Ok(());
         }
@@ -471,9 +482,7 @@ impl Reader<'_, '_> {
             let open = self.dirs.root().open_dir(&dir)?;
             for listed in root::list(&open.fd).at("list", self.dirs.root().full(&dir))? {
                 let path = RelPath::join(Some(&dir), &listed.name);
-                if !self.out.made.contains_key(&path) {
-                    self.out.made.insert(path, Made::Nothing);
-                }
+                self.out.made.entry(path).or_insert(Made::Nothing);
             }
         }
         Ok(())

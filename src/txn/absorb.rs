@@ -8,7 +8,7 @@
 //!    one more state that paths can be brought to.
 //! 4. The COMMIT that follows finds the guarded paths changed, syncs them and tells what became of each.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -73,12 +73,15 @@ impl Transaction {
         let mut writing = read.map_err(|clash| self.conflict(layer, clash))?;
         self.compare(layer, &mut writing)?;
         let sets = self.find_databases(layer, &mut writing)?;
-        for (to, from) in std::mem::take(&mut writing.same) {
-            if to == from {
-                writing.made.remove(&to);
-                writing.seen.remove(&to);
-            } else if let Some(Made::Written { attrs, .. }) = writing.made.remove(&to) {
-                writing.made.insert(to, Made::Live { from, attrs });
+        let same = std::mem::take(&mut writing.same);
+        for (to, from) in &same {
+            if to == from && !has_new_name(&writing.made, &same, to) {
+                writing.made.remove(to);
+                writing.seen.remove(to);
+            } else if to != from
+                && let Some(Made::Written { attrs, .. }) = writing.made.remove(to)
+            {
+                writing.made.insert(to.clone(), Made::Live { from: from.clone(), attrs });
             }
         }
         Ok((writing, sets))
@@ -176,6 +179,15 @@ impl Transaction {
         }
         Ok(())
     }
+}
+
+/// True when a file that is what the tree has was given a name of which that cannot be told: then all its names go together.
+fn has_new_name(made: &BTreeMap<RelPath, Made>, same: &[(RelPath, RelPath)], path: &RelPath) -> bool {
+    let Some(Made::Written { meta: of, .. }) = made.get(path).filter(|made| made.links() > 1) else { return false };
+    made.iter().any(|(other, made)| {
+        let one = matches!(made, Made::Written { meta, .. } if meta.ino == of.ino);
+        one && !same.iter().any(|(to, _)| to == other)
+    })
 }
 
 /// The error for a path at which somebody else's work and the layer's meet.

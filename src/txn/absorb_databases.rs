@@ -149,10 +149,16 @@ impl Transaction {
         if paths.is_empty() {
             return Ok(());
         }
-        let mut held = self.ground.opener.hold_databases(paths)?;
-        let free = held.databases();
-        self.ground.opener.release(held);
-        free.map(drop)
+        let opener = &self.ground.opener;
+        let mut held = opener.hold_databases(paths)?;
+        let databases = held.databases();
+        opener.release(held);
+        for path in databases? {
+            if opener.is_open(path.clone())? {
+                return Err(Error::DatabaseInUse { path: self.ground.root.full(&path) });
+            }
+        }
+        Ok(())
     }
 }
 

@@ -14,7 +14,7 @@ use crate::skip::skip;
 use crate::support::{Tree, child, child_root};
 
 const SEED: &str = "JOURNAL_KB_TEST_SEED";
-const SEEN: &str = "JOURNAL_KB_TEST_SEEN";
+pub(crate) const SEEN: &str = "JOURNAL_KB_TEST_SEEN";
 
 fn exec(root: &Path, guard: &str) -> Command {
     let mut exec = Command::new(env!("CARGO_BIN_EXE_journalctl-kb"));
@@ -23,8 +23,15 @@ fn exec(root: &Path, guard: &str) -> Command {
 }
 
 /// What a command saw, in words that can be compared.
-fn said(seen: &BTreeMap<PathBuf, Entry>) -> String {
+pub(crate) fn said(seen: &BTreeMap<PathBuf, Entry>) -> String {
     seen.iter().map(|(path, entry)| format!("{} {entry:?}\n", path.display())).collect()
+}
+
+/// A command that only writes down what it sees.
+#[test]
+fn the_manifest() {
+    let (Some(root), Some(seen)) = (child_root(), std::env::var_os(SEEN)) else { return };
+    fs::write(seen, said(&full(&root))).unwrap();
 }
 
 /// The command: changes the tree, and writes down what it sees.

@@ -13,7 +13,7 @@ use crate::skip::skip;
 use crate::support::manifest_of;
 
 /// A root with pages, a log and a journal.
-fn kb() -> TempDir {
+pub(super) fn kb() -> TempDir {
     let kb = tempfile::tempdir().unwrap();
     fs::create_dir_all(kb.path().join("wiki/deep")).unwrap();
     for n in 0..20 {
@@ -35,11 +35,11 @@ fn start(root: &Path, options: &[&str], command: &[&str]) -> Child {
     started.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-fn has(program: &str) -> bool {
+pub(super) fn has(program: &str) -> bool {
     std::process::Command::new(program).arg("--version").output().is_ok()
 }
 
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub(super) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     for _ in 0..2000 {
         if done() {
             return;

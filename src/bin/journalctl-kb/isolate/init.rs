@@ -1,4 +1,5 @@
 //! The hidden verb: makes the namespaces, and is process 1 in them.
+#![expect(clippy::disallowed_methods, reason = "what it writes are files of the kernel's, in /proc")]
 
 use std::ffi::OsString;
 use std::io::{BufReader, Write};

@@ -105,7 +105,7 @@ fn options_at(path: &Path) -> Option<String> {
         let here = behind.next() == Some(b"overlay") && unescape(point) == path.as_os_str().as_bytes();
         behind.nth(1).filter(|_| here).map(|options| String::from_utf8_lossy(options).into_owned())
     };
-    list.split(|&byte| byte == b'\n').filter_map(overlay_here).last()
+    list.split(|&byte| byte == b'\n').filter_map(overlay_here).next_back()
 }
 
 /// Space, tab, newline and backslash stand there as three octal digits.
