@@ -221,14 +221,19 @@ impl Journal {
     /// for readers without this library (a backup, a snapshot of the filesystem), and the write-ahead log is empty
     /// unless a reader needs it.
     pub fn settle(&self) -> Result<Settled> {
-        store::refuse_reentry("a settle")?;
-        let _ = self.ground().backlog.take();
-        let settled = txn::settle(self.ground(), Deadline::after(self.ground().limits.turn_wait))?;
-        history::retain(self.ground(), &self.inner.retention)?;
+        let settled = self.settle_and_retain()?;
         if let Err(error) = self.ground().enter()?.truncate_log() {
             // A reader needs it, or there is no room for it: the log is as durable as the database would be.
             tracing::debug!(%error, "the write-ahead log could not be emptied");
         }
+        Ok(settled)
+    }
+
+    fn settle_and_retain(&self) -> Result<Settled> {
+        store::refuse_reentry("a settle")?;
+        let _ = self.ground().backlog.take();
+        let settled = txn::settle(self.ground(), Deadline::after(self.ground().limits.turn_wait))?;
+        history::retain(self.ground(), &self.inner.retention)?;
         Ok(settled)
     }
 
@@ -259,7 +264,8 @@ impl Journal {
 
     /// Settles, ends the session and the threads. While clones or transactions live, the last of them does that.
     pub fn close(self) -> Result<()> {
-        let settled = self.settle().map(drop);
+        // The end of the session empties the log, whose last entry it is.
+        let settled = self.settle_and_retain().map(drop);
         drop(self);
         settled
     }
