@@ -26,6 +26,11 @@ pub(crate) struct Attrs {
     pub(crate) xattrs: Xattrs,
 }
 
+/// What a look at something and its xattrs tell.
+pub(crate) fn of(meta: &Meta, xattrs: Xattrs) -> Attrs {
+    Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs }
+}
+
 /// The xattrs of `name` in an open directory, without opening the file itself.
 pub(crate) fn xattrs(dir: impl AsFd, name: &OsStr, dir_path: impl AsRef<Path>) -> Result<Xattrs> {
     // There is no `llistxattrat` on the kernels supported: go by the descriptor's name in /proc, in the table of this

@@ -9,6 +9,7 @@
 //! - [`handle`] is what an inode is called for good.
 //! - [`database`] keeps a SQLite database of the tree with what lies beside it, and writes it back.
 //! - [`opener`] is the thread that opens files of the tree, with a descriptor table of its own.
+//! - [`upper`] is what a program wrote to an overlay.
 //! - [`watch`] tells, as a hint, which files are written to in place.
 //! - [`os_lock`] takes OS locks; [`state`] makes the state directory.
 
@@ -26,4 +27,5 @@ pub(crate) mod root;
 pub(crate) mod state;
 pub(crate) mod sys;
 pub(crate) mod temp;
+pub(crate) mod upper;
 pub(crate) mod watch;

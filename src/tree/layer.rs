@@ -1,5 +1,4 @@
-//! Reads what a program wrote to a layer: the upper directory of an overlay mount (Linux's overlayfs) whose lower one is a
-//! tree of the root.
+//! Reads what a program wrote to a layer: the upper directory of an overlay mount whose lower one is a tree of the root.
 //!
 //! In the layer lies what the program touched and nothing else: files and directories as they are now, a device 0/0 where
 //! something is gone ("whiteout"), a directory that hides what lies below ("opaque"), one that shows another one's content
@@ -10,17 +9,12 @@
 //! ctime on, and a directory that was exchanged for another is told by its handle.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
-
-use crate::error::{IoContext, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::fs::attrs::{self, Attrs, Xattrs};
 use crate::fs::handle::{self, Handle};
 use crate::fs::root::{self, Dirs, Kind, Meta};
+use crate::fs::upper::{self, Notes, Upper, UpperDir};
 use crate::path::{AREA_DIR, RelPath, STATE_DIR};
 
 /// What is to lie at a path.
@@ -62,109 +56,9 @@ pub(crate) struct Writing {
     /// Files that seem to be what the live tree has at a path: at their own, or where they came from. Their bytes decide.
     pub(crate) same: Vec<(RelPath, RelPath)>,
     /// Directories where nothing is yet: what comes with them needs no guard of its own.
-    pub(crate) new: BTreeSet<RelPath>,
+    new: BTreeSet<RelPath>,
     /// What lay at those paths when they were looked at.
     pub(crate) seen: BTreeMap<RelPath, Meta>,
-}
-
-/// Somebody else did something to the tree that the layer knows nothing of.
-#[derive(Debug)]
-pub(crate) struct Clash {
-    pub(crate) path: Option<RelPath>,
-    pub(crate) reason: &'static str,
-}
-
-const CHANGED: Clash = Clash { path: None, reason: "somebody else changed it meanwhile" };
-const REPLACED: Clash = Clash { path: None, reason: "somebody else replaced or removed it meanwhile" };
-const LINKED: Clash = Clash { path: None, reason: "it has other names, which would keep the old content" };
-const JOURNAL: Clash = Clash { path: None, reason: "it belongs to a journal of its own" };
-const DRESSED: Clash = Clash { path: None, reason: "somebody else changed its mode or owner meanwhile" };
-
-impl Clash {
-    fn at(self, path: &RelPath) -> Self {
-        Self { path: Some(path.clone()), ..self }
-    }
-}
-
-/// A layer, to be read.
-pub(crate) struct Reading<'r> {
-    pub(crate) upper: &'r OwnedFd,
-    /// For messages.
-    pub(crate) path: &'r Path,
-    /// The tree; none is the root.
-    pub(crate) top: Option<&'r RelPath>,
-    /// When the layer was laid, by the clock of the filesystem.
-    pub(crate) began: (i64, u32),
-}
-
-/// A directory of the layer that is to be gone through.
-struct Todo {
-    /// In the layer; none is its top.
-    at: Option<RelPath>,
-    to: Option<RelPath>,
-    /// The live directory whose content shows through.
-    through: Through,
-}
-
-#[derive(Clone, PartialEq, Eq)]
-enum Through {
-    Nothing,
-    /// None is the root.
-    Live(Option<RelPath>),
-}
-
-/// What overlayfs notes with a name of the layer.
-#[derive(Default)]
-struct Notes {
-    opaque: bool,
-    redirect: Option<Vec<u8>>,
-    /// The lower file or directory that this one was copied from.
-    origin: Option<Handle>,
-    attrs: Attrs,
-}
-
-struct Reader<'r, 'd> {
-    reading: &'r Reading<'r>,
-    dirs: Dirs<'d>,
-    todo: Vec<Todo>,
-    out: Writing,
-    /// Directories that stay, and whose content does not.
-    vacated: Vec<RelPath>,
-    /// Directories that stay what they are, as the program sees them.
-    stay: HashMap<RelPath, Attrs>,
-    /// Files copied from elsewhere than where they are now: renamed, or given a second name.
-    moved: Vec<(RelPath, Handle)>,
-    clash: Option<Clash>,
-}
-
-/// Reads a layer. The first clash found is the answer where there is one.
-pub(crate) fn read<'r>(reading: &'r Reading<'r>, dirs: Dirs<'r>) -> Result<Result<Writing, Clash>> {
-    let top = reading.top.cloned();
-    let todo = vec![Todo { at: None, to: top.clone(), through: Through::Live(top) }];
-    let mut reader = Reader {
-        reading,
-        dirs,
-        todo,
-        out: Writing::default(),
-        vacated: Vec::new(),
-        stay: HashMap::new(),
-        moved: Vec::new(),
-        clash: None,
-    };
-    reader.top()?;
-    while let Some(todo) = reader.todo.pop() {
-        reader.directory(todo)?;
-        if let Some(clash) = reader.clash {
-            return Ok(Err(clash));
-        }
-    }
-    reader.vacate()?;
-    reader.trace()?;
-    reader.keep_times();
-    Ok(match reader.clash {
-        Some(clash) => Err(clash),
-        None => Ok(reader.out),
-    })
 }
 
 impl Writing {
@@ -176,121 +70,186 @@ impl Writing {
     }
 }
 
-impl Reader<'_, '_> {
-    /// The top of the layer is dressed as the tree's own was.
-    fn top(&mut self) -> Result<()> {
-        let Some(top) = self.reading.top else { return Ok(()) };
-        let meta = root::look_at(self.reading.upper).at("look at", self.reading.path)?;
-        let notes = notes(self.reading.upper, OsStr::new("."), &meta, self.reading.path)?;
-        match self.live(top)? {
-            Some(live) if live.kind == Kind::Directory => self.dress(top, &live, notes.attrs),
-            _ => {
-                self.refuse(REPLACED.at(top));
-                Ok(())
-            }
+/// Somebody else did something to the tree that the layer knows nothing of.
+#[derive(Debug)]
+pub(crate) struct Clash {
+    pub(crate) path: RelPath,
+    pub(crate) reason: &'static str,
+}
+
+const CHANGED: &str = "somebody else changed it meanwhile";
+const REPLACED: &str = "somebody else replaced or removed it meanwhile";
+const LINKED: &str = "it has other names, which would keep the old content";
+const JOURNAL: &str = "it belongs to a journal of its own";
+const DRESSED: &str = "somebody else changed its mode or owner meanwhile";
+
+/// Why reading came to an end.
+enum Stop {
+    Error(Error),
+    Clash(Clash),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+type Step<T = ()> = std::result::Result<T, Stop>;
+
+fn clash<T>(path: &RelPath, reason: &'static str) -> Step<T> {
+    Err(Stop::Clash(Clash { path: path.clone(), reason }))
+}
+
+/// A directory of the layer that is to be gone through.
+struct Todo {
+    /// In the layer; none is its top.
+    at: Option<RelPath>,
+    to: Option<RelPath>,
+    /// The live directory whose content shows through.
+    through: Through,
+}
+
+enum Through {
+    Nothing,
+    /// None is the root.
+    Live(Option<RelPath>),
+}
+
+struct Reader<'r> {
+    upper: &'r Upper,
+    top: Option<&'r RelPath>,
+    began: (i64, u32),
+    dirs: Dirs<'r>,
+    todo: Vec<Todo>,
+    out: Writing,
+    /// Directories that stay, and whose content does not.
+    vacated: Vec<RelPath>,
+    /// Directories that stay what they are, as the program sees them.
+    stay: HashMap<RelPath, Attrs>,
+    /// Files copied from elsewhere than where they are now: renamed, or given a second name.
+    moved: Vec<(RelPath, Handle)>,
+}
+
+/// Reads a layer over the tree at `top`, none being the root, that was laid at `began` by the clock of the filesystem. The first
+/// clash found is the answer where there is one.
+pub(crate) fn read<'r>(
+    upper: &'r Upper,
+    top: Option<&'r RelPath>,
+    began: (i64, u32),
+    dirs: Dirs<'r>,
+) -> Result<std::result::Result<Writing, Clash>> {
+    let todo = vec![Todo { at: None, to: top.cloned(), through: Through::Live(top.cloned()) }];
+    let (out, vacated, stay, moved) = (Writing::default(), Vec::new(), HashMap::new(), Vec::new());
+    let reader = Reader { upper, top, began, dirs, todo, out, vacated, stay, moved };
+    match reader.read() {
+        Ok(writing) => Ok(Ok(writing)),
+        Err(Stop::Clash(clash)) => Ok(Err(clash)),
+        Err(Stop::Error(error)) => Err(error),
+    }
+}
+
+impl Reader<'_> {
+    fn read(mut self) -> Step<Writing> {
+        self.top()?;
+        while let Some(todo) = self.todo.pop() {
+            self.directory(&todo)?;
         }
+        self.vacate()?;
+        self.trace()?;
+        self.keep_times();
+        Ok(self.out)
     }
 
-    fn refuse(&mut self, clash: Clash) {
-        self.clash.get_or_insert(clash);
+    /// The top of the layer is dressed as the tree's own was.
+    fn top(&mut self) -> Step {
+        let Some(top) = self.top else { return Ok(()) };
+        let dir = self.upper.dir(None)?;
+        let meta = dir.meta()?;
+        match self.live(top)? {
+            Some(live) if live.kind == Kind::Directory => self.dress(top, &live, dir.notes(None, &meta)?.attrs),
+            _ => clash(top, REPLACED),
+        }
     }
 
     fn live(&mut self, path: &RelPath) -> Result<Option<Meta>> {
         match self.dirs.try_parent(path) {
             Ok(Some(dir)) => root::look(&dir.fd, path.name()).at_in("look at", self.dirs.root().path(), path),
-            Ok(None) | Err(crate::Error::NotADirectory { .. } | crate::Error::SymlinkOnTheWay { .. }) => Ok(None),
+            Ok(None) | Err(Error::NotADirectory { .. } | Error::SymlinkOnTheWay { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    fn changed(&self, live: &Meta) -> bool {
-        live.ctime >= self.reading.began
+    fn live_xattrs(&mut self, path: &RelPath) -> Result<Xattrs> {
+        attrs::xattrs(&self.dirs.parent(path)?.fd, path.name(), self.dirs.root().path())
     }
 
-    fn directory(&mut self, todo: Todo) -> Result<()> {
-        let opened;
-        let dir = match &todo.at {
-            None => self.reading.upper,
-            Some(at) => {
-                opened = open_in(self.reading.upper, at, self.reading.path)?;
-                &opened
-            }
-        };
-        let full = todo.at.as_ref().map_or(self.reading.path.to_owned(), |at| self.reading.path.join(at));
+    fn live_handle(&mut self, path: &RelPath) -> Result<Option<Handle>> {
+        let dir = self.dirs.parent(path)?;
+        handle::of(&dir.fd, path.name()).at_in("look at", self.dirs.root().path(), path)
+    }
+
+    fn changed(&self, live: &Meta) -> bool {
+        live.ctime >= self.began
+    }
+
+    fn directory(&mut self, todo: &Todo) -> Step {
+        let dir = self.upper.dir(todo.at.as_ref())?;
         let mut names: BTreeSet<Vec<u8>> = BTreeSet::new();
-        for listed in root::list(dir).at("list", &full)? {
-            let (at, to) =
-                (RelPath::join(todo.at.as_ref(), &listed.name), RelPath::join(todo.to.as_ref(), &listed.name));
-            if is_journal(&listed.name) {
-                self.refuse(JOURNAL.at(&to));
-                return Ok(());
+        for (at, meta) in dir.entries()? {
+            let name = at.name().as_encoded_bytes();
+            let to = RelPath::join(todo.to.as_ref(), name);
+            if is_journal(name) {
+                return clash(&to, JOURNAL);
             }
-            let Some(meta) = root::look(dir, at.name()).at_in("look at", &full, at.name())? else { continue };
+            names.insert(name.to_vec());
             let through = match &todo.through {
-                Through::Live(from) => Some(RelPath::join(from.as_ref(), &listed.name)),
+                Through::Live(from) => Some(RelPath::join(from.as_ref(), name)),
                 Through::Nothing => None,
             };
-            self.name(dir, &full, at, to, through, &meta)?;
-            names.insert(listed.name);
+            let here = self.live(&to)?;
+            if upper::is_whiteout(&meta) {
+                if let Some(here) = here {
+                    self.goes(&to, &here, Made::Nothing)?;
+                }
+                continue;
+            }
+            let notes = dir.notes(Some(&at), &meta)?;
+            if meta.kind == Kind::Directory {
+                dir.open_up(&at, &meta)?;
+                self.subdirectory(at, to, here, through, notes)?;
+            } else {
+                self.file(&dir, at, to, here, meta, notes)?;
+            }
         }
-        if let (Through::Live(Some(from)), Some(to)) = (&todo.through, &todo.to)
-            && from != to
-        {
-            self.carry(from, to, &names)?;
+        match (&todo.through, &todo.to) {
+            (Through::Live(Some(from)), Some(to)) if from != to => self.carry(from, to, &names),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
-    /// One name of the layer. `through` is the path whose live content it hides or shows.
-    fn name(
+    /// A directory of the layer. `through` is the path whose live content it hides or shows, unless it says otherwise.
+    fn subdirectory(
         &mut self,
-        dir: &OwnedFd,
-        full: &Path,
         at: RelPath,
         to: RelPath,
+        here: Option<Meta>,
         through: Option<RelPath>,
-        meta: &Meta,
-    ) -> Result<()> {
-        let here = self.live(&to)?;
-        if meta.kind == Kind::Other && meta.device == Some((0, 0)) {
-            return match here {
-                Some(here) => self.goes(&to, &here, Made::Nothing),
-                None => Ok(()),
-            };
-        }
-        let notes = notes(dir, at.name(), meta, full)?;
-        if meta.kind != Kind::Directory {
-            return self.file(dir, full, at, to, here, meta, notes);
-        }
-        attrs::open_up(dir, at.name(), meta, &full.join(at.name()))?;
+        notes: Notes,
+    ) -> Step {
         let redirected = notes.redirect.as_ref().and_then(|redirect| self.resolve(redirect, through.as_ref()));
-        let through = match (notes.opaque, redirected) {
-            (true, _) => None,
-            (false, Some(from)) => Some(from),
-            (false, None) => through,
-        };
-        let source = match &through {
-            Some(through) => self.live(through)?.filter(|live| live.kind == Kind::Directory),
-            None => None,
-        };
-        // It shows what lies in a directory that is another one by now, or none at all.
-        let mismatch = |source: &Meta, dirs: &mut Dirs<'_>, path: &RelPath| -> Result<bool> {
-            let (Some(origin), Ok(dir)) = (&notes.origin, dirs.parent(path)) else { return Ok(false) };
-            let now = handle::of(&dir.fd, path.name()).at("look at", dirs.root().full(path))?;
-            Ok(source.kind != Kind::Directory || now.is_some_and(|now| now != *origin))
-        };
-        match (&source, &through) {
-            (Some(source), Some(through)) if mismatch(source, &mut self.dirs, through)? => {
-                self.refuse(REPLACED.at(through));
-                return Ok(());
+        let through = redirected.or(through).filter(|_| !notes.opaque);
+        let mut shows = None;
+        if let Some(through) = through {
+            let is_directory = self.live(&through)?.is_some_and(|live| live.kind == Kind::Directory);
+            // It shows what lies in a directory that is another one by now, or none at all.
+            if let Some(origin) = &notes.origin
+                && (!is_directory || self.live_handle(&through)?.is_some_and(|now| now != *origin))
+            {
+                return clash(&through, REPLACED);
             }
-            (None, Some(through)) if notes.origin.is_some() => {
-                self.refuse(REPLACED.at(through));
-                return Ok(());
-            }
-            _ => {}
+            shows = is_directory.then_some(through);
         }
-        let shows = source.and(through);
         match &here {
             Some(here) if shows.as_ref() == Some(&to) => self.dress(&to, here, notes.attrs)?,
             Some(here) => {
@@ -309,48 +268,37 @@ impl Reader<'_, '_> {
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "where it lies, where it goes, and what is known of it")]
+    /// Anything else of the layer.
     fn file(
         &mut self,
-        dir: &OwnedFd,
-        full: &Path,
+        dir: &UpperDir<'_>,
         at: RelPath,
         to: RelPath,
         here: Option<Meta>,
-        meta: &Meta,
+        meta: Meta,
         notes: Notes,
-    ) -> Result<()> {
-        let is_copy = match (&here, &notes.origin) {
-            (Some(here), Some(origin)) if here.kind == Kind::File => {
-                let parent = self.dirs.parent(&to)?;
-                handle::of(&parent.fd, to.name()).at("look at", self.dirs.root().full(&to))?.as_ref() == Some(origin)
-            }
-            _ => false,
-        };
+    ) -> Step {
+        let here_is_file = here.filter(|here| here.kind == Kind::File);
         // Of one of several names overlayfs does not say whether it is a copy of what lies below or something new.
         if here.is_some_and(|here| here.links > 1 && here.kind != Kind::Directory) {
-            self.refuse(LINKED.at(&to));
-            return Ok(());
+            return clash(&to, LINKED);
         }
-        if let Some(origin) = notes.origin.filter(|_| !is_copy) {
+        if let Some(origin) = notes.origin
+            && (here_is_file.is_none() || self.live_handle(&to)?.is_none_or(|now| now != origin))
+        {
             self.moved.push((to.clone(), origin));
         }
-        if let Some(here) = here
+        if let Some(here) = here_is_file
             && (here.kind, here.size, here.mtime) == (meta.kind, meta.size, meta.mtime)
-            && here.kind == Kind::File
         {
-            let parent = self.dirs.parent(&to)?;
-            let xattrs = attrs::xattrs(&parent.fd, to.name(), self.dirs.root().path())?;
+            let xattrs = self.live_xattrs(&to)?;
             if is_dressed(&here, xattrs, &notes.attrs) {
                 self.out.same.push((to.clone(), to.clone()));
             }
         }
         let made = match meta.kind {
-            Kind::Symlink => {
-                let target = rustix::fs::readlinkat(dir, at.name(), Vec::new()).at_in("read", full, at.name())?;
-                Made::Symlink(target.into_bytes(), notes.attrs)
-            }
-            _ => Made::Written { at, meta: *meta, attrs: notes.attrs },
+            Kind::Symlink => Made::Symlink(dir.target(&at)?, notes.attrs),
+            _ => Made::Written { at, meta, attrs: notes.attrs },
         };
         match here {
             Some(here) => self.goes(&to, &here, made),
@@ -362,39 +310,32 @@ impl Reader<'_, '_> {
     }
 
     /// What lies at a path makes room for something else, or for nothing.
-    fn goes(&mut self, path: &RelPath, here: &Meta, made: Made) -> Result<()> {
+    fn goes(&mut self, path: &RelPath, here: &Meta, made: Made) -> Step {
         self.out.seen.insert(path.clone(), *here);
         self.out.made.insert(path.clone(), made);
         if here.kind == Kind::Directory {
             return self.goes_below(path);
         }
-        if self.changed(here) {
-            self.refuse(CHANGED.at(path));
-        }
-        Ok(())
+        if self.changed(here) { clash(path, CHANGED) } else { Ok(()) }
     }
 
     /// All that lies in a directory goes: nothing of it may have come or changed since.
-    fn goes_below(&mut self, path: &RelPath) -> Result<()> {
+    fn goes_below(&mut self, path: &RelPath) -> Step {
         let mut waiting = vec![path.clone()];
         while let Some(path) = waiting.pop() {
             let dir = self.dirs.root().open_dir(&path)?;
-            if dir.meta.ctime >= self.reading.began {
-                self.refuse(CHANGED.at(&path));
-                return Ok(());
+            if self.changed(&dir.meta) {
+                return clash(&path, CHANGED);
             }
             for listed in root::list(&dir.fd).at("list", self.dirs.root().full(&path))? {
                 let path = RelPath::join(Some(&path), &listed.name);
-                let Some(live) = root::look(&dir.fd, path.name()).at("look at", self.dirs.root().full(&path))? else {
-                    continue;
-                };
+                let live = root::look(&dir.fd, path.name()).at_in("look at", self.dirs.root().path(), &path)?;
+                let Some(live) = live else { continue };
                 if is_journal(&listed.name) {
-                    self.refuse(JOURNAL.at(&path));
-                    return Ok(());
+                    return clash(&path, JOURNAL);
                 }
                 if self.changed(&live) {
-                    self.refuse(CHANGED.at(&path));
-                    return Ok(());
+                    return clash(&path, CHANGED);
                 }
                 if live.kind == Kind::Directory {
                     waiting.push(path.clone());
@@ -406,13 +347,11 @@ impl Reader<'_, '_> {
     }
 
     /// A directory that stays what it is; mode, owner, xattrs and time as the program left them.
-    fn dress(&mut self, path: &RelPath, live: &Meta, mut want: Attrs) -> Result<()> {
-        let parent = self.dirs.parent(path)?;
-        let xattrs = attrs::xattrs(&parent.fd, path.name(), self.dirs.root().path())?;
-        let same = is_dressed(live, xattrs, &want);
-        let others_came = live.mtime >= self.reading.began;
+    fn dress(&mut self, path: &RelPath, live: &Meta, mut want: Attrs) -> Step {
+        let same = is_dressed(live, self.live_xattrs(path)?, &want);
+        let others_came = live.mtime >= self.began;
         if !same && self.changed(live) && !others_came {
-            self.refuse(DRESSED.at(path));
+            return clash(path, DRESSED);
         }
         if others_came {
             want.mtime = want.mtime.max(live.mtime);
@@ -426,38 +365,35 @@ impl Reader<'_, '_> {
     }
 
     /// What a renamed directory brings along: what the layer says nothing of.
-    fn carry(&mut self, from: &RelPath, to: &RelPath, except: &BTreeSet<Vec<u8>>) -> Result<()> {
+    fn carry(&mut self, from: &RelPath, to: &RelPath, except: &BTreeSet<Vec<u8>>) -> Step {
         let mut waiting = vec![(from.clone(), to.clone())];
-        let mut first = true;
-        while let Some((from, to)) = waiting.pop() {
-            let dir = self.dirs.root().open_dir(&from)?;
-            for listed in root::list(&dir.fd).at("list", self.dirs.root().full(&from))? {
-                if first && except.contains(&listed.name) {
+        while let Some((dir, into)) = waiting.pop() {
+            let open = self.dirs.root().open_dir(&dir)?;
+            for listed in root::list(&open.fd).at("list", self.dirs.root().full(&dir))? {
+                if dir == *from && except.contains(&listed.name) {
                     continue;
                 }
-                let (from, to) = (RelPath::join(Some(&from), &listed.name), RelPath::join(Some(&to), &listed.name));
-                let full = self.dirs.root().full(&from);
-                let Some(live) = root::look(&dir.fd, from.name()).at("look at", &full)? else { continue };
+                let (from, to) = (RelPath::join(Some(&dir), &listed.name), RelPath::join(Some(&into), &listed.name));
+                let live = root::look(&open.fd, from.name()).at_in("look at", self.dirs.root().path(), &from)?;
+                let Some(live) = live else { continue };
                 if self.changed(&live) {
-                    self.refuse(CHANGED.at(&from));
-                    return Ok(());
+                    return clash(&from, CHANGED);
                 }
-                let xattrs = attrs::xattrs(&dir.fd, from.name(), self.dirs.root().path())?;
-                let attrs = attrs_of(&live, xattrs);
+                let attrs = attrs::of(&live, self.live_xattrs(&from)?);
                 let made = match live.kind {
                     Kind::Directory => {
                         waiting.push((from, to.clone()));
                         Made::Directory(attrs)
                     }
                     Kind::Symlink => {
-                        let target = rustix::fs::readlinkat(&dir.fd, from.name(), Vec::new()).at("read", &full)?;
+                        let target = rustix::fs::readlinkat(&open.fd, from.name(), Vec::new());
+                        let target = target.at_in("read the symlink", self.dirs.root().path(), &from)?;
                         Made::Symlink(target.into_bytes(), attrs)
                     }
                     Kind::File | Kind::Other => Made::Live { from, attrs },
                 };
                 self.out.made.insert(to, made);
             }
-            first = false;
         }
         Ok(())
     }
@@ -466,23 +402,47 @@ impl Reader<'_, '_> {
     fn resolve(&self, redirect: &[u8], through: Option<&RelPath>) -> Option<RelPath> {
         match redirect.strip_prefix(b"/") {
             Some(absolute) => {
-                let mut path = self.reading.top.cloned();
-                for name in absolute.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
-                    path = Some(RelPath::join(path.as_ref(), name));
-                }
-                path
+                let names = absolute.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
+                names.fold(self.top.cloned(), |path, name| Some(RelPath::join(path.as_ref(), name)))
             }
             None => through.map(|through| RelPath::join(through.parent().as_ref(), redirect)),
         }
     }
 
     /// What lay in directories that are new ones now, and is not in them again, is gone.
-    fn vacate(&mut self) -> Result<()> {
+    fn vacate(&mut self) -> Step {
         for dir in std::mem::take(&mut self.vacated) {
             let open = self.dirs.root().open_dir(&dir)?;
             for listed in root::list(&open.fd).at("list", self.dirs.root().full(&dir))? {
                 let path = RelPath::join(Some(&dir), &listed.name);
                 self.out.made.entry(path).or_insert(Made::Nothing);
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds where files came from that are copies of what lies elsewhere.
+    fn trace(&mut self) -> Step {
+        if self.moved.is_empty() {
+            return Ok(());
+        }
+        let mut touched: HashMap<Handle, (RelPath, Meta)> = HashMap::new();
+        let paths: Vec<RelPath> = self.out.made.keys().chain(&self.out.below).cloned().collect();
+        for path in paths {
+            let Some(live) = self.live(&path)?.filter(|live| live.kind != Kind::Directory) else { continue };
+            if let Some(handle) = self.live_handle(&path)? {
+                touched.insert(handle, (path, live));
+            }
+        }
+        for (to, origin) in std::mem::take(&mut self.moved) {
+            let Some((from, live)) = touched.get(&origin) else { return clash(&to, REPLACED) };
+            if live.links > 1 {
+                return clash(from, LINKED);
+            }
+            if let Some(Made::Written { meta, .. }) = self.out.made.get(&to)
+                && (live.size, live.mtime) == (meta.size, meta.mtime)
+            {
+                self.out.same.push((to, from.clone()));
             }
         }
         Ok(())
@@ -497,46 +457,11 @@ impl Reader<'_, '_> {
             }
         }
     }
-
-    /// Finds where files came from that are copies of what lies elsewhere.
-    fn trace(&mut self) -> Result<()> {
-        if self.moved.is_empty() {
-            return Ok(());
-        }
-        let mut touched: HashMap<Handle, (RelPath, Meta)> = HashMap::new();
-        let paths: Vec<RelPath> = self.out.made.keys().chain(&self.out.below).cloned().collect();
-        for path in paths {
-            let Some(live) = self.live(&path)?.filter(|live| live.kind != Kind::Directory) else { continue };
-            let dir = self.dirs.parent(&path)?;
-            if let Some(handle) = handle::of(&dir.fd, path.name()).at("look at", self.dirs.root().full(&path))? {
-                touched.insert(handle, (path, live));
-            }
-        }
-        for (to, origin) in std::mem::take(&mut self.moved) {
-            let Some((from, live)) = touched.get(&origin) else {
-                self.refuse(REPLACED.at(&to));
-                return Ok(());
-            };
-            if live.links > 1 {
-                self.refuse(LINKED.at(from));
-            }
-            if let Some(Made::Written { meta, .. }) = self.out.made.get(&to)
-                && (live.size, live.mtime) == (meta.size, meta.mtime)
-            {
-                self.out.same.push((to, from.clone()));
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The names that only journals have.
 fn is_journal(name: &[u8]) -> bool {
     name == STATE_DIR.as_bytes() || name == AREA_DIR.as_bytes()
-}
-
-fn attrs_of(meta: &Meta, xattrs: Xattrs) -> Attrs {
-    Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs }
 }
 
 /// True when what lies there has these mode, owner and xattrs.
@@ -545,36 +470,4 @@ fn is_dressed(live: &Meta, mut xattrs: Xattrs, want: &Attrs) -> bool {
     xattrs.sort();
     wanted.sort();
     (live.mode, live.uid, live.gid) == (want.mode, want.uid, want.gid) && xattrs == wanted
-}
-
-/// What overlayfs noted with a name, and what the name has besides.
-fn notes(dir: &OwnedFd, name: &OsStr, meta: &Meta, full: &Path) -> Result<Notes> {
-    let mut notes = Notes::default();
-    let mut kept = Xattrs::new();
-    for (key, value) in attrs::xattrs(dir, name, full)? {
-        match overlay_note(&key) {
-            None => kept.push((key, value)),
-            Some(b"opaque") => notes.opaque = value == b"y",
-            Some(b"redirect") => notes.redirect = Some(value),
-            Some(b"origin") => notes.origin = Handle::from_origin(&value),
-            Some(_) => {}
-        }
-    }
-    notes.attrs = attrs_of(meta, kept);
-    Ok(notes)
-}
-
-/// The name behind overlayfs's own prefix: of mounts by root, and of those in a user namespace.
-fn overlay_note(key: &[u8]) -> Option<&[u8]> {
-    key.strip_prefix(b"trusted.overlay.").or_else(|| key.strip_prefix(b"user.overlay."))
-}
-
-fn open_in(upper: &OwnedFd, at: &RelPath, path: &Path) -> Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(upper, at.as_path(), flags, Mode::empty()).at_in("open", path, at)
-}
-
-/// Where a path of the layer lies.
-pub(crate) fn full(upper: &Path, at: &RelPath) -> PathBuf {
-    upper.join(OsStr::from_bytes(at.as_bytes()))
 }

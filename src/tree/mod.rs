@@ -13,7 +13,7 @@ mod restorer;
 mod scan;
 mod sqlite_set;
 
-pub(crate) use layer::{Clash, Made, Reading, Writing, full as in_layer, read as read_layer};
+pub(crate) use layer::{Clash, Made, Writing, read as read_layer};
 pub(crate) use mirror::{Mirror, Mirrored, Update};
 pub(crate) use preimage::{Difference, PreImage, PreImages, WAS, Was};
 pub(crate) use record::{DirId, DirRow, Entry, EntryKind, Stamp, is_shared_memory};

@@ -9,29 +9,22 @@
 //! 4. The COMMIT that follows finds the guarded paths changed, syncs them and tells what became of each.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
-
-use rustix::fs::{AtFlags, Mode, OFlags};
-use rustix::io::Errno;
 
 use super::absorb_databases::Sets;
 use super::displaced::{NOBODYS, set_aside};
 use super::guard::Guard;
 use super::layer::Layer;
 use super::transaction::Transaction;
-use crate::error::{Error, IoContext, Result};
-use crate::fs::area::{self, Area};
-use crate::fs::attrs::{self, Attrs};
+use crate::error::{Error, Result};
+use crate::fs::area::Area;
+use crate::fs::attrs::Attrs;
 use crate::fs::clone::Way;
 use crate::fs::identity::Identity;
 use crate::fs::opener::{self, SIDECARS};
-use crate::fs::root::{self, Dirs, Kind};
-use crate::fs::temp;
+use crate::fs::root::Dirs;
+use crate::fs::upper;
 use crate::path::RelPath;
-use crate::tree::{self, Clash, Made, PreImage, PreImages, PutBack, Reading, TreeRestorer, WAS, Was, Writing};
+use crate::tree::{self, Clash, Made, PreImage, PreImages, PutBack, TreeRestorer, WAS, Was, Writing};
 
 impl Transaction {
     /// Makes what was written to layers this transaction's: on return it lies in the tree, and [`Transaction::commit`] keeps it;
@@ -50,27 +43,22 @@ impl Transaction {
             return Ok(());
         }
         self.guard_with(Guard::paths(paths.into_iter().map(RelPath::as_path)).replacing())?;
-        for (layer, writing, _) in &writings {
-            self.refuse_changed(layer, writing)?;
+        for (_, writing, _) in &writings {
+            self.refuse_changed(writing)?;
         }
         writings.iter().try_for_each(|(layer, writing, sets)| self.put(layer, writing, sets))
     }
 
-    fn conflict(&self, layer: &Layer, clash: Clash) -> Error {
-        let path = match &clash.path {
-            Some(path) => self.ground.root.full(path),
-            None => layer.lower().to_owned(),
-        };
-        Error::Conflict { path, reason: clash.reason }
+    /// The error for a path at which somebody else's work and a layer's meet.
+    pub(super) fn conflict(&self, path: &RelPath, reason: &'static str) -> Error {
+        Error::Conflict { path: self.ground.root.full(path), reason }
     }
 
     fn read_layer(&self, layer: &Layer) -> Result<(Writing, Sets)> {
         let ground = &self.ground;
         forget_untouched(layer)?;
-        let path = layer.upper();
-        let reading = Reading { upper: &layer.upper, path: &path, top: layer.top.as_ref(), began: layer.began };
-        let read = tree::read_layer(&reading, Dirs::new(&ground.root))?;
-        let mut writing = read.map_err(|clash| self.conflict(layer, clash))?;
+        let read = tree::read_layer(&layer.upper, layer.top.as_ref(), layer.began, Dirs::new(&ground.root))?;
+        let mut writing = read.map_err(|Clash { path, reason }| self.conflict(&path, reason))?;
         self.compare(layer, &mut writing)?;
         let sets = self.find_databases(layer, &mut writing)?;
         let same = std::mem::take(&mut writing.same);
@@ -92,7 +80,7 @@ impl Transaction {
         let mut hashed = Vec::with_capacity(writing.same.len());
         for (to, from) in std::mem::take(&mut writing.same) {
             let Some(Made::Written { at, meta, .. }) = writing.made.get(&to) else { continue };
-            if let Some(hash) = temp::hash(&tree::in_layer(&layer.upper(), at))? {
+            if let Some(hash) = layer.upper.hash(at)? {
                 hashed.push((to, from, meta.size, hash));
             }
         }
@@ -106,7 +94,7 @@ impl Transaction {
     }
 
     /// Between the look at the paths and their being guarded somebody may have come.
-    fn refuse_changed(&self, layer: &Layer, writing: &Writing) -> Result<()> {
+    fn refuse_changed(&self, writing: &Writing) -> Result<()> {
         let Some(guarding) = &self.guarding else { return Err(Error::Closed) };
         for path in writing.made.keys() {
             let seen = writing.seen.get(path);
@@ -119,7 +107,7 @@ impl Transaction {
             };
             if !as_seen {
                 let reason = "somebody else changed it meanwhile";
-                return Err(self.conflict(layer, Clash { path: Some(path.clone()), reason }));
+                return Err(self.conflict(path, reason));
             }
         }
         Ok(())
@@ -149,7 +137,7 @@ impl Transaction {
         for (path, outcome) in outcomes {
             if outcome? == PutBack::Damaged {
                 let reason = "it cannot be moved out of the way: immutable, append-only, or a mount point";
-                return Err(self.conflict(layer, Clash { path: Some(path), reason }));
+                return Err(self.conflict(&path, reason));
             }
         }
         self.clear_away(&layer.area, &restorer, &images)
@@ -160,14 +148,8 @@ impl Transaction {
         let guarded = self.guarding.iter().flat_map(|guarding| guarding.images.values());
         let known: HashSet<u64> = guarded.filter_map(|image| image.was.ino()).collect();
         for image in images.values() {
-            for (name, meta) in restorer.displaced(image)? {
-                let is_known = match meta.kind {
-                    _ if name.ends_with(WAS) => true,
-                    Kind::Directory => {
-                        holds_only(&area.stage, &name, &known).at("look through", area.stage_path(&name))?
-                    }
-                    _ => known.contains(&meta.ino),
-                };
+            for (name, _) in restorer.displaced(image)? {
+                let is_known = name.ends_with(WAS) || area.holds_only(&name, &known)?;
                 if !is_known {
                     let kept = set_aside(area, NOBODYS, &area.stage, &name)?;
                     tracing::warn!(%kept, "what somebody put there while a layer was absorbed is kept");
@@ -190,11 +172,6 @@ fn has_new_name(made: &BTreeMap<RelPath, Made>, same: &[(RelPath, RelPath)], pat
     })
 }
 
-/// The error for a path at which somebody else's work and the layer's meet.
-pub(super) fn clash_at(txn: &Transaction, layer: &Layer, path: &RelPath, reason: &'static str) -> Error {
-    txn.conflict(layer, Clash { path: Some(path.clone()), reason })
-}
-
 /// What was written, on its way through the stage. Dropped before it is in the tree, it goes back to the layer.
 struct Staged<'l> {
     layer: &'l Layer,
@@ -211,23 +188,12 @@ impl Staged<'_> {
             Made::Directory(attrs) => Was::Directory { ino: 0, attrs: attrs.clone() },
             Made::Symlink(target, attrs) => Was::Symlink { ino: 0, target: target.clone(), attrs: attrs.clone() },
             Made::Written { at, attrs, .. } => {
-                rustix::fs::renameat(&layer.upper, at.as_path(), &area.stage, &*name).at_in(
-                    "move",
-                    layer.upper(),
-                    at,
-                )?;
                 self.moved.push((name.clone(), at.clone()));
-                // What overlayfs noted with it is nothing that the tree should have.
-                attrs::dress_at(&area.stage, name.as_ref(), attrs, &area.stage_path(&name))?;
+                layer.upper.take(at, area, &name, attrs)?;
                 staged_file(area, &name, attrs, database)?
             }
             Made::Live { from, attrs } => {
-                let (dir, flags) = (dirs.parent(from)?, AtFlags::empty());
-                rustix::fs::linkat(&dir.fd, from.name(), &area.stage, &*name, flags).at_in(
-                    "link",
-                    dirs.root().path(),
-                    from,
-                )?;
+                upper::link(&dirs.parent(from)?.fd, from.name(), area, &name)?;
                 staged_file(area, &name, attrs, false)?
             }
         };
@@ -246,7 +212,11 @@ impl Drop for Staged<'_> {
     fn drop(&mut self) {
         let area = &self.layer.area;
         for (name, at) in &self.moved {
-            if let Err(error) = rustix::fs::renameat(&area.stage, &**name, &self.layer.upper, at.as_path()) {
+            let staged = area.look_staged(name);
+            if matches!(staged, Ok(None)) {
+                continue;
+            }
+            if let Err(error) = self.layer.upper.give_back(at, area, name) {
                 let kept = area.stage_path(name);
                 tracing::warn!(%error, kept = %kept.display(), "what was written could not go back to its layer");
             }
@@ -263,42 +233,15 @@ fn staged_file(area: &Area, name: &str, attrs: &Attrs, database: bool) -> Result
     })
 }
 
-/// True when all that lies in a directory of the stage is one of these inodes.
-fn holds_only(stage: &OwnedFd, name: &str, known: &HashSet<u64>) -> Result<bool, Errno> {
-    let mut waiting = vec![PathBuf::from(name)];
-    while let Some(path) = waiting.pop() {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let dir = rustix::fs::openat(stage, &path, flags, Mode::empty())?;
-        for listed in root::list(&dir)? {
-            let name = OsStr::from_bytes(&listed.name);
-            let Some(meta) = root::look(&dir, name)? else { continue };
-            match meta.kind {
-                Kind::Directory => waiting.push(path.join(name)),
-                _ if !known.contains(&meta.ino) => return Ok(false),
-                _ => {}
-            }
-        }
-    }
-    Ok(true)
-}
-
 /// Takes databases that the program did not touch out of a layer again.
 fn forget_untouched(layer: &Layer) -> Result<()> {
     for captured in &layer.databases {
         let at = layer.within(&captured.path)?;
-        let mut names = vec![Some(at.clone())];
-        names.extend(SIDECARS.iter().map(|suffix| at.with_suffix(suffix.as_bytes())));
-        let look = |at: &Option<RelPath>| match at {
-            Some(at) => root::look(&layer.upper, at.as_path()).at_in("look at", layer.upper(), at),
-            None => Ok(None),
-        };
-        let now: Vec<Option<Identity>> =
-            names.iter().map(|at| Ok(look(at)?.as_ref().map(Identity::from))).collect::<Result<_>>()?;
-        if now[..] != captured.copied[..] {
-            continue;
-        }
-        for at in names.into_iter().flatten() {
-            area::unlink(&layer.upper, at.as_path().as_os_str(), &layer.upper())?;
+        let mut names = vec![at.clone()];
+        names.extend(SIDECARS.iter().filter_map(|suffix| at.with_suffix(suffix.as_bytes())));
+        let now = names.iter().map(|at| Ok(layer.upper.look(at)?.as_ref().map(Identity::from)));
+        if now.collect::<Result<Vec<_>>>()? == captured.copied {
+            names.iter().try_for_each(|at| layer.upper.unlink(at))?;
         }
     }
     Ok(())

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 
-use super::absorb::clash_at;
 use super::layer::{Captured, Layer};
 use super::transaction::Transaction;
 use crate::error::{Error, Result};
@@ -13,9 +12,8 @@ use crate::fs::attrs::{self, Attrs};
 use crate::fs::identity::Identity;
 use crate::fs::opener::{self, SIDECARS};
 use crate::fs::root::{Dirs, Kind, Meta};
-use crate::fs::temp;
 use crate::path::RelPath;
-use crate::tree::{self, Made, Writing};
+use crate::tree::{Made, Writing};
 
 /// The databases that take the place of ones in the tree.
 pub(super) type Sets = BTreeSet<RelPath>;
@@ -53,7 +51,7 @@ impl Transaction {
                 None => drop(path.with_suffix(b"-shm").and_then(|shm| writing.made.remove(&shm))),
             }
         }
-        self.refuse_alone(layer, writing, &sets)?;
+        self.refuse_alone(writing, &sets)?;
         self.refuse_in_use(taken_away)?;
         Ok(sets)
     }
@@ -62,7 +60,7 @@ impl Transaction {
     fn make_set(&self, layer: &Layer, writing: &mut Writing, path: &RelPath, here: &Meta) -> Result<bool> {
         let captured = layer.databases.iter().find(|captured| captured.path == *path);
         if captured.is_some_and(|captured| captured.live[0] != Some(Identity::from(here))) {
-            return Err(clash_at(self, layer, path, WRITTEN));
+            return Err(self.conflict(path, WRITTEN));
         }
         let of_itself = (path.clone(), path.clone());
         let mut changes = !writing.same.contains(&of_itself);
@@ -114,7 +112,7 @@ impl Transaction {
                 None => live.is_some_and(|live| live.ctime >= layer.began),
             };
             if moved {
-                return Err(clash_at(self, layer, path, WRITTEN));
+                return Err(self.conflict(path, WRITTEN));
             }
             found.push(Beside { path: beside, is_shm, live });
         }
@@ -122,7 +120,7 @@ impl Transaction {
     }
 
     /// A log or journal does not come into the tree without its database.
-    fn refuse_alone(&self, layer: &Layer, writing: &mut Writing, sets: &Sets) -> Result<()> {
+    fn refuse_alone(&self, writing: &mut Writing, sets: &Sets) -> Result<()> {
         let mut idle = Vec::new();
         for (path, made) in &writing.made {
             let Some(database) = opener::database_beside(path).filter(|database| !sets.contains(database)) else {
@@ -135,7 +133,7 @@ impl Transaction {
             }
             match meta.size == 0 || path.as_bytes().ends_with(b"-shm") {
                 true => idle.push(path.clone()),
-                false => return Err(clash_at(self, layer, path, ALONE)),
+                false => return Err(self.conflict(path, ALONE)),
             }
         }
         for path in idle {
@@ -167,14 +165,7 @@ fn may_be_database(meta: &Meta) -> bool {
     meta.size > 0 && meta.size.is_multiple_of(512)
 }
 
+/// One that this user may not read is none that this user's program works on.
 fn is_database(layer: &Layer, at: &RelPath, meta: &Meta) -> Result<bool> {
-    if !may_be_database(meta) {
-        return Ok(false);
-    }
-    match temp::head(&tree::in_layer(&layer.upper(), at)) {
-        Ok(head) => Ok(opener::is_database(&head)),
-        // Closed to this user: then it is none that this user's program works on.
-        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => Ok(false),
-        Err(error) => Err(error),
-    }
+    Ok(may_be_database(meta) && layer.upper.head(at)?.is_some_and(|head| opener::is_database(&head)))
 }

@@ -8,12 +8,12 @@
 //!
 //! A crash before 3 leaves a claim of a dead session, which recovery ends, and a directory in the stage, which it sweeps.
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::commit;
 use super::displaced::{NOBODYS, set_aside};
+use super::ground::Ground;
 use super::guard::{refuse_guarded_tree, stand_alone};
 use super::guarding::Guarding;
 use super::transaction::Transaction;
@@ -24,8 +24,9 @@ use crate::fs::clone::Kept;
 use crate::fs::database::KeepSet;
 use crate::fs::identity::Identity;
 use crate::fs::opener::SIDECARS;
-use crate::fs::root::{self, Kind, Meta};
-use crate::journal;
+use crate::fs::root::{self, Dirs, Kind};
+use crate::fs::upper::Upper;
+use crate::journal::{self, Level};
 use crate::path::RelPath;
 use crate::store::Durability;
 
@@ -35,12 +36,13 @@ use crate::store::Durability;
 #[derive(Debug)]
 #[must_use = "what is written to a layer is thrown away with it; give it to Transaction::absorb"]
 pub struct Layer {
+    ground: Arc<Ground>,
     pub(super) area: Arc<Area>,
     /// Of its directory in the stage.
     pub(super) name: String,
     /// None is the root.
     pub(super) top: Option<RelPath>,
-    pub(super) upper: OwnedFd,
+    pub(super) upper: Upper,
     pub(super) databases: Vec<Captured>,
     /// When it was laid, by the clock of the filesystem.
     pub(super) began: (i64, u32),
@@ -66,7 +68,7 @@ impl Layer {
 
     /// Where what is written goes: the upper layer.
     pub fn upper(&self) -> PathBuf {
-        self.path.join("upper")
+        self.upper.path().clone()
     }
 
     /// The directory that overlayfs works in.
@@ -80,7 +82,22 @@ impl Layer {
         area::remove_below(&area::open_own(&self.path)?, "work".as_ref(), &self.path)?;
         let kept = set_aside(&self.area, NOBODYS, &self.area.stage, &self.name)?;
         self.kept = true;
-        Ok(PathBuf::from(kept).join("upper"))
+        let kept = PathBuf::from(kept).join("upper");
+        let message = format!(
+            "what was written over {} was not taken over; it is kept in {}",
+            self.lower.display(),
+            kept.display()
+        );
+        let top = self.top.as_ref();
+        let told = self.ground.enter().and_then(|mut turn| {
+            turn.write(Durability::Normal, |tx| {
+                journal::insert_event(tx, Level::Warn, "set-aside", None, top, &message)
+            })
+        });
+        if let Err(error) = told {
+            tracing::warn!(%error, "{message}");
+        }
+        Ok(kept)
     }
 }
 
@@ -113,6 +130,7 @@ impl Transaction {
         let top = if whole_root { None } else { Some(self.begin_staging(path)?) };
         let databases =
             databases.into_iter().map(|path| self.begin_staging(path.as_ref())).collect::<Result<Vec<_>>>()?;
+        self.ask("layer", &[top.as_ref().map_or(b"", RelPath::as_bytes)]);
         let ground = &self.ground;
         let lower = top.as_ref().map_or(ground.root.path().to_owned(), |top| ground.root.full(top));
         let live = match &top {
@@ -137,11 +155,26 @@ impl Transaction {
         let name = ground.fresh_name();
         let path = area.make_staged_dir(&name)?;
         let opened = area::open_own(&path)?;
-        let upper = area::subdirectory(&opened, "upper", &path, 0o700)?;
+        let upper = Upper::make(&opened, path.clone())?;
         area::subdirectory(&opened, "work", &path, 0o700)?;
-        let mut layer =
-            Layer { area, name, top, upper, databases: Vec::new(), began: (0, 0), lower, path, kept: false };
-        layer.dress(&self.ground.root.top().fd, None, &live)?;
+        let mut layer = Layer {
+            ground: Arc::clone(&self.ground),
+            area,
+            name,
+            top,
+            upper,
+            databases: Vec::new(),
+            began: (0, 0),
+            lower,
+            path,
+            kept: false,
+        };
+        // An overlay shows the top of the upper layer in place of the tree's.
+        let attrs = match &layer.top {
+            Some(top) => self.attrs_of(top)?,
+            None => attrs::of(&live, attrs::xattrs(&self.ground.root.top().fd, ".".as_ref(), &layer.lower)?),
+        };
+        layer.upper.dress(None, &attrs)?;
         for database in databases {
             let captured = self.capture(&layer, database)?;
             layer.databases.push(captured);
@@ -177,37 +210,40 @@ impl Transaction {
 
     /// Copies a database, with what lies beside it, into a layer.
     fn capture(&self, layer: &Layer, path: RelPath) -> Result<Captured> {
-        let ground = &self.ground;
+        let (ground, upper) = (&self.ground, &layer.upper);
         let at = layer.within(&path)?;
-        for above in std::iter::successors(at.parent(), RelPath::parent).collect::<Vec<_>>().into_iter().rev() {
-            let in_tree = layer.in_tree(&above);
-            let dir = match in_tree.parent() {
-                None => None,
-                Some(parent) => Some(ground.root.open_dir(&parent)?),
-            };
-            let live =
-                ground.root.look(&in_tree)?.ok_or_else(|| Error::NotFound { path: ground.root.full(&in_tree) })?;
-            layer.make_directory(&above)?;
-            let fd = dir.as_ref().map_or(&ground.root.top().fd, |dir| &dir.fd);
-            layer.dress(fd, Some((&above, &in_tree)), &live)?;
+        let above: Vec<RelPath> = std::iter::successors(at.parent(), RelPath::parent).collect();
+        for above in above.into_iter().rev() {
+            upper.make_directory(&above)?;
+            upper.dress(Some(&above), &self.attrs_of(&layer.in_tree(&above))?)?;
         }
         let to = |suffix: &str| {
-            let mut to = layer.upper().join(&at).into_os_string();
+            let mut to = upper.full(&at).into_os_string();
             to.push(suffix);
             PathBuf::from(to)
         };
         let set = KeepSet { path: path.clone(), to: to(""), sidecars: SIDECARS.map(to), kept: None };
-        let kept = ground.opener.keep_sets(vec![set])?.pop().ok_or(Error::Closed)??;
-        let (database, sidecars) = kept;
-        let shm = to("-shm");
-        area::unlink(&layer.upper, at.with_suffix(b"-shm").unwrap_or_else(|| at.clone()).as_path().as_os_str(), &shm)?;
-        let [wal, _, journal] = sidecars;
+        let (database, [wal, _, journal]) = ground.opener.keep_sets(vec![set])?.pop().ok_or(Error::Closed)??;
+        if let Some(shm) = at.with_suffix(b"-shm") {
+            // Made anew by whoever opens it first.
+            upper.unlink(&shm)?;
+        }
         let identities = |kept: &Kept| match kept {
             Kept::File { meta, kept, .. } => (Some(Identity::from(meta)), Some(Identity::from(kept))),
             _ => (None, None),
         };
         let (main, wal, journal) = (identities(&database), identities(&wal), identities(&journal));
         Ok(Captured { path, live: [main.0, wal.0, None, journal.0], copied: [main.1, wal.1, None, journal.1] })
+    }
+
+    /// What a directory of the tree has besides its entries.
+    fn attrs_of(&self, path: &RelPath) -> Result<Attrs> {
+        let root = &self.ground.root;
+        let mut dirs = Dirs::new(root);
+        let dir = dirs.parent(path)?;
+        let live = root::look(&dir.fd, path.name()).at_in("look at", root.path(), path)?;
+        let live = live.ok_or_else(|| Error::NotFound { path: root.full(path) })?;
+        Ok(attrs::of(&live, attrs::xattrs(&dir.fd, path.name(), root.path())?))
     }
 }
 
@@ -225,25 +261,5 @@ impl Layer {
             None => at.clone(),
             Some(top) => RelPath::join(Some(top), at.as_bytes()),
         }
-    }
-
-    fn make_directory(&self, at: &RelPath) -> Result<()> {
-        match rustix::fs::mkdirat(&self.upper, at.as_path(), rustix::fs::Mode::from_raw_mode(0o700)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
-            Err(error) => Err(error).at_in("make", self.upper(), at),
-        }
-    }
-
-    /// Gives a directory of the layer, or its top, what the one of the tree has that it stands for: an overlay shows it.
-    fn dress(&self, dir: &OwnedFd, which: Option<(&RelPath, &RelPath)>, live: &Meta) -> Result<()> {
-        let (name, xattrs) = match which {
-            Some((at, path)) => (at.as_path().as_os_str(), attrs::xattrs(dir, path.name(), self.lower())?),
-            None => {
-                let opened = root::open_outside(&self.lower).at("open", &self.lower)?;
-                (".".as_ref(), attrs::xattrs(opened, ".".as_ref(), &self.lower)?)
-            }
-        };
-        let attrs = Attrs { mode: live.mode, uid: live.uid, gid: live.gid, mtime: live.mtime, xattrs };
-        attrs::dress_at(&self.upper, name, &attrs, &self.upper())
     }
 }

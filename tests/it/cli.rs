@@ -17,6 +17,7 @@ mod exec;
 mod guards;
 mod looking;
 mod overlay;
+mod overlay_conflicts;
 mod overlay_database;
 mod programs;
 

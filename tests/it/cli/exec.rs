@@ -185,6 +185,8 @@ fn killed_itself_it_leaves_the_lock_to_the_command_and_the_rest_to_recovery() {
         let journal = Journal::open(kb.path()).unwrap();
         let busy = journal.begin_with(Begin::new("").wait(Duration::from_millis(50)));
         assert!(busy.is_err_and(|error| error.is_busy()), "{how}");
+        let status: Ran = cli(&["status", "--root"]).arg(kb.path()).output().unwrap().into();
+        assert!(status.code == Some(0) && status.out.contains("is still at work under it"), "{how}: {status:?}");
         if how == "baseline" {
             assert_eq!(fs::read_to_string(kb.path().join("wiki/page1.md")).unwrap(), "half\n");
         }

@@ -113,6 +113,7 @@ fn execute(place: &Place, arguments: &Arguments) -> Result<Outcome, Failure> {
             return give_up(txn, layers, error);
         }
         let receipt = txn.commit()?;
+        drop(layers);
         for warning in receipt.warnings() {
             eprintln!("journalctl-kb: {warning}");
         }
