@@ -90,7 +90,8 @@ CREATE TABLE journal_guard (
     session  BLOB NOT NULL,
     label    TEXT NOT NULL DEFAULT '',
     attempts INTEGER NOT NULL DEFAULT 0,        -- to put everything back, begun and not ended
-    began_ms INTEGER NOT NULL
+    began_ms INTEGER NOT NULL,
+    mark     BLOB NOT NULL DEFAULT x''          -- boot, mounts and state directory in which unsynced times are still true
 ) STRICT;
 
 -- What each guarded path was.
@@ -121,7 +122,7 @@ CREATE TABLE journal_tree_dir (
     ctime_s  INTEGER NOT NULL,
     ctime_ns INTEGER NOT NULL,
     racy     INTEGER NOT NULL CHECK (racy IN (0, 1)),   -- the times prove nothing: list it anyway
-    dbs      INTEGER NOT NULL CHECK (dbs IN (0, 1)),   -- databases lie in it: they are looked at anyway
+    looks    INTEGER NOT NULL CHECK (looks IN (0, 1)),  -- some of its entries are looked at whatever the times say
     attrs    BLOB NOT NULL                      -- fs::Attrs
 ) STRICT;
 CREATE INDEX journal_tree_dir_path ON journal_tree_dir (tree, path);

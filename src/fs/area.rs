@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
 
 use super::exchange;
@@ -113,6 +113,17 @@ impl Area {
         match rustix::fs::renameat(&self.stage, name, &self.history, name) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error).at("move to history", self.stage_path(name)),
+        }
+    }
+
+    /// Has `name` of the stage be the same file as `other`, in place of the one that it is. False where the filesystem cannot
+    /// do that.
+    pub(crate) fn link_staged(&self, other: &str, name: &str) -> Result<bool> {
+        let linked = format!("{name}.link");
+        match rustix::fs::linkat(&self.stage, other, &self.stage, &*linked, AtFlags::empty()) {
+            Ok(()) => self.rename_staged(&linked, name).map(|()| true),
+            Err(error) if exchange::unsupported(error) => Ok(false),
+            Err(error) => Err(error).at("link", self.stage_path(other)),
         }
     }
 

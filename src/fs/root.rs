@@ -49,6 +49,8 @@ pub(crate) struct Meta {
     pub(crate) mtime: (i64, u32),
     pub(crate) ctime: (i64, u32),
     pub(crate) btime: (i64, u32),
+    /// How many names the inode has.
+    pub(crate) links: u32,
     pub(crate) place: Place,
     /// Its name cannot be changed: immutable, append-only, or a mount point.
     pub(crate) fixed: bool,
@@ -73,6 +75,7 @@ impl Meta {
             mtime: time(&stat.stx_mtime),
             ctime: time(&stat.stx_ctime),
             btime: time(&stat.stx_btime),
+            links: stat.stx_nlink,
             fixed: stat.stx_attributes.intersects(FIXED),
             place: Place { dev: (stat.stx_dev_major, stat.stx_dev_minor), mount: stat.stx_mnt_id },
         }

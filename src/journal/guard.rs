@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::record::Mark;
 use super::rows::MAX_EFFECTS;
 use crate::codec;
 use crate::error::{Error, Result};
@@ -26,6 +27,8 @@ pub(crate) struct GuardRow {
     pub(crate) label: String,
     pub(crate) attempts: i64,
     pub(crate) began_ms: i64,
+    /// Where nothing unsynced can have been lost since; none when that cannot be read.
+    pub(crate) mark: Option<Mark>,
 }
 
 /// A guarded path as it is stored, decoded or not.
@@ -43,13 +46,20 @@ pub(crate) fn insert_guard(
     session: SessionId,
     label: &str,
     began_ms: i64,
+    mark: &Mark,
 ) -> Result<GuardId> {
     tx.execute(
-        "INSERT INTO main.journal_guard (id, state, lock, session, label, began_ms) \
-         VALUES (max(?1, (SELECT coalesce(max(id), 0) + 1 FROM main.journal_guard)), 'active', ?2, ?3, ?4, ?5)",
-        (least, lock, session.as_bytes(), label, began_ms),
+        "INSERT INTO main.journal_guard (id, state, lock, session, label, began_ms, mark) \
+         VALUES (max(?1, (SELECT coalesce(max(id), 0) + 1 FROM main.journal_guard)), 'active', ?2, ?3, ?4, ?5, ?6)",
+        (least, lock, session.as_bytes(), label, began_ms, codec::encode(mark)?),
     )?;
     Ok(GuardId(tx.last_insert_rowid()))
+}
+
+/// Notes that a guard has come to other mounts.
+pub(crate) fn set_guard_mark(tx: &Tx<'_>, guard: GuardId, mark: &Mark) -> Result<()> {
+    tx.execute("UPDATE main.journal_guard SET mark = ?2 WHERE id = ?1 AND mark <> ?2", (guard.0, codec::encode(mark)?))
+        .map(drop)
 }
 
 /// Records what path number `n` of a guard was.
@@ -90,7 +100,7 @@ pub(crate) fn is_guarding(tx: &Tx<'_>, guard: GuardId) -> Result<bool> {
 /// All transactions that guard paths.
 pub(crate) fn guards(tx: &Tx<'_>) -> Result<Vec<GuardRow>> {
     tx.query_map(
-        "SELECT id, state, lock, session, label, attempts, began_ms FROM main.journal_guard ORDER BY id",
+        "SELECT id, state, lock, session, label, attempts, began_ms, mark FROM main.journal_guard ORDER BY id",
         (),
         |row| {
             Ok(GuardRow {
@@ -101,6 +111,7 @@ pub(crate) fn guards(tx: &Tx<'_>) -> Result<Vec<GuardRow>> {
                 label: row.get(4)?,
                 attempts: row.get(5)?,
                 began_ms: row.get(6)?,
+                mark: codec::decode(&row.get::<_, Vec<u8>>(7)?).ok(),
             })
         },
     )

@@ -19,6 +19,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::fs::area;
 use crate::fs::attrs::{self, Attrs};
 use crate::fs::clone::{self, FileToKeep, Kept, Way};
+use crate::fs::copies::Copies;
 use crate::fs::database::{self, KeepSet};
 use crate::fs::opener::{SIDECARS, base_of};
 use crate::fs::root::{Dir, Kind, Meta};
@@ -51,6 +52,7 @@ pub(crate) struct Update<'a> {
     /// Timestamps of the filesystem that are later than this may be of two changes.
     pub(crate) clock: Option<(i64, u32)>,
     pub(crate) tell: &'a mut dyn FnMut(Mirrored) -> Result<()>,
+    pub(crate) copies: Copies,
 }
 
 impl Mirror {
@@ -78,7 +80,7 @@ impl Update<'_> {
                 path,
                 stamp: Stamp { ino: 0, mtime: (0, 0), ctime: (0, 0) },
                 attrs: Attrs::default(),
-                databases: false,
+                looks: false,
                 racy: true,
             };
             let Some(diff) = self.scan.diff(row, false, |_| Ok(Vec::new()))? else { continue };
@@ -135,9 +137,8 @@ impl Update<'_> {
         for database in &databases {
             self.set(row.path.as_ref(), row.id, database, &mut entries, &mut row.racy)?;
         }
-        row.databases = entries.iter().any(|entry| entry.what == EntryKind::Database);
         for (name, meta) in new.into_iter().filter(|(name, _)| !of_database(name)) {
-            let Some(entry) = self.entry(dir, &mirror, &full, name, &meta)? else {
+            let Some(entry) = self.entry(dir, &mirror, &full, row.id, name, &meta)? else {
                 // Gone or changed by now: the stamp is no longer what the directory has, so it is looked at again.
                 row.racy = true;
                 continue;
@@ -147,6 +148,7 @@ impl Update<'_> {
             }
             entries.push(entry);
         }
+        row.looks = entries.iter().any(Entry::is_looked_at);
         row.stamp = Stamp::from(&live);
         row.attrs = attrs_of(dir, row.path.as_ref(), &live, &full)?;
         row.racy |= self.clock.is_some_and(|clock| live.ctime >= clock);
@@ -215,7 +217,15 @@ impl Update<'_> {
     }
 
     /// Keeps what lies under a name. None when that is gone by now.
-    fn entry(&self, dir: &Dir, mirror: &OwnedFd, full: &Path, name: Vec<u8>, meta: &Meta) -> Result<Option<Entry>> {
+    fn entry(
+        &mut self,
+        dir: &Dir,
+        mirror: &OwnedFd,
+        full: &Path,
+        id: DirId,
+        name: Vec<u8>,
+        meta: &Meta,
+    ) -> Result<Option<Entry>> {
         if meta.place != dir.meta.place {
             let path = full.join(OsStr::from_bytes(&name));
             let reason = "another filesystem is mounted there: guard what lies on it by itself";
@@ -252,8 +262,9 @@ impl Update<'_> {
                     way: self.mirror.way,
                     databases: false,
                 };
-                match file.keep(meta)? {
-                    Some(kept) => (kept.meta, EntryKind::File(kept.way)),
+                let to = self.mirror.path(id, &name);
+                match self.copies.keep(&file, meta, to)? {
+                    Some((meta, way)) => (meta, EntryKind::File(way)),
                     None => return Ok(None),
                 }
             }

@@ -7,7 +7,7 @@
 //! Every step is one call that either happened or did not, and is judged by inodes, so all of it may be cut short and begun
 //! again. Nothing is synced here, and nothing is unlinked that may be anybody's work.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -20,6 +20,7 @@ use crate::fs::append::Cut;
 use crate::fs::area::Area;
 use crate::fs::attrs;
 use crate::fs::clone::Way;
+use crate::fs::compare::Compare;
 use crate::fs::exchange;
 use crate::fs::opener::{self, Opener, SIDECARS};
 use crate::fs::root::{self, Dirs, Kind, Meta, RootDir};
@@ -34,6 +35,10 @@ pub(crate) struct TreeRestorer<'r> {
     opener: &'r Opener,
     dirs: Dirs<'r>,
     areas: HashMap<i64, Arc<Area>>,
+    /// Times and sizes prove nothing.
+    in_doubt: bool,
+    /// Names of files of several names, one of which was touched: what was kept takes the place of all.
+    torn: HashSet<RelPath>,
 }
 
 /// What came of one path.
@@ -53,11 +58,18 @@ pub(crate) enum PutBack {
 impl<'r> TreeRestorer<'r> {
     /// Areas are those that the pre-images name.
     pub(crate) fn new(root: &'r RootDir, opener: &'r Opener, areas: impl IntoIterator<Item = Arc<Area>>) -> Self {
-        Self { opener, dirs: Dirs::new(root), areas: areas.into_iter().map(|area| (area.id, area)).collect() }
+        let areas = areas.into_iter().map(|area| (area.id, area)).collect();
+        Self { opener, dirs: Dirs::new(root), areas, in_doubt: false, torn: HashSet::new() }
+    }
+
+    /// A power cut may have come in between: files that look as they were are read, and compared with what was kept.
+    pub(crate) fn in_doubt(self, in_doubt: bool) -> Self {
+        Self { in_doubt, ..self }
     }
 
     /// Puts everything back, and says of each path what came of it.
     pub(crate) fn put_back(&mut self, images: &PreImages) -> Vec<(RelPath, Result<PutBack>)> {
+        self.torn = self.find_torn(images);
         let mut outcomes: Vec<(RelPath, Result<PutBack>)> = Vec::with_capacity(images.len());
         for (path, image) in images {
             let outcome = match (&image.was, set_of(path, images)) {
@@ -105,7 +117,66 @@ impl<'r> TreeRestorer<'r> {
                 false => Difference::All,
             };
         }
+        if let Some(live) = &live
+            && difference != Difference::All
+            && self.only_seems_the_same(path, image, live)?
+        {
+            difference = Difference::All;
+        }
         Ok((live, difference))
+    }
+
+    /// True when something else is at a path than was, or may be.
+    pub(crate) fn is_touched(&mut self, path: &RelPath, image: &PreImage) -> Result<bool> {
+        Ok(self.compare(path, image)?.1 != Difference::None)
+    }
+
+    /// True for what by its times and size is as it was, and is not.
+    fn only_seems_the_same(&mut self, path: &RelPath, image: &PreImage, live: &Meta) -> Result<bool> {
+        match &image.was {
+            Was::File { kept, way: Way::Reflink | Way::Copy, .. } | Was::Database { kept, .. } => {
+                if kept.is(live, true) {
+                    return Ok(false);
+                }
+                if self.torn.contains(path) {
+                    return Ok(true);
+                }
+                if !self.in_doubt {
+                    return Ok(false);
+                }
+                let kept = self.area(image)?.stage_path(&image.name);
+                let equal = self.opener.compare(vec![Compare { path: path.clone(), kept }])?.pop();
+                Ok(!equal.unwrap_or(Ok(false))?)
+            }
+            Was::Appended(end) if self.in_doubt => {
+                let now = self.opener.ends(vec![path.clone()])?.pop().unwrap_or(Ok(None))?;
+                Ok(now.as_ref() != Some(end))
+            }
+            // Values, which are in the directory or in the inode with its times.
+            _ => Ok(false),
+        }
+    }
+
+    /// Files of several names come back as one file: where one of the names was touched, so were all.
+    fn find_torn(&mut self, images: &PreImages) -> HashSet<RelPath> {
+        let mut names: HashMap<(i64, u64), Vec<(&RelPath, &PreImage)>> = HashMap::new();
+        for (path, image) in images {
+            if let Was::File { kept, way: Way::Reflink | Way::Copy, .. } = &image.was {
+                names.entry((image.area, kept.ino)).or_default().push((path, image));
+            }
+        }
+        let mut torn = HashSet::new();
+        for names in names.values().filter(|names| names.len() > 1) {
+            let untouched = |(path, image): &(&RelPath, &PreImage)| match (self.compare(path, image), &image.was) {
+                (Ok((Some(live), Difference::None)), Was::File { kept, .. }) => !kept.is(&live, true),
+                // Whatever keeps it from being looked at, putting it back meets too.
+                _ => false,
+            };
+            if !names.iter().all(untouched) {
+                torn.extend(names.iter().map(|(path, _)| (*path).clone()));
+            }
+        }
+        torn
     }
 
     /// What was displaced when a path was put back: names of the stage, the newest first. It is the pre-image's name, or

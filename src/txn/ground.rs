@@ -171,11 +171,23 @@ impl Ground {
         Ok(Version { others: tx.version()?, ours: self.touched.load(Ordering::Acquire) })
     }
 
-    /// Records that a transaction of this process guards paths. No number is used twice by one process: an old guard's end,
-    /// which another thread may be about to note, must not be taken for the new one's.
-    pub(crate) fn insert_guard(&self, tx: &Tx<'_>, lock: &str, label: &str, began_ms: i64) -> Result<GuardId> {
+    /// Records that a transaction of this process guards paths; `own` is the guard that it has already. No number is used
+    /// twice by one process: an old guard's end, which another thread may be about to note, must not be taken for the new
+    /// one's.
+    pub(crate) fn record_guard(
+        &self,
+        tx: &Tx<'_>,
+        own: Option<GuardId>,
+        lock: &str,
+        label: &str,
+        began_ms: i64,
+    ) -> Result<GuardId> {
+        let mark = self.mark_now();
+        if let Some(own) = own {
+            return journal::set_guard_mark(tx, own, &mark).map(|()| own);
+        }
         let least = self.next_guard.load(Ordering::Acquire);
-        let id = journal::insert_guard(tx, least, lock, self.session.id, label, began_ms)?;
+        let id = journal::insert_guard(tx, least, lock, self.session.id, label, began_ms, &mark)?;
         self.next_guard.fetch_max(id.0.saturating_add(1), Ordering::AcqRel);
         Ok(id)
     }

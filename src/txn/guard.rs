@@ -19,6 +19,7 @@ use super::ground::Ground;
 use super::guarding::Guarding;
 use super::prepare::SYNC_ONE_BY_ONE;
 use super::settle::SettleLock;
+use super::shared::share;
 use super::transaction::Transaction;
 use super::trees::{self, Guarded};
 use crate::error::{Error, Result};
@@ -153,10 +154,7 @@ impl Transaction {
         taken.sync()?;
         let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
         let id = turn.write(Durability::Full, |tx| {
-            let id = match own {
-                Some(id) => id,
-                None => ground.insert_guard(tx, lease.name(), &self.label, self.began_ms)?,
-            };
+            let id = ground.record_guard(tx, own, lease.name(), &self.label, self.began_ms)?;
             for (n, (path, image)) in taken.images.iter().enumerate() {
                 journal::insert_preimage(tx, id, first + n as i64, path, image)?;
             }
@@ -205,10 +203,7 @@ impl Transaction {
         above.retain(|_, image| !image.named && matches!(image.was, Was::Directory { .. }));
         let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
         let (id, tree) = turn.write(Durability::Normal, |tx| {
-            let id = match own {
-                Some(id) => id,
-                None => ground.insert_guard(tx, lease.name(), &self.label, self.began_ms)?,
-            };
+            let id = ground.record_guard(tx, own, lease.name(), &self.label, self.began_ms)?;
             for (n, (path, image)) in above.iter().enumerate() {
                 journal::insert_preimage(tx, id, first + n as i64, path, image)?;
             }
@@ -383,7 +378,9 @@ impl Taken<'_> {
             }
         }
         failed?;
-        self.take_databases(databases)
+        self.take_databases(databases)?;
+        let none = PreImages::new();
+        share(self.ground, before.map_or(&none, |before| &before.images), &mut self.images)
     }
 
     /// Keeps databases, each with what lies beside it.

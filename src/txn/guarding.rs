@@ -1,20 +1,22 @@
 //! What a transaction guards, and what became of it by the time it commits.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeSet, HashSet};
 
+use super::comparing::{self, For, Reading};
 use super::ground::Ground;
 use super::prepare::SYNC_ONE_BY_ONE;
-use super::rollback::{RolledBack, put_back};
+use super::rollback::{Attempt, RolledBack, put_back};
+use super::shared::share;
 use super::trees::{self, Guarded};
 use crate::error::{IoContext, Result};
 use crate::fs::opener::SyncTarget;
 use crate::fs::root::{self, Kind, Meta};
+use crate::fs::watch::Watch;
 use crate::journal::{self, Change, ChangeKind, GuardId, GuardRow};
 use crate::lock::Lease;
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
-use crate::tree::{Difference, DirId, PreImage, PreImages, TreeRestorer, Was};
+use crate::tree::{Difference, DirId, Files, PreImage, PreImages, TreeRestorer, Was};
 
 /// What a transaction guards.
 #[derive(Debug)]
@@ -45,20 +47,24 @@ impl Guarding {
     /// Finds out which paths of the guarded trees were touched, and gets what they were. Of those that were named before,
     /// that is known already.
     fn look_through_trees(&mut self, ground: &Ground, puts_back: bool) -> Result<()> {
-        for tree in &self.trees {
-            let found = tree.end(ground, puts_back)?;
-            self.dirs.extend(found.dirs);
-            for (path, image) in found.images {
-                match self.images.entry(path) {
-                    Entry::Vacant(vacant) => {
-                        self.unrecorded.insert(vacant.key().clone());
-                        vacant.insert(image);
-                    }
-                    Entry::Occupied(_) => trees::drop_unused(ground, &image),
-                }
+        let watched: Vec<_> = self.trees.iter().map(|tree| tree.watch.as_ref().and_then(Watch::touched)).collect();
+        let trees = self.trees.iter().zip(&watched);
+        let trees = trees.map(|(guarded, touched)| (&guarded.tree, touched.as_ref().map_or(Files::All, Files::Some)));
+        let what_for = if puts_back { For::Rollback } else { For::Commit };
+        let found = comparing::find(ground, Reading::Peek(ground), trees, &self.images, what_for)?;
+        self.dirs.extend(found.dirs);
+        let mut new = PreImages::new();
+        for (path, image) in found.images {
+            match new.contains_key(&path) || self.images.contains_key(&path) {
+                true => trees::drop_unused(ground, &image),
+                false => drop(new.insert(path, image)),
             }
         }
-        Ok(())
+        // Before anything can go wrong: what no row refers to is forgotten by these.
+        self.unrecorded.extend(new.keys().cloned());
+        let shared = if puts_back { share(ground, &self.images, &mut new) } else { Ok(()) };
+        self.images.append(&mut new);
+        shared
     }
 
     /// What was done to the guarded paths, made durable.
@@ -155,6 +161,8 @@ impl Guarding {
             label: label.to_owned(),
             attempts: 0,
             began_ms,
+            // For a process that lives nothing is lost.
+            mark: None,
         };
         let done = self.put_back(ground, lease, &row);
         // Whoever comes next tries again, should this have failed.
@@ -179,7 +187,7 @@ impl Guarding {
             self.forget_unrecorded(ground);
             return Err(error);
         }
-        put_back(ground, &mut turn, row, &self.images, false)
+        put_back(ground, &mut turn, row, &self.images, Attempt::First)
     }
 
     /// What no row refers to goes away again: nothing was displaced by it.

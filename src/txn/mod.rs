@@ -6,7 +6,8 @@
 //!   tree itself durable.
 //! - [`bind`] looks once more, under the turn, at what was prepared before it.
 //! - [`guard`] is for what somebody else's code changes, [`guarding`] what became of it, [`rollback`] puts it back;
-//!   [`trees`] finds out which paths of a whole tree that is, and gets their [`old_versions`].
+//!   [`trees`] keeps the baseline of a whole tree, [`comparing`] finds out which paths of it that is, and gets their
+//!   [`old_versions`]. Of a file with several names one copy is [`shared`] by all.
 //! - [`ground`] is what they all stand on; [`backlog`] and [`late`] are what it does behind the commits.
 
 mod apply;
@@ -14,6 +15,7 @@ mod backlog;
 mod bind;
 mod checks;
 mod commit;
+mod comparing;
 mod content;
 mod databases;
 mod displaced;
@@ -29,6 +31,7 @@ mod prepare;
 mod receipt;
 mod rollback;
 mod settle;
+mod shared;
 mod transaction;
 mod trees;
 
@@ -42,7 +45,7 @@ pub(crate) use layout::look;
 pub(crate) use prepare::{KEEP, Step};
 pub use receipt::{Receipt, Warning};
 pub use rollback::RolledBack;
-pub(crate) use rollback::put_back;
+pub(crate) use rollback::{Attempt, put_back};
 pub use settle::Settled;
 pub(crate) use settle::settle;
 pub use transaction::Transaction;

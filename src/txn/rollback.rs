@@ -26,17 +26,29 @@ pub struct RolledBack {
     pub id: Option<TxnId>,
 }
 
-/// Puts everything back that a guard's transaction changed, and ends the guard. Durable on return. `again`: an attempt
-/// before this one may have put things back and not synced them.
+/// Who puts things back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// The transaction itself.
+    First,
+    /// Recovery: an attempt before this one may have put things back and not synced them. `in_doubt`: there may have been a
+    /// power cut, too, so that bytes changed and times did not.
+    Recovery { in_doubt: bool },
+}
+
+/// Puts everything back that a guard's transaction changed, and ends the guard. Durable on return.
 pub(crate) fn put_back(
     ground: &Ground,
     turn: &mut Turn<'_>,
     row: &GuardRow,
     images: &PreImages,
-    again: bool,
+    attempt: Attempt,
 ) -> Result<RolledBack> {
     ground.touch();
-    let mut restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
+    let again = attempt != Attempt::First;
+    let in_doubt = attempt == Attempt::Recovery { in_doubt: true };
+    let restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
+    let mut restorer = restorer.in_doubt(in_doubt);
     let mut done = RolledBack::default();
     let mut dressed = HashSet::new();
     let mut failed = None;

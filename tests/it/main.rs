@@ -11,6 +11,8 @@ mod guard;
 mod guard_corners;
 mod guard_database;
 mod guard_model;
+mod guard_names;
+mod guard_power;
 mod guard_review;
 mod guard_tree;
 mod ingest;
