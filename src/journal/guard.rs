@@ -125,7 +125,7 @@ pub(crate) fn guarded(tx: &Tx<'_>, guard: GuardId) -> Result<Vec<Guarded>> {
         |row| {
             let path: Vec<u8> = row.get(0)?;
             let record: Vec<u8> = row.get(1)?;
-            Ok(Guarded { path: RelPath::from_stored(&path), image: codec::decode(&record) })
+            Ok(Guarded { path: RelPath::from_stored_or_root(&path), image: codec::decode(&record) })
         },
     )
 }

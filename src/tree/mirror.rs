@@ -150,7 +150,7 @@ impl Update<'_> {
         }
         row.looks = entries.iter().any(Entry::is_looked_at);
         row.stamp = Stamp::from(&live);
-        row.attrs = attrs_of(dir, row.path.as_ref(), &live, &full)?;
+        row.attrs = attrs_of(dir, &live, &full)?;
         row.racy |= self.clock.is_some_and(|clock| live.ctime >= clock);
         (self.tell)(Mirrored::Directory(row, entries))
     }
@@ -273,8 +273,7 @@ impl Update<'_> {
     }
 }
 
-fn attrs_of(dir: &Dir, path: Option<&RelPath>, meta: &Meta, full: &Path) -> Result<Attrs> {
-    // By way of itself: what lies above the root is nobody's business here.
-    let xattrs = if path.is_some() { attrs::xattrs(&dir.fd, OsStr::new("."), full)? } else { Vec::new() };
+fn attrs_of(dir: &Dir, meta: &Meta, full: &Path) -> Result<Attrs> {
+    let xattrs = attrs::xattrs(&dir.fd, OsStr::new("."), full)?;
     Ok(Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs })
 }

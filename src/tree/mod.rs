@@ -2,8 +2,10 @@
 //!
 //! - [`preimage`] is what a path was before, and how that is kept.
 //! - [`scan`] finds what changed in a tree, against what is in the [`record`]; [`mirror`] keeps the old versions of its files.
+//! - [`directories`] are given back their times with what is put back in them.
 //! - [`restorer`] puts the old versions back, and touches no path that was not named.
 
+mod directories;
 mod mirror;
 mod preimage;
 mod record;

@@ -33,6 +33,8 @@ pub(crate) enum Was {
     Absent,
     Directory {
         ino: u64,
+        /// When it was made; of a directory that was named it does not matter.
+        btime: (i64, u32),
         attrs: Attrs,
     },
     Symlink {
@@ -64,7 +66,7 @@ impl From<Kept> for Was {
     fn from(kept: Kept) -> Self {
         match kept {
             Kept::Nothing | Kept::Database => Self::Absent,
-            Kept::Directory(meta, attrs) => Self::Directory { ino: meta.ino, attrs },
+            Kept::Directory(meta, attrs) => Self::Directory { ino: meta.ino, btime: meta.btime, attrs },
             Kept::Symlink(meta, attrs, target) => Self::Symlink { ino: meta.ino, target, attrs },
             Kept::File { meta, attrs, kept, way } => {
                 Self::File { seen: Identity::from(&meta), kept: Identity::from(&kept), attrs, way }
@@ -106,7 +108,8 @@ impl PreImage {
         match &self.was {
             Was::Absent | Was::Lost => Difference::All,
             Was::Directory { attrs, .. } => match live.kind == Kind::Directory {
-                true if dressed(attrs) && (!self.named || attrs.mtime == live.mtime) => Difference::None,
+                true if !self.named && self.is_same_directory(live) => Difference::None,
+                true if self.named && dressed(attrs) && attrs.mtime == live.mtime => Difference::None,
                 true => Difference::Attributes,
                 false => Difference::All,
             },
@@ -142,6 +145,16 @@ impl PreImage {
                     Difference::All
                 }
             }
+        }
+    }
+
+    /// What this comes to where the path may have a pre-image already, which counts: it is the older one. But a directory that
+    /// only lay on the way to a path is as good as named when it is now. None where this one is not needed.
+    pub(crate) fn beside(&self, known: Option<&PreImage>) -> Option<PreImage> {
+        match known {
+            None => Some(self.clone()),
+            Some(known) if self.named && !known.named => Some(PreImage { named: true, ..known.clone() }),
+            Some(_) => None,
         }
     }
 

@@ -23,7 +23,7 @@ use crate::fs::clone::Way;
 use crate::fs::compare::Compare;
 use crate::fs::exchange;
 use crate::fs::opener::{self, Opener, SIDECARS};
-use crate::fs::root::{self, Dirs, Kind, Meta, RootDir};
+use crate::fs::root::{Dirs, Kind, Meta, RootDir};
 use crate::fs::temp;
 use crate::path::RelPath;
 
@@ -33,12 +33,16 @@ const MADE: &str = ".again";
 /// Puts trees back.
 pub(crate) struct TreeRestorer<'r> {
     opener: &'r Opener,
-    dirs: Dirs<'r>,
+    pub(super) dirs: Dirs<'r>,
     areas: HashMap<i64, Arc<Area>>,
     /// Times and sizes prove nothing.
     in_doubt: bool,
     /// Names of files of several names, one of which was touched: what was kept takes the place of all.
     torn: HashSet<RelPath>,
+    /// Unnamed directories, as they were found.
+    pub(super) found: HashMap<RelPath, Meta>,
+    /// Directories in which somebody changed names that are not guarded.
+    pub(super) others: HashSet<RelPath>,
 }
 
 /// What came of one path.
@@ -59,12 +63,25 @@ impl<'r> TreeRestorer<'r> {
     /// Areas are those that the pre-images name.
     pub(crate) fn new(root: &'r RootDir, opener: &'r Opener, areas: impl IntoIterator<Item = Arc<Area>>) -> Self {
         let areas = areas.into_iter().map(|area| (area.id, area)).collect();
-        Self { opener, dirs: Dirs::new(root), areas, in_doubt: false, torn: HashSet::new() }
+        Self {
+            opener,
+            dirs: Dirs::new(root),
+            areas,
+            in_doubt: false,
+            torn: HashSet::new(),
+            found: HashMap::new(),
+            others: HashSet::new(),
+        }
     }
 
     /// A power cut may have come in between: files that look as they were are read, and compared with what was kept.
     pub(crate) fn in_doubt(self, in_doubt: bool) -> Self {
         Self { in_doubt, ..self }
+    }
+
+    /// In these directories somebody is known to have changed names that are not guarded.
+    pub(crate) fn beside_others(self, others: HashSet<RelPath>) -> Self {
+        Self { others, ..self }
     }
 
     /// Puts everything back, and says of each path what came of it.
@@ -95,13 +112,7 @@ impl<'r> TreeRestorer<'r> {
 
     /// What lies at a path now, and how it differs from what it was.
     pub(crate) fn compare(&mut self, path: &RelPath, image: &PreImage) -> Result<(Option<Meta>, Difference)> {
-        let live = match self.dirs.try_parent(path) {
-            Ok(None) => None,
-            Ok(Some(dir)) => root::look(&dir.fd, path.name()).at_in("look at", self.dirs.root().path(), path)?,
-            // Something else stands on the way: nothing is at the path.
-            Err(Error::NotADirectory { .. } | Error::SymlinkOnTheWay { .. }) => None,
-            Err(error) => return Err(error),
-        };
+        let live = self.look(path)?;
         let mut difference = image.differs(live.as_ref());
         // The number of a removed inode comes again, and so may its times: a symlink is what it says.
         if let (Was::Symlink { target, attrs, .. }, Some(live)) = (&image.was, &live)
@@ -199,7 +210,7 @@ impl<'r> TreeRestorer<'r> {
         Ok(found)
     }
 
-    fn area(&self, image: &PreImage) -> Result<Arc<Area>> {
+    pub(super) fn area(&self, image: &PreImage) -> Result<Arc<Area>> {
         self.areas.get(&image.area).cloned().ok_or(Error::NotMounted { area: image.area })
     }
 
@@ -213,6 +224,7 @@ impl<'r> TreeRestorer<'r> {
         let full = self.dirs.root().full(path);
         if let Some(live) = live.filter(|live| live.kind == Kind::Directory) {
             // Before anything in it, or it itself, is touched; what it had comes back at the end.
+            self.find(path, image, &live);
             attrs::open_up(&self.dirs.parent(path)?.fd, path.name(), &live, &full)?;
         }
         // What is put in place must be what was kept: bytes written to a link since are not, nor is what an earlier attempt
@@ -368,21 +380,6 @@ impl<'r> TreeRestorer<'r> {
                 area.rename_staged(&made, &image.name)
             }
         }
-    }
-
-    /// Gives a directory back what it had besides its entries.
-    fn directory(&mut self, path: &RelPath, image: &PreImage) -> Result<()> {
-        let Was::Directory { ino, attrs } = &image.was else { return Ok(()) };
-        let dir = self.dirs.parent(path)?;
-        let full = self.dirs.root().full(path);
-        let Some(live) = root::look(&dir.fd, path.name()).at("look at", &full)? else {
-            return Err(Error::NotFound { path: full });
-        };
-        // One that somebody else made here has a past of its own.
-        if live.ino != *ino && !image.named && live.mode == attrs.mode {
-            return Ok(());
-        }
-        attrs::dress_at(&dir.fd, path.name(), attrs, &full)
     }
 }
 

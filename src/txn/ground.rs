@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::fs::area::{Area, STATE_AREA};
 use crate::fs::opener::{Opener, SyncTarget};
 use crate::fs::root::{Dir, RootDir};
+use crate::fs::watch::NameWatch;
 use crate::journal::{self, GuardId, Mark};
 use crate::lock::{Locks, Session};
 use crate::path::RelPath;
@@ -44,6 +45,8 @@ pub(crate) struct Ground {
     touched: AtomicU64,
     /// The guards of this process's living transactions.
     guarding: Mutex<HashSet<GuardId>>,
+    /// Watches that nobody uses now.
+    spare: Mutex<Vec<NameWatch>>,
     /// Larger than the number of any guard this process has recorded.
     next_guard: AtomicI64,
 }
@@ -155,6 +158,7 @@ impl Ground {
             names: AtomicU64::new(0),
             touched: AtomicU64::new(0),
             guarding: Mutex::default(),
+            spare: Mutex::default(),
             next_guard: AtomicI64::new(1),
         };
         ground.refresh_areas(&ground.enter()?)?;
@@ -190,6 +194,17 @@ impl Ground {
         let id = journal::insert_guard(tx, least, lock, self.session.id, label, began_ms, &mark)?;
         self.next_guard.fetch_max(id.0.saturating_add(1), Ordering::AcqRel);
         Ok(id)
+    }
+
+    /// A watch on names that watches nothing yet; none where there are too many watches already.
+    pub(crate) fn watch(&self) -> Option<NameWatch> {
+        self.spare.lock().unwrap_or_else(|poison| poison.into_inner()).pop().or_else(NameWatch::new)
+    }
+
+    /// Keeps a watch for whoever needs one next.
+    pub(crate) fn watch_no_more(&self, watch: Option<NameWatch>) {
+        let empty = watch.map(NameWatch::empty);
+        self.spare.lock().unwrap_or_else(|poison| poison.into_inner()).extend(empty);
     }
 
     /// The guards of this process's living transactions.

@@ -28,6 +28,7 @@ use crate::fs::clone::{Keep, Kept, Way};
 use crate::fs::database::KeepSet;
 use crate::fs::opener::{self, SIDECARS, SyncTarget};
 use crate::fs::root::{Dirs, Kind};
+use crate::fs::watch::NameWatch;
 use crate::journal::{self, GuardId, GuardRow, TxnState};
 use crate::path::{RelPath, STATE_DIR};
 use crate::store::{Durability, Turn, Tx};
@@ -47,7 +48,7 @@ pub struct Guard {
 
 impl Guard {
     /// Guards these files, symlinks and directories, or that nothing is there. Of a directory: that it exists, with its
-    /// mode, owner and times; not what lies in it.
+    /// mode, owner and times; not what lies in it. A directory on the way to one of them only has to be there again.
     pub fn paths<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Self {
         Self {
             paths: paths.into_iter().map(|path| path.as_ref().to_owned()).collect(),
@@ -104,9 +105,19 @@ impl Transaction {
     /// [`Error::PathBusy`] when another transaction guards one of them. Until this one ends, nobody else's commit can change
     /// them. Errors leave what was guarded before as it is.
     pub fn guard_with(&mut self, guard: Guard) -> Result<()> {
-        if let Some(tree) = &guard.tree {
-            return self.guard_tree(tree, guard.replacing);
+        let mut beside = self.guarding.as_mut().and_then(|guarding| guarding.beside.take());
+        let done = match &guard.tree {
+            Some(tree) => self.guard_tree(tree, guard.replacing, &mut beside),
+            None => self.guard_named(guard, &mut beside),
+        };
+        match &mut self.guarding {
+            Some(guarding) => guarding.beside = beside,
+            None => self.ground.watch_no_more(beside),
         }
+        done
+    }
+
+    fn guard_named(&mut self, guard: Guard, beside: &mut Option<NameWatch>) -> Result<()> {
         let mut paths = BTreeSet::new();
         for path in &guard.paths {
             let path = self.begin_staging(path)?;
@@ -152,6 +163,7 @@ impl Transaction {
             }
         }
         taken.sync()?;
+        Guarding::watch(beside, ground, &mut taken.images)?;
         let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
         let id = turn.write(Durability::Full, |tx| {
             let id = ground.record_guard(tx, own, lease.name(), &self.label, self.began_ms)?;
@@ -172,13 +184,14 @@ impl Transaction {
 }
 
 impl Transaction {
-    fn guard_tree(&mut self, path: &Path, replacing: bool) -> Result<()> {
+    fn guard_tree(&mut self, path: &Path, replacing: bool, beside: &mut Option<NameWatch>) -> Result<()> {
         let whole_root = path.as_os_str().is_empty() || path == Path::new(".");
         let path = if whole_root { None } else { Some(self.begin_staging(path)?) };
         if let Some(path) = &path
             && self.ground.root.look(path)?.is_none_or(|meta| meta.kind != Kind::Directory)
         {
-            return self.guard_with(Guard { paths: vec![path.to_path_buf()], tree: None, appending: false, replacing });
+            let guard = Guard { paths: vec![path.to_path_buf()], tree: None, appending: false, replacing };
+            return self.guard_named(guard, beside);
         }
         self.ask("guard tree", &[path.as_ref().map_or(b"", RelPath::as_bytes)]);
         if !replacing {
@@ -201,6 +214,7 @@ impl Transaction {
         taken.take(&paths, self.guarding.as_ref(), Way::Reflink, false)?;
         let mut above = std::mem::take(&mut taken.images);
         above.retain(|_, image| !image.named && matches!(image.was, Was::Directory { .. }));
+        Guarding::watch(beside, ground, &mut above)?;
         let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
         let (id, tree) = turn.write(Durability::Normal, |tx| {
             let id = ground.record_guard(tx, own, lease.name(), &self.label, self.began_ms)?;
@@ -338,7 +352,8 @@ impl Taken<'_> {
         let mut wanted: BTreeSet<(RelPath, bool)> = BTreeSet::new();
         for path in paths {
             wanted.insert((path.clone(), true));
-            for above in std::iter::successors(path.parent(), RelPath::parent) {
+            let above = std::iter::successors(path.parent(), RelPath::parent).chain([RelPath::root()]);
+            for above in above {
                 let known = before.is_some_and(|before| before.images.contains_key(&above));
                 if known || paths.contains(&above) || !wanted.insert((above, false)) {
                     break;

@@ -11,10 +11,10 @@ use super::trees::{self, Guarded};
 use crate::error::{IoContext, Result};
 use crate::fs::opener::SyncTarget;
 use crate::fs::root::{self, Kind, Meta};
-use crate::fs::watch::Watch;
+use crate::fs::watch::{NameWatch, Watch};
 use crate::journal::{self, Change, ChangeKind, GuardId, GuardRow};
 use crate::lock::Lease;
-use crate::path::RelPath;
+use crate::path::{AREA_DIR, RelPath, STATE_DIR};
 use crate::store::{Durability, Turn, Tx};
 use crate::tree::{Difference, DirId, Files, PreImage, PreImages, TreeRestorer, Was};
 
@@ -30,6 +30,8 @@ pub(super) struct Guarding {
     unrecorded: BTreeSet<RelPath>,
     /// Rows written so far.
     pub(super) rows: i64,
+    /// Who changes names in the directories that are not named, and only lie on the way to what is guarded.
+    pub(super) beside: Option<NameWatch>,
 }
 
 /// What was done to a guarded path.
@@ -41,7 +43,48 @@ pub(super) struct Touched {
 
 impl Guarding {
     pub(super) fn new(id: GuardId) -> Self {
-        Self { id, images: PreImages::new(), trees: Vec::new(), dirs: Vec::new(), unrecorded: BTreeSet::new(), rows: 0 }
+        Self {
+            id,
+            images: PreImages::new(),
+            trees: Vec::new(),
+            dirs: Vec::new(),
+            unrecorded: BTreeSet::new(),
+            rows: 0,
+            beside: None,
+        }
+    }
+
+    /// Watches the directories on the way to what is now to be guarded, and looks at them once more: what is done in them from
+    /// here on is not missed.
+    pub(super) fn watch(beside: &mut Option<NameWatch>, ground: &Ground, images: &mut PreImages) -> Result<()> {
+        for (path, image) in images.iter_mut().filter(|(_, image)| !image.named) {
+            let Was::Directory { attrs, ino, .. } = &mut image.was else { continue };
+            if beside.is_none() {
+                *beside = ground.watch();
+            }
+            let Some(watch) = beside else { return Ok(()) };
+            if !watch.add(&ground.root.full(path), path) {
+                // Whatever is done in it is taken for the transaction's doing.
+                continue;
+            }
+            let now = if path.is_root() { ground.root.top().meta_now().ok() } else { ground.root.look(path)? };
+            if let Some(now) = now.filter(|now| now.ino == *ino) {
+                (attrs.mode, attrs.uid, attrs.gid, attrs.mtime) = (now.mode, now.uid, now.gid, now.mtime);
+            }
+        }
+        Ok(())
+    }
+
+    /// The directories in which somebody changed names that are not guarded.
+    fn others(&self) -> HashSet<RelPath> {
+        let guarded = |dir: &RelPath, name: &[u8]| {
+            let path = RelPath::join(Some(dir), name);
+            // The engine's own names are nobody's.
+            path.names().any(|name| name == STATE_DIR.as_bytes() || name == AREA_DIR.as_bytes())
+                || self.images.contains_key(&path)
+                || self.trees.iter().any(|tree| tree.covers(Some(&path)))
+        };
+        self.beside.as_ref().map_or_else(HashSet::new, |watch| watch.changed(guarded))
     }
 
     /// Finds out which paths of the guarded trees were touched, and gets what they were. Of those that were named before,
@@ -55,9 +98,9 @@ impl Guarding {
         self.dirs.extend(found.dirs);
         let mut new = PreImages::new();
         for (path, image) in found.images {
-            match new.contains_key(&path) || self.images.contains_key(&path) {
-                true => trees::drop_unused(ground, &image),
-                false => drop(new.insert(path, image)),
+            match image.beside(new.get(&path).or(self.images.get(&path))) {
+                Some(image) => drop(new.insert(path, image)),
+                None => trees::drop_unused(ground, &image),
             }
         }
         // Before anything can go wrong: what no row refers to is forgotten by these.
@@ -132,7 +175,8 @@ impl Guarding {
     }
 
     /// After COMMIT: old versions that are referred to go to history, the others go away.
-    pub(super) fn release(self, ground: &Ground, changes: &[Change]) {
+    pub(super) fn release(mut self, ground: &Ground, changes: &[Change]) {
+        ground.watch_no_more(self.beside.take());
         ground.guarding().remove(&self.id);
         let kept: HashSet<&String> = changes.iter().filter_map(|change| change.preimage.as_ref()).collect();
         for image in self.images.values() {
@@ -165,6 +209,7 @@ impl Guarding {
             mark: None,
         };
         let done = self.put_back(ground, lease, &row);
+        ground.watch_no_more(self.beside.take());
         // Whoever comes next tries again, should this have failed.
         ground.guarding().remove(&self.id);
         done
@@ -187,7 +232,8 @@ impl Guarding {
             self.forget_unrecorded(ground);
             return Err(error);
         }
-        put_back(ground, &mut turn, row, &self.images, Attempt::First)
+        let others = self.others();
+        put_back(ground, &mut turn, row, &self.images, Attempt::First { others })
     }
 
     /// What no row refers to goes away again: nothing was displaced by it.

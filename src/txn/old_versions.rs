@@ -35,14 +35,12 @@ pub(super) fn images(
     let area = ground.area_near(row.path.as_ref())?;
     let mut image = |name: Option<&[u8]>, staged: String, was: Was| {
         let path = match name {
-            Some(name) => Some(RelPath::join(row.path.as_ref(), name)),
-            None => row.path.clone(),
+            Some(name) => RelPath::join(row.path.as_ref(), name),
+            None => row.path.clone().unwrap_or_else(RelPath::root),
         };
-        if let Some(path) = path {
-            found.push((path, PreImage { area: area.id, name: staged, named: true, was }));
-        }
+        found.push((path, PreImage { area: area.id, name: staged, named: true, was }));
     };
-    image(None, ground.fresh_name(), Was::Directory { ino: row.stamp.ino, attrs: row.attrs.clone() });
+    image(None, ground.fresh_name(), Was::Directory { ino: row.stamp.ino, btime: (0, 0), attrs: row.attrs.clone() });
     let taken = |name: &[u8]| gone.iter().any(|entry| entry.name == name);
     for (name, _) in new.iter().filter(|(name, _)| !taken(name)) {
         image(Some(name), ground.fresh_name(), Was::Absent);

@@ -27,10 +27,10 @@ pub struct RolledBack {
 }
 
 /// Who puts things back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Attempt {
-    /// The transaction itself.
-    First,
+    /// The transaction itself, which knows of directories where somebody changed names that are not guarded.
+    First { others: HashSet<RelPath> },
     /// Recovery: an attempt before this one may have put things back and not synced them. `in_doubt`: there may have been a
     /// power cut, too, so that bytes changed and times did not.
     Recovery { in_doubt: bool },
@@ -45,10 +45,12 @@ pub(crate) fn put_back(
     attempt: Attempt,
 ) -> Result<RolledBack> {
     ground.touch();
-    let again = attempt != Attempt::First;
-    let in_doubt = attempt == Attempt::Recovery { in_doubt: true };
+    let (again, in_doubt, others) = match attempt {
+        Attempt::First { others } => (false, false, others),
+        Attempt::Recovery { in_doubt } => (true, in_doubt, HashSet::new()),
+    };
     let restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
-    let mut restorer = restorer.in_doubt(in_doubt);
+    let mut restorer = restorer.in_doubt(in_doubt).beside_others(others);
     let mut done = RolledBack::default();
     let mut dressed = HashSet::new();
     let mut failed = None;

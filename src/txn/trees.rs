@@ -70,10 +70,10 @@ pub(crate) fn complete(
     let what_for = if in_doubt { For::RollbackInDoubt } else { For::Rollback };
     let all = trees.iter().map(|tree| (tree, Files::All));
     for (path, image) in comparing::find(ground, Reading::Turn(turn), all, images, what_for)?.images {
-        match images.contains_key(&path) {
-            // Recorded by an attempt before this one.
-            true => drop_unused(ground, &image),
-            false => drop(new.insert(path, image)),
+        // Perhaps recorded by an attempt before this one.
+        match image.beside(new.get(&path).or(images.get(&path))) {
+            Some(image) => drop(new.insert(path, image)),
+            None => drop_unused(ground, &image),
         }
     }
     share(ground, images, &mut new)?;

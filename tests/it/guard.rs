@@ -40,7 +40,7 @@ impl std::fmt::Debug for Entry {
 }
 
 pub(crate) fn full(root: &Path) -> BTreeMap<PathBuf, Entry> {
-    let walk = walkdir::WalkDir::new(root).min_depth(1).sort_by_file_name().into_iter();
+    let walk = walkdir::WalkDir::new(root).sort_by_file_name().into_iter();
     let mut inodes: BTreeMap<u64, Vec<PathBuf>> = BTreeMap::new();
     let mut found: BTreeMap<PathBuf, Entry> = walk
         .filter_entry(|entry| entry.file_name() != ".journal")

@@ -68,7 +68,9 @@ fn ordinary_child() {
     for way in ["paths", "tree", "replacing"] {
         let mut txn = journal.begin("").unwrap();
         match way {
-            "paths" => txn.guard_paths(["a/file", "a/b", "a/b/file", "c", "c/file", "c/new", "e", "e/file"]).unwrap(),
+            "paths" => {
+                txn.guard_paths(["a", "a/file", "a/b", "a/b/file", "c", "c/file", "c/new", "e", "e/file"]).unwrap()
+            }
             "tree" => txn.guard(".").unwrap(),
             _ => txn.guard_with(Guard::tree(".").replacing()).unwrap(),
         }
@@ -85,6 +87,18 @@ fn ordinary_child() {
         txn.rollback().unwrap_or_else(|error| panic!("{way}: {error}"));
         assert_eq!(full(&root), before, "{way}");
     }
+    // A directory on the way stays closed, as it is found; what is in it is put back.
+    let mut txn = journal.begin("").unwrap();
+    txn.guard_paths(["a/b/file"]).unwrap();
+    fs::remove_file(at("a/b/file")).unwrap();
+    mode("a/b", 0o100);
+    mode("a", 0o000);
+    txn.rollback().unwrap();
+    let closed = |path: &str| fs::metadata(at(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(closed("a"), 0o000);
+    mode("a", 0o755);
+    assert_eq!(closed("a/b"), 0o100);
+    assert_eq!(fs::read_to_string(at("a/b/file")).unwrap(), "a/b");
 }
 
 /// A filesystem whose stamps stand still for some milliseconds, as all did before Linux 6.13, and whose inodes are one

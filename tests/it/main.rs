@@ -8,6 +8,7 @@ mod counts;
 mod crash_points;
 mod fuzz_corpus;
 mod guard;
+mod guard_beside;
 mod guard_corners;
 mod guard_database;
 mod guard_model;
