@@ -152,6 +152,31 @@ impl Area {
             .map_err(|source| Error::SyncFailed { path: self.path.clone(), source: source.into() })
     }
 
+    /// What lies below a directory of the stage, in no order.
+    pub(crate) fn staged_below(&self, name: &str) -> Result<Vec<Meta>> {
+        check_name(name)?;
+        let mut found = Vec::new();
+        let mut waiting = vec![PathBuf::from(name)];
+        while let Some(at) = waiting.pop() {
+            let path = || self.stage_dir.join(&at);
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let dir = match rustix::fs::openat(&self.stage, &at, flags, Mode::empty()) {
+                Ok(dir) => dir,
+                // Closed to an ordinary user, or deeper than a path may be long: what is in it is kept all the same.
+                Err(Errno::ACCESS | Errno::NAMETOOLONG) => continue,
+                Err(error) => return Err(error).at("open", path()),
+            };
+            for name in names(&dir, &path())? {
+                let Some(meta) = root::look(&dir, &name).at("look at", path())? else { continue };
+                if meta.kind == root::Kind::Directory {
+                    waiting.push(at.join(&name));
+                }
+                found.push(meta);
+            }
+        }
+        Ok(found)
+    }
+
     /// Removes a name from the stage that nothing refers to any more.
     pub(crate) fn drop_staged(&self, name: &str) -> Result<()> {
         check_name(name)?;

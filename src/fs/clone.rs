@@ -79,6 +79,16 @@ pub(crate) enum Kept {
     },
 }
 
+impl Kept {
+    /// When the inode was made; zero where there is none.
+    pub(crate) fn born(&self) -> (i64, u32) {
+        match self {
+            Self::Nothing | Self::Database => (0, 0),
+            Self::Directory(meta, _) | Self::Symlink(meta, ..) | Self::File { meta, .. } => meta.btime,
+        }
+    }
+}
+
 /// This often a file is copied anew, because somebody wrote to it meanwhile.
 const TRIES: usize = 4;
 /// How much is copied at once.

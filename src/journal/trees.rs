@@ -122,8 +122,11 @@ pub(crate) fn tree_dirs(tx: &Tx<'_>, tree: TreeId) -> Result<Vec<DirRow>> {
                 ctime: (row.get(5)?, row.get(6)?),
             };
             let (id, racy, looks) = (DirId(row.get(0)?), row.get(7)?, row.get(9)?);
-            let attrs = codec::decode::<Attrs>(&attrs);
-            Ok(path.and_then(|path| Ok(DirRow { id, path, stamp, racy, looks, attrs: attrs? })))
+            let (attrs, btime) = match codec::decode::<(Attrs, (i64, u32))>(&attrs) {
+                Ok(decoded) => decoded,
+                Err(error) => return Ok(Err(error)),
+            };
+            Ok(path.map(|path| DirRow { id, path, stamp, racy, looks, attrs, btime }))
         },
     )?;
     rows.into_iter().collect()
@@ -188,7 +191,7 @@ pub(crate) fn put_dir(tx: &Tx<'_>, tree: TreeId, row: &DirRow, entries: &[Entry]
             row.stamp.ctime.0,
             row.stamp.ctime.1,
             row.racy,
-            codec::encode(&row.attrs)?,
+            codec::encode(&(&row.attrs, row.btime))?,
             row.looks
         ],
     )?;

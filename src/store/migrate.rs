@@ -19,6 +19,7 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
         label    TEXT NOT NULL DEFAULT '',
         attempts INTEGER NOT NULL DEFAULT 0,
         began_ms INTEGER NOT NULL,
+        fence    INTEGER NOT NULL DEFAULT 0,
         mark     BLOB NOT NULL DEFAULT x''
     ) STRICT;
     CREATE TABLE journal_preimage (

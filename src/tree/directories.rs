@@ -12,13 +12,13 @@ use super::preimage::{PreImage, Was};
 use super::restorer::TreeRestorer;
 use crate::error::{Error, IoContext, Result};
 use crate::fs::attrs;
-use crate::fs::root::{self, Kind, Meta};
+use crate::fs::root::{self, Meta};
 use crate::path::RelPath;
 
 impl TreeRestorer<'_> {
     /// Remembers a directory as it is before anything in it is put back.
     pub(super) fn find(&mut self, path: &RelPath, image: &PreImage, live: &Meta) {
-        if !image.named && image.is_same_directory(live) {
+        if !image.named && image.is_inode(live) {
             self.found.entry(path.clone()).or_insert(*live);
         }
     }
@@ -29,7 +29,7 @@ impl TreeRestorer<'_> {
         let full = self.dirs.root().full(path);
         let Some(live) = self.look(path)? else { return Err(Error::NotFound { path: full }) };
         let dir = self.dirs.parent(path)?;
-        if image.named || !image.is_same_directory(&live) {
+        if image.named || !image.is_inode(&live) {
             return attrs::dress_at(&dir.fd, path.name(), attrs, &full);
         }
         let Some(found) = self.found.get(path) else { return Ok(()) };
@@ -44,16 +44,6 @@ impl TreeRestorer<'_> {
             Ok(Some(dir)) => root::look(&dir.fd, path.name()).at_in("look at", self.dirs.root().path(), path),
             Err(Error::NotADirectory { .. } | Error::SymlinkOnTheWay { .. }) => Ok(None),
             Err(error) => Err(error),
-        }
-    }
-}
-
-impl PreImage {
-    /// True when this is the directory that it was, and no other of its name. Numbers recur, so it is told by its birth, too.
-    pub(super) fn is_same_directory(&self, live: &Meta) -> bool {
-        match &self.was {
-            Was::Directory { ino, btime, .. } => (live.kind, live.ino, live.btime) == (Kind::Directory, *ino, *btime),
-            _ => false,
         }
     }
 }

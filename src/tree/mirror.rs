@@ -82,6 +82,7 @@ impl Update<'_> {
                 attrs: Attrs::default(),
                 looks: false,
                 racy: true,
+                btime: (0, 0),
             };
             let Some(diff) = self.scan.diff(row, false, |_| Ok(Vec::new()))? else { continue };
             if diff.live.is_some() {
@@ -150,6 +151,7 @@ impl Update<'_> {
         }
         row.looks = entries.iter().any(Entry::is_looked_at);
         row.stamp = Stamp::from(&live);
+        row.btime = live.btime;
         row.attrs = attrs_of(dir, &live, &full)?;
         row.racy |= self.clock.is_some_and(|clock| live.ctime >= clock);
         (self.tell)(Mirrored::Directory(row, entries))

@@ -24,6 +24,8 @@ pub(crate) struct PreImage {
     pub(crate) name: String,
     /// The caller named the path; else it is a directory on the way to one that was named.
     pub(crate) named: bool,
+    /// When the inode was made, which tells it from another with its number; zero where that is not known.
+    pub(crate) born: (i64, u32),
     pub(crate) was: Was,
 }
 
@@ -33,8 +35,6 @@ pub(crate) enum Was {
     Absent,
     Directory {
         ino: u64,
-        /// When it was made; of a directory that was named it does not matter.
-        btime: (i64, u32),
         attrs: Attrs,
     },
     Symlink {
@@ -66,7 +66,7 @@ impl From<Kept> for Was {
     fn from(kept: Kept) -> Self {
         match kept {
             Kept::Nothing | Kept::Database => Self::Absent,
-            Kept::Directory(meta, attrs) => Self::Directory { ino: meta.ino, btime: meta.btime, attrs },
+            Kept::Directory(meta, attrs) => Self::Directory { ino: meta.ino, attrs },
             Kept::Symlink(meta, attrs, target) => Self::Symlink { ino: meta.ino, target, attrs },
             Kept::File { meta, attrs, kept, way } => {
                 Self::File { seen: Identity::from(&meta), kept: Identity::from(&kept), attrs, way }
@@ -99,6 +99,26 @@ impl Was {
 pub(crate) const WAS: &str = ".was";
 
 impl PreImage {
+    /// The number of the inode that lay at the path. None of a database, which is put back in place.
+    pub(crate) fn ino(&self) -> Option<u64> {
+        match &self.was {
+            Was::Directory { ino, .. } | Was::Symlink { ino, .. } => Some(*ino),
+            Was::File { seen, .. } => Some(seen.ino),
+            _ => None,
+        }
+    }
+
+    /// True when this is the very inode that lay at the path, whatever became of it. Not of a database.
+    pub(crate) fn is_inode(&self, meta: &Meta) -> bool {
+        let (kind, ino) = match &self.was {
+            Was::Directory { ino, .. } => (Kind::Directory, *ino),
+            Was::Symlink { ino, .. } => (Kind::Symlink, *ino),
+            Was::File { seen, .. } => (Kind::File, seen.ino),
+            _ => return false,
+        };
+        (meta.kind, meta.ino, meta.btime) == (kind, ino, self.born)
+    }
+
     /// Compares with what lies at the path now. A file is not read: inode, size, times and mode tell.
     pub(crate) fn differs(&self, live: Option<&Meta>) -> Difference {
         let Some(live) = live else {
@@ -108,7 +128,7 @@ impl PreImage {
         match &self.was {
             Was::Absent | Was::Lost => Difference::All,
             Was::Directory { attrs, .. } => match live.kind == Kind::Directory {
-                true if !self.named && self.is_same_directory(live) => Difference::None,
+                true if !self.named && self.is_inode(live) => Difference::None,
                 true if self.named && dressed(attrs) && attrs.mtime == live.mtime => Difference::None,
                 true => Difference::Attributes,
                 false => Difference::All,

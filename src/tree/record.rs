@@ -38,6 +38,8 @@ pub(crate) struct DirRow {
     pub(crate) looks: bool,
     /// It changed so shortly before it was looked at, or is to change, that the stamp proves nothing: it is listed anyway.
     pub(crate) racy: bool,
+    /// When it was made.
+    pub(crate) btime: (i64, u32),
 }
 
 /// What lies under one name of a directory.
@@ -51,6 +53,8 @@ pub(crate) struct Entry {
     pub(crate) what: EntryKind,
     /// The file had more than one name.
     pub(crate) shared: bool,
+    /// When the inode was made.
+    pub(crate) btime: (i64, u32),
 }
 
 /// What kind of thing it is, and how it is kept.
@@ -74,7 +78,7 @@ impl Entry {
     pub(crate) fn new(name: Vec<u8>, meta: &Meta, xattrs: Xattrs, what: EntryKind) -> Self {
         let attrs = Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs };
         let shared = meta.kind == Kind::File && meta.links > 1;
-        Self { name, ino: meta.ino, size: meta.size, ctime: meta.ctime, attrs, what, shared }
+        Self { name, ino: meta.ino, size: meta.size, ctime: meta.ctime, attrs, what, shared, btime: meta.btime }
     }
 
     pub(crate) fn kind(&self) -> Kind {

@@ -144,7 +144,7 @@ impl Scan<'_> {
                     Some(meta) if entry.is(&meta) => diff.same.push(entry),
                     // Another directory of the same name: what differs in it is its own row's business.
                     Some(meta) if (entry.kind(), meta.kind) == (Kind::Directory, Kind::Directory) => {
-                        diff.same.push(Entry { ino: meta.ino, ..entry });
+                        diff.same.push(Entry { ino: meta.ino, btime: meta.btime, ..entry });
                     }
                     Some(meta) if (entry.kind(), entry.ino) == (meta.kind, meta.ino) => {
                         diff.changed.push((entry, meta))

@@ -15,7 +15,7 @@ use crate::fs::area::{Area, STATE_AREA};
 use crate::fs::opener::{Opener, SyncTarget};
 use crate::fs::root::{Dir, RootDir};
 use crate::fs::watch::NameWatch;
-use crate::journal::{self, GuardId, Mark};
+use crate::journal::{self, GuardId, GuardRow, Mark};
 use crate::lock::{Locks, Session};
 use crate::path::RelPath;
 use crate::store::{Durability, Store, Turn, Tx};
@@ -178,20 +178,12 @@ impl Ground {
     /// Records that a transaction of this process guards paths; `own` is the guard that it has already. No number is used
     /// twice by one process: an old guard's end, which another thread may be about to note, must not be taken for the new
     /// one's.
-    pub(crate) fn record_guard(
-        &self,
-        tx: &Tx<'_>,
-        own: Option<GuardId>,
-        lock: &str,
-        label: &str,
-        began_ms: i64,
-    ) -> Result<GuardId> {
-        let mark = self.mark_now();
-        if let Some(own) = own {
-            return journal::set_guard_mark(tx, own, &mark).map(|()| own);
+    pub(crate) fn record_guard(&self, tx: &Tx<'_>, own: Option<GuardId>, guard: &GuardRow) -> Result<GuardId> {
+        if let (Some(own), Some(mark)) = (own, &guard.mark) {
+            return journal::set_guard_mark(tx, own, mark).map(|()| own);
         }
         let least = self.next_guard.load(Ordering::Acquire);
-        let id = journal::insert_guard(tx, least, lock, self.session.id, label, began_ms, &mark)?;
+        let id = journal::insert_guard(tx, least, guard)?;
         self.next_guard.fetch_max(id.0.saturating_add(1), Ordering::AcqRel);
         Ok(id)
     }

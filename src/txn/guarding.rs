@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use super::comparing::{self, For, Reading};
 use super::ground::Ground;
 use super::prepare::SYNC_ONE_BY_ONE;
+use super::renames;
 use super::rollback::{Attempt, RolledBack, put_back};
 use super::shared::share;
 use super::trees::{self, Guarded};
@@ -12,6 +13,7 @@ use crate::error::{IoContext, Result};
 use crate::fs::opener::SyncTarget;
 use crate::fs::root::{self, Kind, Meta};
 use crate::fs::watch::{NameWatch, Watch};
+use crate::id::Fence;
 use crate::journal::{self, Change, ChangeKind, GuardId, GuardRow};
 use crate::lock::Lease;
 use crate::path::{AREA_DIR, RelPath, STATE_DIR};
@@ -135,6 +137,7 @@ impl Guarding {
                 created_below(ground, path, image.area, &mut touched)?;
             }
         }
+        renames::tell(&self.images, touched.iter_mut().map(|touched| (&mut touched.change, touched.live)));
         let files = touched.iter().filter_map(|touched| Some((touched.change.path.clone(), touched.change.size?)));
         let mut hashes = ground.opener.examine(files.collect())?.into_iter();
         for touched in touched.iter_mut().filter(|touched| touched.change.size.is_some()) {
@@ -205,6 +208,7 @@ impl Guarding {
             label: label.to_owned(),
             attempts: 0,
             began_ms,
+            fence: lease.fence().map_or(0, Fence::get),
             // For a process that lives nothing is lost.
             mark: None,
         };
@@ -278,7 +282,8 @@ fn created_below(ground: &Ground, path: &RelPath, area: i64, found: &mut Vec<Tou
             let Some(live) = root::look(&dir.fd, path.name()).at_in("look at", ground.root.path(), &path)? else {
                 continue;
             };
-            let nothing = PreImage { area, name: String::new(), named: true, was: Was::Absent };
+            let (name, born) = (String::new(), (0, 0));
+            let nothing = PreImage { area, name, named: true, born, was: Was::Absent };
             found.push(Touched { change: change(&path, &nothing, Some(&live)), live: Some(live) });
             if live.kind == Kind::Directory {
                 waiting.push(path);

@@ -5,9 +5,10 @@
 //! - [`prepare`] does all that can fail, [`commit`] decides, [`apply`] carries it into the tree, [`settle`] makes the
 //!   tree itself durable.
 //! - [`bind`] looks once more, under the turn, at what was prepared before it.
-//! - [`guard`] is for what somebody else's code changes, [`guarding`] what became of it, [`rollback`] puts it back;
+//! - [`guard`] is for what somebody else's code changes, [`taken`] what is kept of it, [`guarding`] what became of it, [`rollback`] puts it back;
 //!   [`trees`] keeps the baseline of a whole tree, [`comparing`] finds out which paths of it that is, and gets their
-//!   [`old_versions`]. Of a file with several names one copy is [`shared`] by all.
+//!   [`old_versions`]. Of a file with several names one copy is [`shared`] by all;
+//!   [`renames`] are told as such.
 //! - [`ground`] is what they all stand on; [`backlog`] and [`late`] are what it does behind the commits.
 
 mod apply;
@@ -29,9 +30,11 @@ mod old_versions;
 mod overlay;
 mod prepare;
 mod receipt;
+mod renames;
 mod rollback;
 mod settle;
 mod shared;
+mod taken;
 mod transaction;
 mod trees;
 

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::ground::Ground;
 use super::guarding::{change, sync_whole};
+use super::renames;
 use crate::error::Result;
+use crate::fs::root::{Kind, Meta};
 use crate::id::TxnId;
 use crate::journal::{self, Change, ChangeKind, GuardRow, Level};
 use crate::path::RelPath;
@@ -72,25 +74,34 @@ pub(crate) fn put_back(
     let mut changes = Vec::new();
     let mut displaced = Vec::new();
     let mut history = 0;
+    let mut counted = HashSet::new();
     let restored: HashSet<&Path> = done.restored.iter().map(PathBuf::as_path).collect();
     for (path, image) in images {
         let touched = restored.contains(path.as_path());
         let found = restorer.displaced(image)?;
         for (name, meta) in &found {
-            changes.push(Change { preimage: Some(name.clone()), ..change(path, image, Some(meta)) });
+            changes.push((
+                Change { preimage: Some(name.clone()), ..change(path, image, Some(meta)) },
+                Some(*meta),
+                false,
+            ));
             displaced.push((image.area, name.clone()));
-            history += meta.size;
+            history += area_bytes(ground, image.area, name, meta, &mut counted)?;
         }
         if dressed.contains(path) {
             // The times of a directory follow what is done in it, which is told by itself.
             if !matches!(image.was, Was::Directory { .. }) {
                 let (kind, size) = (ChangeKind::Replaced, image.size());
-                changes.push(Change { kind, size, preimage: None, ..change(path, image, None) });
+                changes.push((Change { kind, size, preimage: None, ..change(path, image, None) }, None, true));
             }
         } else if found.is_empty() && touched && (image.named || !matches!(image.was, Was::Directory { .. })) {
-            changes.push(Change { preimage: None, ..change(path, image, None) });
+            changes.push((Change { preimage: None, ..change(path, image, None) }, None, false));
         }
     }
+    // What was only given its attributes again has not gone anywhere.
+    let moves = changes.iter_mut().filter(|(.., stays)| !*stays);
+    renames::tell(images, moves.map(|(change, now, _)| (change, *now)));
+    let changes: Vec<Change> = changes.into_iter().map(|(change, ..)| change).collect();
     // IMPORTANT: what an earlier attempt put back is as it was, so nothing tells that it was never synced.
     if again || !changes.is_empty() || !done.restored.is_empty() {
         sync_whole(ground, images)?;
@@ -129,4 +140,17 @@ pub(crate) fn put_back(
         }
     }
     Ok(done)
+}
+
+/// How many bytes were displaced under a name, with all that lies below a directory. A file of several names counts once.
+fn area_bytes(ground: &Ground, area: i64, name: &str, meta: &Meta, counted: &mut HashSet<(i64, u64)>) -> Result<u64> {
+    let mut add =
+        |meta: &Meta| match meta.links > 1 && meta.kind != Kind::Directory && !counted.insert((area, meta.ino)) {
+            true => 0,
+            false => meta.size,
+        };
+    match meta.kind {
+        Kind::Directory => Ok(add(meta) + ground.area(area)?.staged_below(name)?.iter().map(add).sum::<u64>()),
+        _ => Ok(add(meta)),
+    }
 }

@@ -15,6 +15,7 @@ mod guard_model;
 mod guard_names;
 mod guard_power;
 mod guard_review;
+mod guard_told;
 mod guard_tree;
 mod ingest;
 mod model;
