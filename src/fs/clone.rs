@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::attrs::{self, Attrs};
 use super::exchange::unsupported;
 use super::opener::is_database;
+use super::owned;
 use super::root::{self, Dir, Kind, Meta, RootDir};
 use super::temp;
 use crate::error::{Error, IoContext, Result};
@@ -152,6 +153,7 @@ pub(super) fn keep_with(root: &RootDir, path: &RelPath, to: &Path, way: Way, dat
         match meta.kind {
             Kind::Directory => return Ok(Kept::Directory(meta, attrs()?)),
             Kind::Symlink => {
+                owned::check_restorable(dir, name, &meta, &full)?;
                 let target = rustix::fs::readlinkat(&dir.fd, name, Vec::new()).at("read the symlink", &full)?;
                 return Ok(Kept::Symlink(meta, attrs()?, target.into_bytes()));
             }
@@ -171,7 +173,11 @@ pub(super) fn keep_with(root: &RootDir, path: &RelPath, to: &Path, way: Way, dat
                     way,
                     databases,
                 };
-                if let Some(KeptFile { meta, kept, way }) = file.keep(&meta)? {
+                let kept = file.keep(&meta).map_err(|error| owned::unreadable(error, &full))?;
+                if let Some(KeptFile { meta, kept, way }) = kept {
+                    if way != Way::Link {
+                        owned::check_restorable(dir, name, &meta, &full)?;
+                    }
                     return Ok(Kept::File { meta, attrs, kept, way });
                 }
             }
@@ -189,7 +195,7 @@ pub(crate) fn is_database_at(dir: &Dir, name: &OsStr, full: &Path) -> Result<boo
     match file.open() {
         Ok(_) => Ok(false),
         Err(Error::DatabaseInUse { .. }) => Ok(true),
-        Err(error) => Err(error),
+        Err(error) => Err(owned::unreadable(error, full)),
     }
 }
 

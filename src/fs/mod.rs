@@ -9,6 +9,7 @@
 //!   versions apart.
 //! - [`compare`] compares a file with what was kept of it, byte by byte.
 //! - [`database`] keeps a SQLite database of the tree with what lies beside it, and writes it back.
+//! - [`owned`] says what an ordinary user could not put back.
 //! - [`opener`] is the thread that opens files of the tree, with a descriptor table of its own.
 //! - [`watch`] tells, as a hint, which files are written to in place.
 //! - [`os_lock`] takes OS locks; [`state`] makes the state directory.
@@ -24,6 +25,7 @@ pub(crate) mod exchange;
 pub(crate) mod identity;
 pub(crate) mod opener;
 pub(crate) mod os_lock;
+pub(crate) mod owned;
 pub(crate) mod root;
 pub(crate) mod state;
 pub(crate) mod sys;

@@ -22,6 +22,7 @@ use crate::fs::clone::{self, FileToKeep, Kept, Way};
 use crate::fs::copies::Copies;
 use crate::fs::database::{self, KeepSet};
 use crate::fs::opener::{SIDECARS, base_of};
+use crate::fs::owned;
 use crate::fs::root::{Dir, Kind, Meta};
 use crate::path::{RelPath, STATE_DIR};
 
@@ -241,6 +242,9 @@ impl Update<'_> {
         let as_name = OsStr::from_bytes(&name);
         let path = full.join(as_name);
         let xattrs = attrs::xattrs(&dir.fd, as_name, &path)?;
+        if matches!(meta.kind, Kind::Directory | Kind::Symlink) {
+            owned::check_restorable(dir, as_name, meta, &path)?;
+        }
         let (meta, what) = match meta.kind {
             Kind::Directory => (*meta, EntryKind::Directory),
             Kind::Other => (*meta, EntryKind::Other),
@@ -265,8 +269,13 @@ impl Update<'_> {
                     databases: false,
                 };
                 let to = self.mirror.path(id, &name);
-                match self.copies.keep(&file, meta, to)? {
-                    Some((meta, way)) => (meta, EntryKind::File(way)),
+                match self.copies.keep(&file, meta, to).map_err(|error| owned::unreadable(error, &path))? {
+                    Some((meta, way)) => {
+                        if way != Way::Link {
+                            owned::check_restorable(dir, as_name, &meta, &path)?;
+                        }
+                        (meta, EntryKind::File(way))
+                    }
                     None => return Ok(None),
                 }
             }

@@ -20,10 +20,11 @@ use super::settle::SettleLock;
 use super::taken::Taken;
 use super::transaction::Transaction;
 use super::trees::{self, Guarded};
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::fs::clone::Way;
 use crate::fs::opener;
-use crate::fs::root::Kind;
+use crate::fs::owned;
+use crate::fs::root::{self, Dirs, Kind};
 use crate::fs::watch::NameWatch;
 use crate::journal::{self, GuardId, GuardRow, TxnState};
 use crate::path::{RelPath, STATE_DIR};
@@ -99,7 +100,8 @@ impl Transaction {
     /// Guards paths. Costs what is named, whatever lies beside it.
     ///
     /// [`Error::PathBusy`] when another transaction guards one of them. Until this one ends, nobody else's commit can change
-    /// them. Errors leave what was guarded before as it is.
+    /// them. [`Error::CannotRestore`] when it is to guard what this user could change and not give back to its owner. Errors
+    /// leave what was guarded before as it is.
     pub fn guard_with(&mut self, guard: Guard) -> Result<()> {
         let mut beside = self.guarding.as_mut().and_then(|guarding| guarding.beside.take());
         let done = match &guard.tree {
@@ -199,6 +201,12 @@ impl Transaction {
         let own = self.guarding.as_ref().map(|guarding| guarding.id);
         if self.guarding.as_ref().is_some_and(|guarding| guarding.trees.iter().any(|tree| tree.covers(path.as_ref()))) {
             return Ok(());
+        }
+        let top = path.clone().unwrap_or_else(RelPath::root);
+        let dir = Dirs::new(&ground.root).parent(&top)?;
+        let full = ground.root.full(&top);
+        if let Some(meta) = root::look(&dir.fd, top.name()).at("look at", &full)? {
+            owned::check_restorable(&dir, top.name(), &meta, &full)?;
         }
         let area = ground.area_near(path.as_ref())?.id;
         let (mut turn, settling) = stand_alone(ground)?;

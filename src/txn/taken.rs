@@ -12,6 +12,7 @@ use crate::fs::area::Area;
 use crate::fs::clone::{Keep, Kept, Way};
 use crate::fs::database::KeepSet;
 use crate::fs::opener::{SIDECARS, SyncTarget};
+use crate::fs::owned;
 use crate::fs::root::Dirs;
 use crate::path::RelPath;
 use crate::tree::{PreImage, PreImages, Was};
@@ -72,6 +73,14 @@ impl<'g> Taken<'g> {
             match kept {
                 Ok(Kept::Database) => databases.push((path, area, name)),
                 Ok(kept) => {
+                    if let Kept::Directory(meta, _) = &kept
+                        && named
+                        && let Err(error) = dirs.parent(&path).and_then(|dir| {
+                            owned::check_restorable(&dir, path.name(), meta, &self.ground.root.full(&path))
+                        })
+                    {
+                        failed = Err(error);
+                    }
                     let born = kept.born();
                     self.images.insert(path, PreImage { area, name, named, born, was: kept.into() });
                 }

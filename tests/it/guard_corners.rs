@@ -33,14 +33,16 @@ fn a_baseline_that_did_not_fit_takes_no_room() {
 fn what_was_made_read_only_or_closed_is_put_back_by_an_ordinary_user() {
     let tree = Tree::new();
     fs::set_permissions(tree.root(), fs::Permissions::from_mode(0o777)).unwrap();
-    let mut child = crate::support::child("guard_corners::ordinary_child", tree.root());
-    if rustix::process::geteuid().is_root() {
-        std::os::unix::process::CommandExt::uid(&mut child, 65534);
-        std::os::unix::process::CommandExt::gid(&mut child, 65534);
-    }
-    // The test binary has to be within reach of an ordinary user.
+    as_an_ordinary_user(&tree, "guard_corners::ordinary_child");
+}
+
+/// Runs a test of this binary, which is put within reach of an ordinary user, as that.
+pub(crate) fn as_an_ordinary_user(tree: &Tree, test: &str) {
+    let child = crate::support::child(test, tree.root());
     let binary = tree.path("test-binary");
-    fs::copy(std::env::current_exe().unwrap(), &binary).unwrap();
+    // By another process: a child that is started meanwhile would have it open for writing, and it could not be run.
+    let copied = std::process::Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&binary).status();
+    assert!(copied.unwrap().success());
     let mut reachable = std::process::Command::new(&binary);
     reachable.args(child.get_args()).envs(child.get_envs().filter_map(|(key, value)| Some((key, value?))));
     if rustix::process::geteuid().is_root() {

@@ -13,6 +13,7 @@ mod guard_corners;
 mod guard_database;
 mod guard_model;
 mod guard_names;
+mod guard_owned;
 mod guard_power;
 mod guard_review;
 mod guard_told;
