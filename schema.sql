@@ -91,12 +91,14 @@ CREATE TABLE journal_guard (
     label    TEXT NOT NULL DEFAULT '',
     attempts INTEGER NOT NULL DEFAULT 0,        -- to put everything back, begun and not ended
     began_ms INTEGER NOT NULL,
+    fence    INTEGER NOT NULL DEFAULT 0,        -- of its lock
+    mark     BLOB NOT NULL DEFAULT x'',         -- boot, mounts and state directory in which unsynced times are still true
     worker   BLOB                                -- time::Process: who works under it, and may outlive whoever began it
 ) STRICT;
 
 -- What each guarded path was.
 CREATE TABLE journal_preimage (
-    id     INTEGER PRIMARY KEY,                 -- guard * 2^20 + number of the path
+    id     INTEGER PRIMARY KEY,                 -- guard * 2^32 + number of the path
     path   BLOB NOT NULL,
     record BLOB NOT NULL                        -- tree::PreImage
 ) STRICT;
@@ -122,8 +124,8 @@ CREATE TABLE journal_tree_dir (
     ctime_s  INTEGER NOT NULL,
     ctime_ns INTEGER NOT NULL,
     racy     INTEGER NOT NULL CHECK (racy IN (0, 1)),   -- the times prove nothing: list it anyway
-    dbs      INTEGER NOT NULL CHECK (dbs IN (0, 1)),   -- databases lie in it: they are looked at anyway
-    attrs    BLOB NOT NULL                      -- fs::Attrs
+    looks    INTEGER NOT NULL CHECK (looks IN (0, 1)),  -- some of its entries are looked at whatever the times say
+    attrs    BLOB NOT NULL                      -- fs::Attrs, and when it was made
 ) STRICT;
 CREATE INDEX journal_tree_dir_path ON journal_tree_dir (tree, path);
 

@@ -41,6 +41,21 @@ impl RelPath {
         }
     }
 
+    /// The same, where it may be the root itself.
+    pub(crate) fn from_stored_or_root(bytes: &[u8]) -> Result<Self> {
+        if bytes.is_empty() { Ok(Self::root()) } else { Self::from_stored(bytes) }
+    }
+
+    /// The root itself: only where what it was is kept like any other path. Stored it is empty; to the kernel, and to people,
+    /// it is `.`.
+    pub(crate) fn root() -> Self {
+        Self([].into())
+    }
+
+    pub(crate) fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn check(bytes: &[u8]) -> Result<Self, &'static str> {
         if bytes.is_empty() {
             return Err("it is empty");
@@ -86,7 +101,7 @@ impl RelPath {
     }
 
     pub(crate) fn as_path(&self) -> &Path {
-        Path::new(OsStr::from_bytes(&self.0))
+        Path::new(if self.is_root() { OsStr::new(".") } else { OsStr::from_bytes(&self.0) })
     }
 
     pub(crate) fn to_path_buf(&self) -> PathBuf {
@@ -95,6 +110,9 @@ impl RelPath {
 
     /// The last component.
     pub(crate) fn name(&self) -> &OsStr {
+        if self.is_root() {
+            return OsStr::new(".");
+        }
         let at = self.0.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
         OsStr::from_bytes(&self.0[at..])
     }
@@ -118,6 +136,7 @@ impl RelPath {
     pub(crate) fn join(parent: Option<&RelPath>, name: &[u8]) -> RelPath {
         match parent {
             None => Self(name.into()),
+            Some(root) if root.is_root() => Self(name.into()),
             // One allocation: the length is known.
             Some(parent) => Self(parent.0.iter().chain(b"/").chain(name).copied().collect()),
         }
@@ -130,7 +149,8 @@ impl RelPath {
 
     /// True when this is `other` or lies below it.
     pub(crate) fn is_within(&self, other: &RelPath) -> bool {
-        self.0.strip_prefix(other.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+        let below = |rest: &[u8]| rest.is_empty() || rest[0] == b'/';
+        other.is_root() || self.0.strip_prefix(other.as_bytes()).is_some_and(below)
     }
 
     /// True when one of the two is the other or lies below it.
@@ -216,6 +236,15 @@ mod tests {
         let mut paths = ["a-b", "a/b", "a", "a/b/c", "a!"].map(|path| RelPath::parse(path).unwrap());
         paths.sort();
         assert_eq!(paths.map(|path| path.to_path_buf()), ["a", "a/b", "a/b/c", "a!", "a-b"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn the_root_holds_everything_and_comes_first() {
+        let (root, a) = (RelPath::root(), RelPath::parse("!").unwrap());
+        assert!(a.is_within(&root) && !root.is_within(&a) && root < a);
+        assert_eq!((root.as_path(), root.name(), root.parent()), (Path::new("."), OsStr::new("."), None));
+        assert_eq!(RelPath::join(Some(&root), b"!"), a);
+        assert!(RelPath::from_stored(b"").is_err() && RelPath::from_stored_or_root(b"").unwrap().is_root());
     }
 
     #[test]

@@ -85,17 +85,22 @@ struct PutBack<'a> {
     root: &'a RootDir,
     scene: &'a Scene<'a>,
     guard: &'a GuardInfo,
+    /// There may have been a power cut since.
+    in_doubt: bool,
     steps: BTreeMap<PathBuf, (String, String)>,
 }
 
 impl<'a> PutBack<'a> {
     fn new(root: &'a RootDir, scene: &'a Scene<'a>, guard: &'a GuardInfo) -> Self {
-        Self { root, scene, guard, steps: BTreeMap::new() }
+        Self { root, scene, guard, in_doubt: false, steps: BTreeMap::new() }
     }
 
     fn plan(mut self, tx: &Tx<'_>) -> Result<Vec<PlannedStep>> {
         let label = if self.guard.label.is_empty() { String::new() } else { format!("{:?} ", self.guard.label) };
         let died = format!("{label}(lock {}) ended without a commit", self.guard.lock);
+        let row = journal::guards(tx)?.into_iter().find(|row| row.id == GuardId(self.guard.id));
+        let mark = row.and_then(|row| row.mark);
+        self.in_doubt = !mark.is_some_and(|mark| mark.counts_in(&self.scene.mark()));
         self.paths(tx, &died)?;
         if self.guard.quarantined {
             for tree in &self.guard.trees {
@@ -123,7 +128,8 @@ impl<'a> PutBack<'a> {
 
     /// What is recorded path by path.
     fn paths(&mut self, tx: &Tx<'_>, died: &str) -> Result<()> {
-        let mut restorer = TreeRestorer::new(self.root, self.scene.opener, self.scene.areas.iter().cloned());
+        let restorer = TreeRestorer::new(self.root, self.scene.opener, self.scene.areas.iter().cloned());
+        let mut restorer = restorer.in_doubt(self.in_doubt && !self.guard.quarantined);
         for row in journal::guarded(tx, GuardId(self.guard.id))? {
             let path = row.path.and_then(|path| self.scene.check(&path).map(|()| path));
             let (path, image) = match (path, row.image) {
@@ -171,6 +177,10 @@ impl<'a> PutBack<'a> {
                 self.step(path.as_path(), "make the directory again", died);
             }
             self.directory(diff, guarded.began, died);
+        }
+        if self.in_doubt && !guarded.tree.replacing {
+            let reason = format!("{died}, in another boot or mount: times prove nothing");
+            self.step(top, "compare every file with its copy", &reason);
         }
         Ok(())
     }

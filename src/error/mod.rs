@@ -65,6 +65,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// What a guard is asked for holds something that this user could change, and could not put back as it was.
+    #[error("{} cannot be guarded by this user: {reason}; guard around it, or run as its owner or as root", path.display())]
+    CannotRestore {
+        /// What could not be put back.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+    },
     /// The source of a publish or rename lies on another filesystem.
     #[error("{} lies on another filesystem and cannot be moved from there: build it in the directory that Transaction::staging() gives", path.display())]
     CrossDevice {

@@ -4,7 +4,6 @@
 //! directory is one, and `<top of the mount>/.journal-stage` any other. Names in a stage are
 //! `<session>-<number>`: never reused, and they say whose they are.
 
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -12,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
 
 use super::exchange;
-use super::root::{self, Dir, Kind, Meta, Place, RootDir};
+use super::root::{self, Dir, Meta, Place, RootDir};
 use crate::error::{Error, IoContext, Result};
 use crate::path::{AREA_DIR, RelPath};
 
@@ -118,6 +117,17 @@ impl Area {
         }
     }
 
+    /// Has `name` of the stage be the same file as `other`, in place of the one that it is. False where the filesystem cannot
+    /// do that.
+    pub(crate) fn link_staged(&self, other: &str, name: &str) -> Result<bool> {
+        let linked = format!("{name}.link");
+        match rustix::fs::linkat(&self.stage, other, &self.stage, &*linked, AtFlags::empty()) {
+            Ok(()) => self.rename_staged(&linked, name).map(|()| true),
+            Err(error) if exchange::unsupported(error) => Ok(false),
+            Err(error) => Err(error).at("link", self.stage_path(other)),
+        }
+    }
+
     /// Removes one link of the stage, and nothing below it.
     pub(crate) fn unlink_staged(&self, name: &str) -> Result<()> {
         check_name(name)?;
@@ -143,24 +153,29 @@ impl Area {
             .map_err(|source| Error::SyncFailed { path: self.path.clone(), source: source.into() })
     }
 
-    /// True when all that lies under a name of the stage, but for directories, is one of these inodes.
-    pub(crate) fn holds_only(&self, name: &str, known: &HashSet<u64>) -> Result<bool> {
+    /// What lies below a directory of the stage, in no order.
+    pub(crate) fn staged_below(&self, name: &str) -> Result<Vec<Meta>> {
+        check_name(name)?;
+        let mut found = Vec::new();
         let mut waiting = vec![PathBuf::from(name)];
-        while let Some(path) = waiting.pop() {
-            let Some(meta) = root::look(&self.stage, &path).at_in("look at", &self.stage_dir, &path)? else { continue };
-            if meta.kind != Kind::Directory {
-                if !known.contains(&meta.ino) {
-                    return Ok(false);
+        while let Some(at) = waiting.pop() {
+            let path = || self.stage_dir.join(&at);
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let dir = match rustix::fs::openat(&self.stage, &at, flags, Mode::empty()) {
+                Ok(dir) => dir,
+                // Closed to an ordinary user, or deeper than a path may be long: what is in it is kept all the same.
+                Err(Errno::ACCESS | Errno::NAMETOOLONG) => continue,
+                Err(error) => return Err(error).at("open", path()),
+            };
+            for name in names(&dir, &path())? {
+                let Some(meta) = root::look(&dir, &name).at("look at", path())? else { continue };
+                if meta.kind == root::Kind::Directory {
+                    waiting.push(at.join(&name));
                 }
-                continue;
+                found.push(meta);
             }
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let dir =
-                rustix::fs::openat(&self.stage, &path, flags, Mode::empty()).at_in("open", &self.stage_dir, &path)?;
-            let listed = root::list(&dir).at_in("list", &self.stage_dir, &path)?;
-            waiting.extend(listed.iter().map(|listed| path.join(OsStr::from_bytes(&listed.name))));
         }
-        Ok(true)
+        Ok(found)
     }
 
     /// Removes a name from the stage that nothing refers to any more.

@@ -159,6 +159,32 @@ pub(crate) fn set_mode(there: &OwnedFd, mode: u32) -> Result<(), Errno> {
     rustix::fs::chmodat(rustix::fs::CWD, by_fd, Mode::from_raw_mode(mode), AtFlags::empty())
 }
 
+/// Gives a directory, which is `is`, the mode and modification time that it was found with.
+pub(crate) fn give_back(
+    dir: impl AsFd,
+    name: &OsStr,
+    is: &Meta,
+    mode: u32,
+    mtime: (i64, u32),
+    path: &Path,
+) -> Result<()> {
+    if is.mode != mode {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let there = rustix::fs::openat(&dir, name, flags, Mode::empty()).at("open", path)?;
+        let by_fd = format!("/proc/thread-self/fd/{}", there.as_raw_fd());
+        let mode = Mode::from_raw_mode(mode);
+        rustix::fs::chmodat(rustix::fs::CWD, by_fd, mode, AtFlags::empty()).at("change the mode of", path)?;
+    }
+    if is.mtime == mtime {
+        return Ok(());
+    }
+    match rustix::fs::utimensat(&dir, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW) {
+        // Somebody else's: it was not named, and they may see that something was done in it.
+        Err(Errno::PERM) => Ok(()),
+        done => done.at("set the times of", path),
+    }
+}
+
 /// Sets the modification time, leaving the access time to the kernel.
 pub(crate) fn set_mtime(file: &OwnedFd, mtime: (i64, u32), path: &Path) -> Result<()> {
     rustix::fs::futimens(file, &times(mtime)).at("set the times of", path)

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::attrs::{self, Attrs};
 use super::exchange::unsupported;
 use super::opener::is_database;
+use super::owned;
 use super::root::{self, Dir, Kind, Meta, RootDir};
 use super::temp;
 use crate::error::{Error, IoContext, Result};
@@ -77,6 +78,16 @@ pub(crate) enum Kept {
         kept: Meta,
         way: Way,
     },
+}
+
+impl Kept {
+    /// When the inode was made; zero where there is none.
+    pub(crate) fn born(&self) -> (i64, u32) {
+        match self {
+            Self::Nothing | Self::Database => (0, 0),
+            Self::Directory(meta, _) | Self::Symlink(meta, ..) | Self::File { meta, .. } => meta.btime,
+        }
+    }
 }
 
 /// This often a file is copied anew, because somebody wrote to it meanwhile.
@@ -142,6 +153,7 @@ pub(super) fn keep_with(root: &RootDir, path: &RelPath, to: &Path, way: Way, dat
         match meta.kind {
             Kind::Directory => return Ok(Kept::Directory(meta, attrs()?)),
             Kind::Symlink => {
+                owned::check_restorable(dir, name, &meta, &full)?;
                 let target = rustix::fs::readlinkat(&dir.fd, name, Vec::new()).at("read the symlink", &full)?;
                 return Ok(Kept::Symlink(meta, attrs()?, target.into_bytes()));
             }
@@ -161,7 +173,11 @@ pub(super) fn keep_with(root: &RootDir, path: &RelPath, to: &Path, way: Way, dat
                     way,
                     databases,
                 };
-                if let Some(KeptFile { meta, kept, way }) = file.keep(&meta)? {
+                let kept = file.keep(&meta).map_err(|error| owned::unreadable(error, &full))?;
+                if let Some(KeptFile { meta, kept, way }) = kept {
+                    if way != Way::Link {
+                        owned::check_restorable(dir, name, &meta, &full)?;
+                    }
                     return Ok(Kept::File { meta, attrs, kept, way });
                 }
             }
@@ -179,7 +195,7 @@ pub(crate) fn is_database_at(dir: &Dir, name: &OsStr, full: &Path) -> Result<boo
     match file.open() {
         Ok(_) => Ok(false),
         Err(Error::DatabaseInUse { .. }) => Ok(true),
-        Err(error) => Err(error),
+        Err(error) => Err(owned::unreadable(error, full)),
     }
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::root::{Kind, Meta};
 
 /// How a version of a path is told from others, without reading it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Identity {
     pub(crate) directory: bool,
     pub(crate) ino: u64,

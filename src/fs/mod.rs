@@ -5,9 +5,12 @@
 //! - [`area`] is a stage, history and quarantine on one mount, so that a rename reaches every path of that mount.
 //! - [`temp`] writes new versions; [`exchange`] puts them in place and hands back the old ones.
 //! - [`append`] remembers how a file ends, and cuts it off there.
-//! - [`clone`] keeps a version of a file by link, reflink or copy; [`identity`] tells versions apart.
+//! - [`clone`] keeps a version of a file by link, reflink or copy, one of several names once ([`copies`]); [`identity`] tells
+//!   versions apart.
+//! - [`compare`] compares a file with what was kept of it, byte by byte.
 //! - [`handle`] is what an inode is called for good.
 //! - [`database`] keeps a SQLite database of the tree with what lies beside it, and writes it back.
+//! - [`owned`] says what an ordinary user could not put back.
 //! - [`opener`] is the thread that opens files of the tree, with a descriptor table of its own.
 //! - [`upper`] is what a program wrote to an overlay.
 //! - [`watch`] tells, as a hint, which files are written to in place.
@@ -17,12 +20,15 @@ pub(crate) mod append;
 pub(crate) mod area;
 pub(crate) mod attrs;
 pub(crate) mod clone;
+pub(crate) mod compare;
+pub(crate) mod copies;
 pub(crate) mod database;
 pub(crate) mod exchange;
 pub(crate) mod handle;
 pub(crate) mod identity;
 pub(crate) mod opener;
 pub(crate) mod os_lock;
+pub(crate) mod owned;
 pub(crate) mod root;
 pub(crate) mod state;
 pub(crate) mod sys;

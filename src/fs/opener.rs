@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use super::append::{self, Cut, End};
 use super::attrs::Attrs;
 use super::clone::{self, Keep, Kept};
+use super::compare::{self, Compare};
 use super::database::{self, KeepSet, KeptSet};
 use super::root::{self, Kind, Meta, RootDir};
 use super::{sys, temp};
@@ -206,6 +207,11 @@ impl Opener {
     /// Remembers how files end; none for one that is not there.
     pub(crate) fn ends(&self, paths: Vec<RelPath>) -> Result<Vec<Result<Option<End>>>> {
         self.ask(move |tree| paths.iter().map(|path| append::end(&tree.root, path)).collect())
+    }
+
+    /// Says of files of the tree whether they hold the same bytes as what was kept of them.
+    pub(crate) fn compare(&self, what: Vec<Compare>) -> Result<Vec<Result<bool>>> {
+        self.ask(move |tree| what.iter().map(|what| compare::same_bytes(&tree.root, what)).collect())
     }
 
     /// Cuts off what was appended to a file since, having copied it to `aside`.

@@ -42,8 +42,6 @@ pub(crate) struct Place {
 pub(crate) struct Meta {
     pub(crate) kind: Kind,
     pub(crate) ino: u64,
-    /// How many names it has.
-    pub(crate) links: u32,
     /// Of a character device: which.
     pub(crate) device: Option<(u32, u32)>,
     pub(crate) size: u64,
@@ -53,6 +51,8 @@ pub(crate) struct Meta {
     pub(crate) mtime: (i64, u32),
     pub(crate) ctime: (i64, u32),
     pub(crate) btime: (i64, u32),
+    /// How many names the inode has.
+    pub(crate) links: u32,
     pub(crate) place: Place,
     /// Its name cannot be changed: immutable, append-only, or a mount point.
     pub(crate) fixed: bool,
@@ -70,7 +70,6 @@ impl Meta {
                 _ => Kind::Other,
             },
             ino: stat.stx_ino,
-            links: stat.stx_nlink,
             device: (mode & libc::S_IFMT == libc::S_IFCHR).then_some((stat.stx_rdev_major, stat.stx_rdev_minor)),
             size: stat.stx_size,
             mode: mode & 0o7777,
@@ -79,6 +78,7 @@ impl Meta {
             mtime: time(&stat.stx_mtime),
             ctime: time(&stat.stx_ctime),
             btime: time(&stat.stx_btime),
+            links: stat.stx_nlink,
             fixed: stat.stx_attributes.intersects(FIXED),
             place: Place { dev: (stat.stx_dev_major, stat.stx_dev_minor), mount: stat.stx_mnt_id },
         }

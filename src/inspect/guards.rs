@@ -44,7 +44,7 @@ pub(super) fn guard_rows(connection: &Connection) -> rusqlite::Result<Vec<GuardI
     for guard in &mut guards {
         guard.trees = connection.prepare(TREES)?.query_map([guard.id], tree)?.collect::<rusqlite::Result<_>>()?;
         let mut images = connection.prepare(
-            "SELECT record FROM main.journal_preimage WHERE id BETWEEN ?1 * 1048576 AND ?1 * 1048576 + 1048575",
+            "SELECT record FROM main.journal_preimage WHERE id BETWEEN ?1 * 4294967296 AND ?1 * 4294967296 + 4294967295",
         )?;
         let mut rows = images.query([guard.id])?;
         while let Some(row) = rows.next()? {

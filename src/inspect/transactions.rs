@@ -125,8 +125,10 @@ pub(super) fn event(row: &Row<'_>) -> rusqlite::Result<EventInfo> {
 }
 
 fn change(row: &Row<'_>) -> rusqlite::Result<ChangeInfo> {
+    // The root itself is stored as nothing.
+    let at = path(row, "path").filter(|path| !path.as_os_str().is_empty());
     Ok(ChangeInfo {
-        path: path(row, "path").unwrap_or_default(),
+        path: at.unwrap_or_else(|| ".".into()),
         kind: text_or_empty(row, "kind"),
         from: path(row, "origin"),
         bytes: size(row, "size"),

@@ -2,14 +2,17 @@
 
 use std::collections::HashSet;
 
-use super::rows::MAX_EFFECTS;
+use super::record::Mark;
 use crate::codec;
 use crate::error::{Error, Result};
-use crate::id::SessionId;
 use crate::path::RelPath;
 use crate::store::Tx;
 use crate::time::{Process, now_ms};
 use crate::tree::PreImage;
+
+/// So many paths one guard may come to. Guards are numbered from 1 again when there are none, and by a process on and on: there
+/// is room for 2^31 of them.
+const MAX_PATHS: i64 = 1 << 32;
 
 /// The number of a guard: of a transaction while it guards paths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +31,10 @@ pub(crate) struct GuardRow {
     pub(crate) began_ms: i64,
     /// Whoever works under it, if that was recorded and can be read.
     pub(crate) worker: Option<Process>,
+    /// Of its lock.
+    pub(crate) fence: i64,
+    /// Where nothing unsynced can have been lost since; none when that cannot be read.
+    pub(crate) mark: Option<Mark>,
 }
 
 /// A guarded path as it is stored, decoded or not.
@@ -38,29 +45,29 @@ pub(crate) struct Guarded {
 }
 
 /// Records that a transaction guards paths. Its number is `least` or larger.
-pub(crate) fn insert_guard(
-    tx: &Tx<'_>,
-    least: i64,
-    lock: &str,
-    session: SessionId,
-    label: &str,
-    began_ms: i64,
-) -> Result<GuardId> {
+pub(crate) fn insert_guard(tx: &Tx<'_>, least: i64, guard: &GuardRow) -> Result<GuardId> {
     tx.execute(
-        "INSERT INTO main.journal_guard (id, state, lock, session, label, began_ms) \
-         VALUES (max(?1, (SELECT coalesce(max(id), 0) + 1 FROM main.journal_guard)), 'active', ?2, ?3, ?4, ?5)",
-        (least, lock, session.as_bytes(), label, began_ms),
+        "INSERT INTO main.journal_guard (id, state, lock, session, label, began_ms, fence, mark) \
+         VALUES (max(?1, (SELECT coalesce(max(id), 0) + 1 FROM main.journal_guard)), 'active', ?2, ?3, ?4, ?5, ?6, ?7)",
+        (least, &guard.lock, &guard.session, &guard.label, guard.began_ms, guard.fence, codec::encode(&guard.mark)?),
     )?;
     Ok(GuardId(tx.last_insert_rowid()))
 }
 
+/// Notes that a guard has come to other mounts.
+pub(crate) fn set_guard_mark(tx: &Tx<'_>, guard: GuardId, mark: &Mark) -> Result<()> {
+    tx.execute(
+        "UPDATE main.journal_guard SET mark = ?2 WHERE id = ?1 AND mark <> ?2",
+        (guard.0, codec::encode(&Some(mark))?),
+    )
+    .map(drop)
+}
+
 /// Records what path number `n` of a guard was.
 pub(crate) fn insert_preimage(tx: &Tx<'_>, guard: GuardId, n: i64, path: &RelPath, image: &PreImage) -> Result<()> {
-    if n >= MAX_EFFECTS {
-        return Err(Error::TooLarge {
-            what: "the number of paths that one transaction guards",
-            limit: MAX_EFFECTS as u64,
-        });
+    if n >= MAX_PATHS {
+        let what = "the number of paths that one transaction guards";
+        return Err(Error::TooLarge { what, limit: MAX_PATHS as u64 });
     }
     tx.execute(
         "INSERT INTO main.journal_preimage (id, path, record) VALUES (?1, ?2, ?3)",
@@ -71,8 +78,8 @@ pub(crate) fn insert_preimage(tx: &Tx<'_>, guard: GuardId, n: i64, path: &RelPat
 
 /// The ids that the paths of a guard have.
 fn image_ids(guard: GuardId) -> (i64, i64) {
-    let first = guard.0.saturating_mul(MAX_EFFECTS);
-    (first, first.saturating_add(MAX_EFFECTS - 1))
+    let first = guard.0.saturating_mul(MAX_PATHS);
+    (first, first.saturating_add(MAX_PATHS - 1))
 }
 
 /// True when any transaction guards paths, or did when it died.
@@ -92,7 +99,7 @@ pub(crate) fn is_guarding(tx: &Tx<'_>, guard: GuardId) -> Result<bool> {
 /// All transactions that guard paths.
 pub(crate) fn guards(tx: &Tx<'_>) -> Result<Vec<GuardRow>> {
     tx.query_map(
-        "SELECT id, state, lock, session, label, attempts, began_ms, worker FROM main.journal_guard ORDER BY id",
+        "SELECT id, state, lock, session, label, attempts, began_ms, fence, mark, worker FROM main.journal_guard ORDER BY id",
         (),
         |row| {
             Ok(GuardRow {
@@ -103,7 +110,9 @@ pub(crate) fn guards(tx: &Tx<'_>) -> Result<Vec<GuardRow>> {
                 label: row.get(4)?,
                 attempts: row.get(5)?,
                 began_ms: row.get(6)?,
-                worker: row.get::<_, Option<Vec<u8>>>(7)?.and_then(|bytes| codec::decode(&bytes).ok()),
+                fence: row.get(7)?,
+                mark: codec::decode::<Option<Mark>>(&row.get::<_, Vec<u8>>(8)?).ok().flatten(),
+                worker: row.get::<_, Option<Vec<u8>>>(9)?.and_then(|bytes| codec::decode(&bytes).ok()),
             })
         },
     )
@@ -117,7 +126,7 @@ pub(crate) fn guarded(tx: &Tx<'_>, guard: GuardId) -> Result<Vec<Guarded>> {
         |row| {
             let path: Vec<u8> = row.get(0)?;
             let record: Vec<u8> = row.get(1)?;
-            Ok(Guarded { path: RelPath::from_stored(&path), image: codec::decode(&record) })
+            Ok(Guarded { path: RelPath::from_stored_or_root(&path), image: codec::decode(&record) })
         },
     )
 }
@@ -162,7 +171,6 @@ pub(crate) fn delete_guard(tx: &Tx<'_>, guard: GuardId) -> Result<bool> {
 }
 
 /// Records a transaction whose guarded paths were put back: over, with whatever was displaced kept as its history.
-/// It ran under no fence that anybody could still hold.
 pub(crate) fn insert_rolled_back(
     tx: &Tx<'_>,
     guard: &GuardRow,
@@ -170,15 +178,13 @@ pub(crate) fn insert_rolled_back(
     kept: usize,
     history: u64,
 ) -> Result<crate::id::TxnId> {
-    let fence =
-        tx.query_opt("SELECT fence FROM main.journal_lock WHERE name = ?1", [&guard.lock], |row| row.get::<_, i64>(0))?;
     let now = now_ms();
     tx.execute(
         "INSERT INTO main.journal_txn (state, lock, fence, session, label, changes, kept, history, began_ms, \
            committed_ms, settled_ms, rolled_back) VALUES ('settled', ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, 1)",
         rusqlite::params![
             guard.lock,
-            fence.unwrap_or(0),
+            guard.fence,
             guard.session,
             guard.label,
             changes,

@@ -133,7 +133,7 @@ pub(crate) fn changes(tx: &Tx<'_>, txn: TxnId) -> Result<Vec<Change>> {
 }
 
 fn read_change(row: &Row<'_>) -> Result<Change> {
-    let stored = |bytes: Vec<u8>| RelPath::from_stored(&bytes);
+    let stored = |bytes: Vec<u8>| RelPath::from_stored_or_root(&bytes);
     let kind: String = row.get(1)?;
     Ok(Change {
         path: stored(row.get(0)?)?,

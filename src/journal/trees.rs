@@ -123,7 +123,7 @@ pub(crate) fn guarded_trees(tx: &Tx<'_>, guard: GuardId) -> Result<Vec<Result<Gu
 /// The directories of a tree, each before those in it.
 pub(crate) fn tree_dirs(tx: &Tx<'_>, tree: TreeId) -> Result<Vec<DirRow>> {
     let rows = tx.query_map(
-        "SELECT id, path, ino, mtime_s, mtime_ns, ctime_s, ctime_ns, racy, attrs, dbs FROM main.journal_tree_dir \
+        "SELECT id, path, ino, mtime_s, mtime_ns, ctime_s, ctime_ns, racy, attrs, looks FROM main.journal_tree_dir \
          WHERE tree = ?1 ORDER BY path",
         [tree.0],
         |row| {
@@ -135,9 +135,12 @@ pub(crate) fn tree_dirs(tx: &Tx<'_>, tree: TreeId) -> Result<Vec<DirRow>> {
                 mtime: (row.get(3)?, row.get(4)?),
                 ctime: (row.get(5)?, row.get(6)?),
             };
-            let (id, racy, databases) = (DirId(row.get(0)?), row.get(7)?, row.get(9)?);
-            let attrs = codec::decode::<Attrs>(&attrs);
-            Ok(path.and_then(|path| Ok(DirRow { id, path, stamp, racy, databases, attrs: attrs? })))
+            let (id, racy, looks) = (DirId(row.get(0)?), row.get(7)?, row.get(9)?);
+            let (attrs, btime) = match codec::decode::<(Attrs, (i64, u32))>(&attrs) {
+                Ok(decoded) => decoded,
+                Err(error) => return Ok(Err(error)),
+            };
+            Ok(path.map(|path| DirRow { id, path, stamp, racy, looks, attrs, btime }))
         },
     )?;
     rows.into_iter().collect()
@@ -190,7 +193,7 @@ pub(crate) fn put_dir(tx: &Tx<'_>, tree: TreeId, row: &DirRow, entries: &[Entry]
     }
     drop_dir(tx, row.id)?;
     tx.execute(
-        "INSERT INTO main.journal_tree_dir (id, tree, path, ino, mtime_s, mtime_ns, ctime_s, ctime_ns, racy, attrs, dbs) \
+        "INSERT INTO main.journal_tree_dir (id, tree, path, ino, mtime_s, mtime_ns, ctime_s, ctime_ns, racy, attrs, looks) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
         rusqlite::params![
             row.id.0,
@@ -202,8 +205,8 @@ pub(crate) fn put_dir(tx: &Tx<'_>, tree: TreeId, row: &DirRow, entries: &[Entry]
             row.stamp.ctime.0,
             row.stamp.ctime.1,
             row.racy,
-            codec::encode(&row.attrs)?,
-            row.databases
+            codec::encode(&(&row.attrs, row.btime))?,
+            row.looks
         ],
     )?;
     let first = part_ids(row.id).0;

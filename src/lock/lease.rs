@@ -253,6 +253,14 @@ impl Lease {
         *self.standing.record() = Record::Over;
     }
 
+    /// The fence, once the row says that this lock is held.
+    pub(crate) fn fence(&self) -> Option<Fence> {
+        match *self.standing.record() {
+            Record::Written(fence) => Some(fence),
+            _ => None,
+        }
+    }
+
     /// True when the row says that this lock is held.
     pub(crate) fn is_recorded(&self) -> bool {
         matches!(*self.standing.record(), Record::Written(_))

@@ -12,7 +12,7 @@ use crate::journal::{self, GuardRow, Level};
 use crate::store::{Durability, Turn};
 use crate::time::Process;
 use crate::tree::PreImages;
-use crate::txn::{self, Drained, Ground};
+use crate::txn::{self, Attempt, Drained, Ground};
 
 /// Why nobody is at work under a guard.
 enum Over {
@@ -77,8 +77,10 @@ fn put_back(ground: &Ground, turn: &mut Turn<'_>, guard: &GuardRow, drained: &mu
             }
         }
     }
-    let done = txn::complete(ground, turn, guard.id, &mut images)
-        .and_then(|()| txn::put_back(ground, turn, guard, &images, true));
+    // After a power cut bytes that were written in place may be there, and the times that would tell may not.
+    let in_doubt = !guard.mark.as_ref().is_some_and(|mark| mark.counts_in(&ground.mark_now()));
+    let done = txn::complete(ground, turn, guard.id, &mut images, in_doubt)
+        .and_then(|()| txn::put_back(ground, turn, guard, &images, Attempt::Recovery { in_doubt }));
     match done {
         Ok(done) => {
             drained.rolled_back += 1;

@@ -19,6 +19,8 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
         label    TEXT NOT NULL DEFAULT '',
         attempts INTEGER NOT NULL DEFAULT 0,
         began_ms INTEGER NOT NULL,
+        fence    INTEGER NOT NULL DEFAULT 0,
+        mark     BLOB NOT NULL DEFAULT x'',
         worker   BLOB
     ) STRICT;
     CREATE TABLE journal_preimage (
@@ -44,7 +46,7 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
         ctime_s  INTEGER NOT NULL,
         ctime_ns INTEGER NOT NULL,
         racy     INTEGER NOT NULL CHECK (racy IN (0, 1)),
-        dbs      INTEGER NOT NULL CHECK (dbs IN (0, 1)),
+        looks    INTEGER NOT NULL CHECK (looks IN (0, 1)),
         attrs    BLOB NOT NULL
     ) STRICT;
     CREATE INDEX journal_tree_dir_path ON journal_tree_dir (tree, path);

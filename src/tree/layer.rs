@@ -163,7 +163,7 @@ impl Reader<'_> {
 
     /// The top of the layer is dressed as the tree's own was.
     fn top(&mut self) -> Step {
-        let Some(top) = self.top else { return Ok(()) };
+        let top = &self.top.cloned().unwrap_or_else(RelPath::root);
         let dir = self.upper.dir(None)?;
         let meta = dir.meta()?;
         match self.live(top)? {
@@ -450,7 +450,8 @@ impl Reader<'_> {
 
     /// What is put into a directory moves its time on, where to the program it stood still.
     fn keep_times(&mut self) {
-        let parents: BTreeSet<RelPath> = self.out.made.keys().filter_map(RelPath::parent).collect();
+        let above = |path: &RelPath| path.parent().unwrap_or_else(RelPath::root);
+        let parents: BTreeSet<RelPath> = self.out.made.keys().filter(|path| !path.is_root()).map(above).collect();
         for parent in parents {
             if let Some(attrs) = self.stay.remove(&parent) {
                 self.out.made.entry(parent).or_insert(Made::Directory(attrs));

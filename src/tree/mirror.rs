@@ -19,8 +19,10 @@ use crate::error::{Error, IoContext, Result};
 use crate::fs::area;
 use crate::fs::attrs::{self, Attrs};
 use crate::fs::clone::{self, FileToKeep, Kept, Way};
+use crate::fs::copies::Copies;
 use crate::fs::database::{self, KeepSet};
 use crate::fs::opener::{SIDECARS, base_of};
+use crate::fs::owned;
 use crate::fs::root::{Dir, Kind, Meta};
 use crate::path::{RelPath, STATE_DIR};
 
@@ -51,6 +53,7 @@ pub(crate) struct Update<'a> {
     /// Timestamps of the filesystem that are later than this may be of two changes.
     pub(crate) clock: Option<(i64, u32)>,
     pub(crate) tell: &'a mut dyn FnMut(Mirrored) -> Result<()>,
+    pub(crate) copies: Copies,
 }
 
 impl Mirror {
@@ -78,8 +81,9 @@ impl Update<'_> {
                 path,
                 stamp: Stamp { ino: 0, mtime: (0, 0), ctime: (0, 0) },
                 attrs: Attrs::default(),
-                databases: false,
+                looks: false,
                 racy: true,
+                btime: (0, 0),
             };
             let Some(diff) = self.scan.diff(row, false, |_| Ok(Vec::new()))? else { continue };
             if diff.live.is_some() {
@@ -135,9 +139,8 @@ impl Update<'_> {
         for database in &databases {
             self.set(row.path.as_ref(), row.id, database, &mut entries, &mut row.racy)?;
         }
-        row.databases = entries.iter().any(|entry| entry.what == EntryKind::Database);
         for (name, meta) in new.into_iter().filter(|(name, _)| !of_database(name)) {
-            let Some(entry) = self.entry(dir, &mirror, &full, name, &meta)? else {
+            let Some(entry) = self.entry(dir, &mirror, &full, row.id, name, &meta)? else {
                 // Gone or changed by now: the stamp is no longer what the directory has, so it is looked at again.
                 row.racy = true;
                 continue;
@@ -147,8 +150,10 @@ impl Update<'_> {
             }
             entries.push(entry);
         }
+        row.looks = entries.iter().any(Entry::is_looked_at);
         row.stamp = Stamp::from(&live);
-        row.attrs = attrs_of(dir, row.path.as_ref(), &live, &full)?;
+        row.btime = live.btime;
+        row.attrs = attrs_of(dir, &live, &full)?;
         row.racy |= self.clock.is_some_and(|clock| live.ctime >= clock);
         (self.tell)(Mirrored::Directory(row, entries))
     }
@@ -215,7 +220,15 @@ impl Update<'_> {
     }
 
     /// Keeps what lies under a name. None when that is gone by now.
-    fn entry(&self, dir: &Dir, mirror: &OwnedFd, full: &Path, name: Vec<u8>, meta: &Meta) -> Result<Option<Entry>> {
+    fn entry(
+        &mut self,
+        dir: &Dir,
+        mirror: &OwnedFd,
+        full: &Path,
+        id: DirId,
+        name: Vec<u8>,
+        meta: &Meta,
+    ) -> Result<Option<Entry>> {
         if meta.place != dir.meta.place {
             let path = full.join(OsStr::from_bytes(&name));
             let reason = "another filesystem is mounted there: guard what lies on it by itself";
@@ -229,6 +242,9 @@ impl Update<'_> {
         let as_name = OsStr::from_bytes(&name);
         let path = full.join(as_name);
         let xattrs = attrs::xattrs(&dir.fd, as_name, &path)?;
+        if matches!(meta.kind, Kind::Directory | Kind::Symlink) {
+            owned::check_restorable(dir, as_name, meta, &path)?;
+        }
         let (meta, what) = match meta.kind {
             Kind::Directory => (*meta, EntryKind::Directory),
             Kind::Other => (*meta, EntryKind::Other),
@@ -252,8 +268,14 @@ impl Update<'_> {
                     way: self.mirror.way,
                     databases: false,
                 };
-                match file.keep(meta)? {
-                    Some(kept) => (kept.meta, EntryKind::File(kept.way)),
+                let to = self.mirror.path(id, &name);
+                match self.copies.keep(&file, meta, to).map_err(|error| owned::unreadable(error, &path))? {
+                    Some((meta, way)) => {
+                        if way != Way::Link {
+                            owned::check_restorable(dir, as_name, &meta, &path)?;
+                        }
+                        (meta, EntryKind::File(way))
+                    }
                     None => return Ok(None),
                 }
             }
@@ -262,8 +284,7 @@ impl Update<'_> {
     }
 }
 
-fn attrs_of(dir: &Dir, path: Option<&RelPath>, meta: &Meta, full: &Path) -> Result<Attrs> {
-    // By way of itself: what lies above the root is nobody's business here.
-    let xattrs = if path.is_some() { attrs::xattrs(&dir.fd, OsStr::new("."), full)? } else { Vec::new() };
+fn attrs_of(dir: &Dir, meta: &Meta, full: &Path) -> Result<Attrs> {
+    let xattrs = attrs::xattrs(&dir.fd, OsStr::new("."), full)?;
     Ok(Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs })
 }

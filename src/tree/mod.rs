@@ -2,9 +2,11 @@
 //!
 //! - [`preimage`] is what a path was before, and how that is kept.
 //! - [`scan`] finds what changed in a tree, against what is in the [`record`]; [`mirror`] keeps the old versions of its files.
+//! - [`directories`] are given back their times with what is put back in them.
 //! - [`layer`] reads what a program wrote to an overlay over a tree.
 //! - [`restorer`] puts the old versions back, and touches no path that was not named.
 
+mod directories;
 mod layer;
 mod mirror;
 mod preimage;

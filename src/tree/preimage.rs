@@ -24,6 +24,8 @@ pub(crate) struct PreImage {
     pub(crate) name: String,
     /// The caller named the path; else it is a directory on the way to one that was named.
     pub(crate) named: bool,
+    /// When the inode was made, which tells it from another with its number; zero where that is not known.
+    pub(crate) born: (i64, u32),
     pub(crate) was: Was,
 }
 
@@ -107,6 +109,26 @@ impl Was {
 pub(crate) const WAS: &str = ".was";
 
 impl PreImage {
+    /// The number of the inode that lay at the path. None of a database, which is put back in place.
+    pub(crate) fn ino(&self) -> Option<u64> {
+        match &self.was {
+            Was::Directory { ino, .. } | Was::Symlink { ino, .. } => Some(*ino),
+            Was::File { seen, .. } => Some(seen.ino),
+            _ => None,
+        }
+    }
+
+    /// True when this is the very inode that lay at the path, whatever became of it. Not of a database.
+    pub(crate) fn is_inode(&self, meta: &Meta) -> bool {
+        let (kind, ino) = match &self.was {
+            Was::Directory { ino, .. } => (Kind::Directory, *ino),
+            Was::Symlink { ino, .. } => (Kind::Symlink, *ino),
+            Was::File { seen, .. } => (Kind::File, seen.ino),
+            _ => return false,
+        };
+        (meta.kind, meta.ino, meta.btime) == (kind, ino, self.born)
+    }
+
     /// Compares with what lies at the path now. A file is not read: inode, size, times and mode tell.
     pub(crate) fn differs(&self, live: Option<&Meta>) -> Difference {
         let Some(live) = live else {
@@ -116,7 +138,8 @@ impl PreImage {
         match &self.was {
             Was::Absent | Was::Lost => Difference::All,
             Was::Directory { attrs, .. } => match live.kind == Kind::Directory {
-                true if dressed(attrs) && (!self.named || attrs.mtime == live.mtime) => Difference::None,
+                true if !self.named && self.is_inode(live) => Difference::None,
+                true if self.named && dressed(attrs) && attrs.mtime == live.mtime => Difference::None,
                 true => Difference::Attributes,
                 false => Difference::All,
             },
@@ -152,6 +175,16 @@ impl PreImage {
                     Difference::All
                 }
             }
+        }
+    }
+
+    /// What this comes to where the path may have a pre-image already, which counts: it is the older one. But a directory that
+    /// only lay on the way to a path is as good as named when it is now. None where this one is not needed.
+    pub(crate) fn beside(&self, known: Option<&PreImage>) -> Option<PreImage> {
+        match known {
+            None => Some(self.clone()),
+            Some(known) if self.named && !known.named => Some(PreImage { named: true, ..known.clone() }),
+            Some(_) => None,
         }
     }
 

@@ -34,10 +34,12 @@ pub(crate) struct DirRow {
     pub(crate) path: Option<RelPath>,
     pub(crate) stamp: Stamp,
     pub(crate) attrs: Attrs,
-    /// Databases lie in it: they are looked at whatever its times say.
-    pub(crate) databases: bool,
+    /// Some entries of it are looked at whatever its times say: see [`Entry::is_looked_at`].
+    pub(crate) looks: bool,
     /// It changed so shortly before it was looked at, or is to change, that the stamp proves nothing: it is listed anyway.
     pub(crate) racy: bool,
+    /// When it was made.
+    pub(crate) btime: (i64, u32),
 }
 
 /// What lies under one name of a directory.
@@ -49,6 +51,10 @@ pub(crate) struct Entry {
     pub(crate) ctime: (i64, u32),
     pub(crate) attrs: Attrs,
     pub(crate) what: EntryKind,
+    /// The file had more than one name.
+    pub(crate) shared: bool,
+    /// When the inode was made.
+    pub(crate) btime: (i64, u32),
 }
 
 /// What kind of thing it is, and how it is kept.
@@ -71,7 +77,8 @@ impl Entry {
     /// What a look at a name says, before anything is kept of it.
     pub(crate) fn new(name: Vec<u8>, meta: &Meta, xattrs: Xattrs, what: EntryKind) -> Self {
         let attrs = Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs };
-        Self { name, ino: meta.ino, size: meta.size, ctime: meta.ctime, attrs, what }
+        let shared = meta.kind == Kind::File && meta.links > 1;
+        Self { name, ino: meta.ino, size: meta.size, ctime: meta.ctime, attrs, what, shared, btime: meta.btime }
     }
 
     pub(crate) fn kind(&self) -> Kind {
@@ -96,6 +103,22 @@ impl Entry {
     /// True for what is written to in place whoever writes: a database and what lies beside it.
     pub(crate) fn is_of_database(&self) -> bool {
         matches!(self.what, EntryKind::Database | EntryKind::Sidecar)
+    }
+
+    /// True for a file of which the mirror holds a copy.
+    pub(crate) fn is_copied(&self) -> bool {
+        matches!(self.what, EntryKind::File(Way::Reflink | Way::Copy))
+    }
+
+    /// True for a file that may have other names in the tree, which only a copy would tear apart.
+    pub(crate) fn has_other_names(&self) -> bool {
+        self.shared && self.is_copied()
+    }
+
+    /// True for what is looked at even where nobody looks at every file: what is written to in place whoever writes, and a
+    /// file that is only copied, because what is done to one of its names shows at the others.
+    pub(crate) fn is_looked_at(&self) -> bool {
+        self.is_of_database() || self.has_other_names()
     }
 
     /// True when a look finds it as it was recorded.

@@ -7,7 +7,7 @@
 //! Every step is one call that either happened or did not, and is judged by inodes, so all of it may be cut short and begun
 //! again. Nothing is synced here, and nothing is unlinked that may be anybody's work.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -20,9 +20,10 @@ use crate::fs::append::Cut;
 use crate::fs::area::Area;
 use crate::fs::attrs;
 use crate::fs::clone::Way;
+use crate::fs::compare::Compare;
 use crate::fs::exchange;
 use crate::fs::opener::{self, Opener, SIDECARS};
-use crate::fs::root::{self, Dirs, Kind, Meta, RootDir};
+use crate::fs::root::{Dirs, Kind, Meta, RootDir};
 use crate::fs::temp;
 use crate::path::RelPath;
 
@@ -32,8 +33,16 @@ const MADE: &str = ".again";
 /// Puts trees back.
 pub(crate) struct TreeRestorer<'r> {
     opener: &'r Opener,
-    dirs: Dirs<'r>,
+    pub(super) dirs: Dirs<'r>,
     areas: HashMap<i64, Arc<Area>>,
+    /// Times and sizes prove nothing.
+    in_doubt: bool,
+    /// Names of files of several names, one of which was touched: what was kept takes the place of all.
+    torn: HashSet<RelPath>,
+    /// Unnamed directories, as they were found.
+    pub(super) found: HashMap<RelPath, Meta>,
+    /// Directories in which somebody changed names that are not guarded.
+    pub(super) others: HashSet<RelPath>,
 }
 
 /// What came of one path.
@@ -53,11 +62,31 @@ pub(crate) enum PutBack {
 impl<'r> TreeRestorer<'r> {
     /// Areas are those that the pre-images name.
     pub(crate) fn new(root: &'r RootDir, opener: &'r Opener, areas: impl IntoIterator<Item = Arc<Area>>) -> Self {
-        Self { opener, dirs: Dirs::new(root), areas: areas.into_iter().map(|area| (area.id, area)).collect() }
+        let areas = areas.into_iter().map(|area| (area.id, area)).collect();
+        Self {
+            opener,
+            dirs: Dirs::new(root),
+            areas,
+            in_doubt: false,
+            torn: HashSet::new(),
+            found: HashMap::new(),
+            others: HashSet::new(),
+        }
+    }
+
+    /// A power cut may have come in between: files that look as they were are read, and compared with what was kept.
+    pub(crate) fn in_doubt(self, in_doubt: bool) -> Self {
+        Self { in_doubt, ..self }
+    }
+
+    /// In these directories somebody is known to have changed names that are not guarded.
+    pub(crate) fn beside_others(self, others: HashSet<RelPath>) -> Self {
+        Self { others, ..self }
     }
 
     /// Puts everything back, and says of each path what came of it.
     pub(crate) fn put_back(&mut self, images: &PreImages) -> Vec<(RelPath, Result<PutBack>)> {
+        self.torn = self.find_torn(images);
         let mut outcomes: Vec<(RelPath, Result<PutBack>)> = Vec::with_capacity(images.len());
         for (path, image) in images {
             let outcome = match (&image.was, set_of(path, images)) {
@@ -83,13 +112,7 @@ impl<'r> TreeRestorer<'r> {
 
     /// What lies at a path now, and how it differs from what it was.
     pub(crate) fn compare(&mut self, path: &RelPath, image: &PreImage) -> Result<(Option<Meta>, Difference)> {
-        let live = match self.dirs.try_parent(path) {
-            Ok(None) => None,
-            Ok(Some(dir)) => root::look(&dir.fd, path.name()).at_in("look at", self.dirs.root().path(), path)?,
-            // Something else stands on the way: nothing is at the path.
-            Err(Error::NotADirectory { .. } | Error::SymlinkOnTheWay { .. }) => None,
-            Err(error) => return Err(error),
-        };
+        let live = self.look(path)?;
         let mut difference = image.differs(live.as_ref());
         // The number of a removed inode comes again, and so may its times: a symlink is what it says.
         if let (Was::Symlink { target, attrs, .. }, Some(live)) = (&image.was, &live)
@@ -105,7 +128,66 @@ impl<'r> TreeRestorer<'r> {
                 false => Difference::All,
             };
         }
+        if let Some(live) = &live
+            && difference != Difference::All
+            && self.only_seems_the_same(path, image, live)?
+        {
+            difference = Difference::All;
+        }
         Ok((live, difference))
+    }
+
+    /// True when something else is at a path than was, or may be.
+    pub(crate) fn is_touched(&mut self, path: &RelPath, image: &PreImage) -> Result<bool> {
+        Ok(self.compare(path, image)?.1 != Difference::None)
+    }
+
+    /// True for what by its times and size is as it was, and is not.
+    fn only_seems_the_same(&mut self, path: &RelPath, image: &PreImage, live: &Meta) -> Result<bool> {
+        match &image.was {
+            Was::File { kept, way: Way::Reflink | Way::Copy, .. } | Was::Database { kept, .. } => {
+                if kept.is(live, true) {
+                    return Ok(false);
+                }
+                if self.torn.contains(path) {
+                    return Ok(true);
+                }
+                if !self.in_doubt {
+                    return Ok(false);
+                }
+                let kept = self.area(image)?.stage_path(&image.name);
+                let equal = self.opener.compare(vec![Compare { path: path.clone(), kept }])?.pop();
+                Ok(!equal.unwrap_or(Ok(false))?)
+            }
+            Was::Appended(end) if self.in_doubt => {
+                let now = self.opener.ends(vec![path.clone()])?.pop().unwrap_or(Ok(None))?;
+                Ok(now.as_ref() != Some(end))
+            }
+            // Values, which are in the directory or in the inode with its times.
+            _ => Ok(false),
+        }
+    }
+
+    /// Files of several names come back as one file: where one of the names was touched, so were all.
+    fn find_torn(&mut self, images: &PreImages) -> HashSet<RelPath> {
+        let mut names: HashMap<(i64, u64), Vec<(&RelPath, &PreImage)>> = HashMap::new();
+        for (path, image) in images {
+            if let Was::File { kept, way: Way::Reflink | Way::Copy, .. } = &image.was {
+                names.entry((image.area, kept.ino)).or_default().push((path, image));
+            }
+        }
+        let mut torn = HashSet::new();
+        for names in names.values().filter(|names| names.len() > 1) {
+            let untouched = |(path, image): &(&RelPath, &PreImage)| match (self.compare(path, image), &image.was) {
+                (Ok((Some(live), Difference::None)), Was::File { kept, .. }) => !kept.is(&live, true),
+                // Whatever keeps it from being looked at, putting it back meets too.
+                _ => false,
+            };
+            if !names.iter().all(untouched) {
+                torn.extend(names.iter().map(|(path, _)| (*path).clone()));
+            }
+        }
+        torn
     }
 
     /// What was displaced when a path was put back: names of the stage, the newest first. It is the pre-image's name, or
@@ -128,7 +210,7 @@ impl<'r> TreeRestorer<'r> {
         Ok(found)
     }
 
-    fn area(&self, image: &PreImage) -> Result<Arc<Area>> {
+    pub(super) fn area(&self, image: &PreImage) -> Result<Arc<Area>> {
         self.areas.get(&image.area).cloned().ok_or(Error::NotMounted { area: image.area })
     }
 
@@ -142,6 +224,7 @@ impl<'r> TreeRestorer<'r> {
         let full = self.dirs.root().full(path);
         if let Some(live) = live.filter(|live| live.kind == Kind::Directory) {
             // Before anything in it, or it itself, is touched; what it had comes back at the end.
+            self.find(path, image, &live);
             attrs::open_up(&self.dirs.parent(path)?.fd, path.name(), &live, &full)?;
         }
         // What is put in place must be what was kept: bytes written to a link since are not, nor is what an earlier attempt
@@ -297,21 +380,6 @@ impl<'r> TreeRestorer<'r> {
                 area.rename_staged(&made, &image.name)
             }
         }
-    }
-
-    /// Gives a directory back what it had besides its entries.
-    fn directory(&mut self, path: &RelPath, image: &PreImage) -> Result<()> {
-        let Was::Directory { ino, attrs } = &image.was else { return Ok(()) };
-        let dir = self.dirs.parent(path)?;
-        let full = self.dirs.root().full(path);
-        let Some(live) = root::look(&dir.fd, path.name()).at("look at", &full)? else {
-            return Err(Error::NotFound { path: full });
-        };
-        // One that somebody else made here has a past of its own.
-        if live.ino != *ino && !image.named && live.mode == attrs.mode {
-            return Ok(());
-        }
-        attrs::dress_at(&dir.fd, path.name(), attrs, &full)
     }
 }
 

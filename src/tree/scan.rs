@@ -90,7 +90,7 @@ impl Scan<'_> {
             return Ok(Some(DirDiff { row, live: None, same: Vec::new(), gone, changed: Vec::new(), new: Vec::new() }));
         };
         let unlisted = Stamp::from(&live) == row.stamp && !row.racy;
-        if unlisted && !row.databases && !self.files.any_of(row.id) {
+        if unlisted && !row.looks && !self.files.any_of(row.id) {
             return Ok(None);
         }
         let full = row.path.as_ref().map_or(self.root.path().to_owned(), |path| self.root.full(path));
@@ -115,7 +115,7 @@ impl Scan<'_> {
         };
         if unlisted {
             for entry in entries {
-                if !entry.is_of_database() && !self.files.has(diff.row.id, &entry.name) {
+                if !entry.is_looked_at() && !self.files.has(diff.row.id, &entry.name) {
                     diff.same.push(entry);
                     continue;
                 }
@@ -144,7 +144,7 @@ impl Scan<'_> {
                     Some(meta) if entry.is(&meta) => diff.same.push(entry),
                     // Another directory of the same name: what differs in it is its own row's business.
                     Some(meta) if (entry.kind(), meta.kind) == (Kind::Directory, Kind::Directory) => {
-                        diff.same.push(Entry { ino: meta.ino, ..entry });
+                        diff.same.push(Entry { ino: meta.ino, btime: meta.btime, ..entry });
                     }
                     Some(meta) if (entry.kind(), entry.ino) == (meta.kind, meta.ino) => {
                         diff.changed.push((entry, meta))
@@ -167,7 +167,7 @@ impl Scan<'_> {
 
     /// Looks at a directory by its path; none when it is not there, or is none. Every directory above it has been looked at
     /// before, and was one.
-    fn look(&self, path: Option<&RelPath>) -> Result<Option<Meta>> {
+    pub(crate) fn look(&self, path: Option<&RelPath>) -> Result<Option<Meta>> {
         let Some(path) = path else { return Ok(Some(self.root.top().meta_now().at("look at", self.root.path())?)) };
         match root::look(&self.root.top().fd, path.as_path()) {
             Ok(found) => Ok(found.filter(|meta| meta.kind == Kind::Directory)),

@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::absorb_databases::Sets;
 use super::displaced::{NOBODYS, set_aside};
-use super::guard::Guard;
 use super::layer::Layer;
 use super::transaction::Transaction;
 use crate::error::{Error, Result};
@@ -21,7 +20,7 @@ use crate::fs::attrs::Attrs;
 use crate::fs::clone::Way;
 use crate::fs::identity::Identity;
 use crate::fs::opener::{self, SIDECARS};
-use crate::fs::root::Dirs;
+use crate::fs::root::{Dirs, Kind};
 use crate::fs::upper;
 use crate::path::RelPath;
 use crate::tree::{self, Clash, Made, PreImage, PreImages, PutBack, TreeRestorer, WAS, Was, Writing};
@@ -38,11 +37,11 @@ impl Transaction {
             let (writing, sets) = self.read_layer(layer)?;
             writings.push((layer, writing, sets));
         }
-        let paths: BTreeSet<&RelPath> = writings.iter().flat_map(|(_, writing, _)| writing.touched()).collect();
+        let paths: BTreeSet<RelPath> = writings.iter().flat_map(|(_, writing, _)| writing.touched().cloned()).collect();
         if paths.is_empty() {
             return Ok(());
         }
-        self.guard_with(Guard::paths(paths.into_iter().map(RelPath::as_path)).replacing())?;
+        self.guard_replaced(paths)?;
         for (_, writing, _) in &writings {
             self.refuse_changed(writing)?;
         }
@@ -149,7 +148,7 @@ impl Transaction {
         let known: HashSet<u64> = guarded.filter_map(|image| image.was.ino()).collect();
         for image in images.values() {
             for (name, _) in restorer.displaced(image)? {
-                let is_known = name.ends_with(WAS) || area.holds_only(&name, &known)?;
+                let is_known = name.ends_with(WAS) || is_known(area, &name, &known)?;
                 if !is_known {
                     let kept = set_aside(area, NOBODYS, &area.stage, &name)?;
                     tracing::warn!(%kept, "what somebody put there while a layer was absorbed is kept");
@@ -197,7 +196,7 @@ impl Staged<'_> {
                 staged_file(area, &name, attrs, false)?
             }
         };
-        self.images.insert(path.clone(), PreImage { area: area.id, name, named: true, was });
+        self.images.insert(path.clone(), PreImage { area: area.id, name, named: true, born: (0, 0), was });
         Ok(())
     }
 
@@ -231,6 +230,17 @@ fn staged_file(area: &Area, name: &str, attrs: &Attrs, database: bool) -> Result
         true => Was::Database { seen: kept.clone(), kept, attrs },
         false => Was::File { seen: kept.clone(), kept, attrs, way: Way::Copy },
     })
+}
+
+/// True when what lies under a name of the stage, but for directories, is all of these inodes.
+fn is_known(area: &Area, name: &str, known: &HashSet<u64>) -> Result<bool> {
+    match area.look_staged(name)? {
+        Some(meta) if meta.kind == Kind::Directory => {
+            let below = area.staged_below(name)?;
+            Ok(below.iter().all(|meta| meta.kind == Kind::Directory || known.contains(&meta.ino)))
+        }
+        other => Ok(other.is_none_or(|meta| known.contains(&meta.ino))),
+    }
 }
 
 /// Takes databases that the program did not touch out of a layer again.

@@ -14,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::fs::area::{Area, STATE_AREA};
 use crate::fs::opener::{Opener, SyncTarget};
 use crate::fs::root::{Dir, RootDir};
-use crate::journal::{self, GuardId, Mark};
+use crate::fs::watch::NameWatch;
+use crate::journal::{self, GuardId, GuardRow, Mark};
 use crate::lock::{Locks, Session};
 use crate::path::RelPath;
 use crate::store::{Durability, Store, Turn, Tx};
@@ -44,6 +45,8 @@ pub(crate) struct Ground {
     touched: AtomicU64,
     /// The guards of this process's living transactions.
     guarding: Mutex<HashSet<GuardId>>,
+    /// Watches that nobody uses now.
+    spare: Mutex<Vec<NameWatch>>,
     /// Larger than the number of any guard this process has recorded.
     next_guard: AtomicI64,
 }
@@ -155,6 +158,7 @@ impl Ground {
             names: AtomicU64::new(0),
             touched: AtomicU64::new(0),
             guarding: Mutex::default(),
+            spare: Mutex::default(),
             next_guard: AtomicI64::new(1),
         };
         ground.refresh_areas(&ground.enter()?)?;
@@ -171,13 +175,28 @@ impl Ground {
         Ok(Version { others: tx.version()?, ours: self.touched.load(Ordering::Acquire) })
     }
 
-    /// Records that a transaction of this process guards paths. No number is used twice by one process: an old guard's end,
-    /// which another thread may be about to note, must not be taken for the new one's.
-    pub(crate) fn insert_guard(&self, tx: &Tx<'_>, lock: &str, label: &str, began_ms: i64) -> Result<GuardId> {
+    /// Records that a transaction of this process guards paths; `own` is the guard that it has already. No number is used
+    /// twice by one process: an old guard's end, which another thread may be about to note, must not be taken for the new
+    /// one's.
+    pub(crate) fn record_guard(&self, tx: &Tx<'_>, own: Option<GuardId>, guard: &GuardRow) -> Result<GuardId> {
+        if let (Some(own), Some(mark)) = (own, &guard.mark) {
+            return journal::set_guard_mark(tx, own, mark).map(|()| own);
+        }
         let least = self.next_guard.load(Ordering::Acquire);
-        let id = journal::insert_guard(tx, least, lock, self.session.id, label, began_ms)?;
+        let id = journal::insert_guard(tx, least, guard)?;
         self.next_guard.fetch_max(id.0.saturating_add(1), Ordering::AcqRel);
         Ok(id)
+    }
+
+    /// A watch on names that watches nothing yet; none where there are too many watches already.
+    pub(crate) fn watch(&self) -> Option<NameWatch> {
+        self.spare.lock().unwrap_or_else(|poison| poison.into_inner()).pop().or_else(NameWatch::new)
+    }
+
+    /// Keeps a watch for whoever needs one next.
+    pub(crate) fn watch_no_more(&self, watch: Option<NameWatch>) {
+        let empty = watch.map(NameWatch::empty);
+        self.spare.lock().unwrap_or_else(|poison| poison.into_inner()).extend(empty);
     }
 
     /// The guards of this process's living transactions.

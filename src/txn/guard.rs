@@ -12,25 +12,24 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::commit;
 use super::ground::Ground;
 use super::guarding::Guarding;
-use super::prepare::SYNC_ONE_BY_ONE;
 use super::settle::SettleLock;
+use super::taken::Taken;
 use super::transaction::Transaction;
 use super::trees::{self, Guarded};
-use crate::error::{Error, Result};
-use crate::fs::area::Area;
-use crate::fs::clone::{Keep, Kept, Way};
-use crate::fs::database::KeepSet;
-use crate::fs::opener::{self, SIDECARS, SyncTarget};
-use crate::fs::root::{Dirs, Kind};
+use crate::error::{Error, IoContext, Result};
+use crate::fs::clone::Way;
+use crate::fs::opener;
+use crate::fs::owned;
+use crate::fs::root::{self, Dirs, Kind};
+use crate::fs::watch::NameWatch;
 use crate::journal::{self, GuardId, GuardRow, TxnState};
 use crate::path::{RelPath, STATE_DIR};
 use crate::store::{Durability, Turn, Tx};
-use crate::tree::{PreImage, PreImages, Was};
+use crate::tree::{PreImage, Was};
 
 /// Which paths to guard, and against whom.
 ///
@@ -46,7 +45,7 @@ pub struct Guard {
 
 impl Guard {
     /// Guards these files, symlinks and directories, or that nothing is there. Of a directory: that it exists, with its
-    /// mode, owner and times; not what lies in it.
+    /// mode, owner and times; not what lies in it. A directory on the way to one of them only has to be there again.
     pub fn paths<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Self {
         Self {
             paths: paths.into_iter().map(|path| path.as_ref().to_owned()).collect(),
@@ -101,11 +100,32 @@ impl Transaction {
     /// Guards paths. Costs what is named, whatever lies beside it.
     ///
     /// [`Error::PathBusy`] when another transaction guards one of them. Until this one ends, nobody else's commit can change
-    /// them. Errors leave what was guarded before as it is.
+    /// them. [`Error::CannotRestore`] when it is to guard what this user could change and not give back to its owner. Errors
+    /// leave what was guarded before as it is.
     pub fn guard_with(&mut self, guard: Guard) -> Result<()> {
-        if let Some(tree) = &guard.tree {
-            return self.guard_tree(tree, guard.replacing);
+        self.watching(|txn, beside| match &guard.tree {
+            Some(tree) => txn.guard_tree(tree, guard.replacing, beside),
+            None => txn.guard_named(&guard, beside),
+        })
+    }
+
+    /// Guards paths whose files are replaced. The root itself may be among them.
+    pub(super) fn guard_replaced(&mut self, paths: BTreeSet<RelPath>) -> Result<()> {
+        self.watching(|txn, beside| txn.guard_found(paths, true, false, beside))
+    }
+
+    /// Guards, with the watch on names beside what is guarded.
+    fn watching(&mut self, guard: impl FnOnce(&mut Self, &mut Option<NameWatch>) -> Result<()>) -> Result<()> {
+        let mut beside = self.guarding.as_mut().and_then(|guarding| guarding.beside.take());
+        let done = guard(self, &mut beside);
+        match &mut self.guarding {
+            Some(guarding) => guarding.beside = beside,
+            None => self.ground.watch_no_more(beside),
         }
+        done
+    }
+
+    fn guard_named(&mut self, guard: &Guard, beside: &mut Option<NameWatch>) -> Result<()> {
         let mut paths = BTreeSet::new();
         for path in &guard.paths {
             let path = self.begin_staging(path)?;
@@ -120,9 +140,19 @@ impl Transaction {
         for path in &paths {
             self.ask("guard", &[path.as_bytes()]);
         }
+        self.guard_found(paths, guard.replacing, guard.appending, beside)
+    }
+
+    fn guard_found(
+        &mut self,
+        mut paths: BTreeSet<RelPath>,
+        replacing: bool,
+        appending: bool,
+        beside: &mut Option<NameWatch>,
+    ) -> Result<()> {
         // A repeat guards too: what is done under it is to be undone, because it was done the first time.
         if let Some(guarding) = &self.guarding {
-            if !guard.replacing {
+            if !replacing {
                 paths.iter().try_for_each(|path| self.refuse_weaker(Some(path)))?;
             }
             // What they are now may not be what they were when the tree was guarded.
@@ -137,13 +167,15 @@ impl Transaction {
         let ground = &self.ground;
         let own = self.guarding.as_ref().map(|guarding| guarding.id);
         let paths: Vec<RelPath> = paths.into_iter().collect();
+        // The root has every path in it, and is nobody's.
+        let below: Vec<RelPath> = paths.iter().filter(|path| !path.is_root()).cloned().collect();
         let (mut turn, _settling) = stand_alone(ground)?;
         lease.check_same()?;
-        refuse_guarded(ground, &turn, own, &paths)?;
-        commit::refuse_troubled(ground, &mut turn, &paths)?;
-        let mut taken = Taken { ground, images: PreImages::new(), kept: false };
-        let way = if guard.replacing { Way::Link } else { Way::Reflink };
-        taken.take(&paths, self.guarding.as_ref(), way, guard.appending)?;
+        refuse_guarded(ground, &turn, own, &below)?;
+        commit::refuse_troubled(ground, &mut turn, &below)?;
+        let mut taken = Taken::new(ground);
+        let way = if replacing { Way::Link } else { Way::Reflink };
+        taken.take(&paths, self.guarding.as_ref(), way, appending)?;
         // On the way to a path that was named before: what it was then counts.
         for path in &paths {
             if let (Some(before), Some(image)) = (known(path), taken.images.get_mut(path)) {
@@ -151,12 +183,11 @@ impl Transaction {
             }
         }
         taken.sync()?;
+        Guarding::watch(beside, ground, &mut taken.images)?;
         let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
+        let row = self.guard_row(&mut turn)?;
         let id = turn.write(Durability::Full, |tx| {
-            let id = match own {
-                Some(id) => id,
-                None => ground.insert_guard(tx, lease.name(), &self.label, self.began_ms)?,
-            };
+            let id = ground.record_guard(tx, own, &row)?;
             for (n, (path, image)) in taken.images.iter().enumerate() {
                 journal::insert_preimage(tx, id, first + n as i64, path, image)?;
             }
@@ -174,13 +205,14 @@ impl Transaction {
 }
 
 impl Transaction {
-    fn guard_tree(&mut self, path: &Path, replacing: bool) -> Result<()> {
+    fn guard_tree(&mut self, path: &Path, replacing: bool, beside: &mut Option<NameWatch>) -> Result<()> {
         let whole_root = path.as_os_str().is_empty() || path == Path::new(".");
         let path = if whole_root { None } else { Some(self.begin_staging(path)?) };
         if let Some(path) = &path
             && self.ground.root.look(path)?.is_none_or(|meta| meta.kind != Kind::Directory)
         {
-            return self.guard_with(Guard { paths: vec![path.to_path_buf()], tree: None, appending: false, replacing });
+            let guard = Guard { paths: vec![path.to_path_buf()], tree: None, appending: false, replacing };
+            return self.guard_named(&guard, beside);
         }
         self.ask("guard tree", &[path.as_ref().map_or(b"", RelPath::as_bytes)]);
         if !replacing {
@@ -192,6 +224,12 @@ impl Transaction {
         if self.guarding.as_ref().is_some_and(|guarding| guarding.trees.iter().any(|tree| tree.covers(path.as_ref()))) {
             return Ok(());
         }
+        let top = path.clone().unwrap_or_else(RelPath::root);
+        let dir = Dirs::new(&ground.root).parent(&top)?;
+        let full = ground.root.full(&top);
+        if let Some(meta) = root::look(&dir.fd, top.name()).at("look at", &full)? {
+            owned::check_restorable(&dir, top.name(), &meta, &full)?;
+        }
         let area = ground.area_near(path.as_ref())?.id;
         let (mut turn, settling) = stand_alone(ground)?;
         lease.check_same()?;
@@ -199,16 +237,15 @@ impl Transaction {
         refuse_guarded_tree(ground, &turn, own, path.as_ref())?;
         commit::refuse_troubled(ground, &mut turn, &paths)?;
         // The directories it lies in, as values: nothing of them is in the baseline.
-        let mut taken = Taken { ground, images: PreImages::new(), kept: false };
+        let mut taken = Taken::new(ground);
         taken.take(&paths, self.guarding.as_ref(), Way::Reflink, false)?;
         let mut above = std::mem::take(&mut taken.images);
         above.retain(|_, image| !image.named && matches!(image.was, Was::Directory { .. }));
+        Guarding::watch(beside, ground, &mut above)?;
         let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
+        let row = self.guard_row(&mut turn)?;
         let (id, tree) = turn.write(Durability::Normal, |tx| {
-            let id = match own {
-                Some(id) => id,
-                None => ground.insert_guard(tx, lease.name(), &self.label, self.began_ms)?,
-            };
+            let id = ground.record_guard(tx, own, &row)?;
             for (n, (path, image)) in above.iter().enumerate() {
                 journal::insert_preimage(tx, id, first + n as i64, path, image)?;
             }
@@ -243,6 +280,25 @@ impl Transaction {
         guarding.images.append(&mut above);
         guarding.trees.push(begun);
         Ok(())
+    }
+
+    /// What is recorded of this transaction's guard. It has to have its fence by then.
+    pub(super) fn guard_row(&self, turn: &mut Turn<'_>) -> Result<GuardRow> {
+        let Some(lease) = &self.lease else { return Err(Error::Closed) };
+        self.ground.locks.record_held(turn)?;
+        let Some(fence) = lease.fence() else { return Err(lease.lost()) };
+        Ok(GuardRow {
+            id: GuardId(0),
+            quarantined: false,
+            lock: lease.name().to_owned(),
+            session: self.ground.session.id.as_bytes().to_vec(),
+            label: self.label.clone(),
+            attempts: 0,
+            began_ms: self.began_ms,
+            fence: fence.get(),
+            mark: Some(self.ground.mark_now()),
+            worker: None,
+        })
     }
 
     /// Refuses to guard against any writer what this transaction guards, or guards something of, against replacing ones: the
@@ -333,148 +389,4 @@ pub(super) fn refuse_guarded(ground: &Ground, turn: &Turn<'_>, own: Option<Guard
         }
     }
     Ok(())
-}
-
-/// Pre-images on their way to being recorded. Dropped before, what was kept goes away again.
-struct Taken<'g> {
-    ground: &'g Ground,
-    images: PreImages,
-    kept: bool,
-}
-
-impl Taken<'_> {
-    /// Keeps what lies at the paths, and at the directories on the way to them.
-    fn take(&mut self, paths: &[RelPath], before: Option<&Guarding>, way: Way, appending: bool) -> Result<()> {
-        let mut wanted: BTreeSet<(RelPath, bool)> = BTreeSet::new();
-        for path in paths {
-            wanted.insert((path.clone(), true));
-            for above in std::iter::successors(path.parent(), RelPath::parent) {
-                let known = before.is_some_and(|before| before.images.contains_key(&above));
-                if known || paths.contains(&above) || !wanted.insert((above, false)) {
-                    break;
-                }
-            }
-        }
-        let mut dirs = Dirs::new(&self.ground.root);
-        if appending {
-            for (path, end) in paths.iter().zip(self.ground.opener.ends(paths.to_vec())?) {
-                // What is not there is not there again.
-                let Some(end) = end? else { continue };
-                let (area, name) = (area_for(self.ground, &mut dirs, path)?, self.ground.fresh_name());
-                let image = PreImage { area: area.id, name, named: true, was: Was::Appended(end) };
-                self.images.insert(path.clone(), image);
-                wanted.remove(&(path.clone(), true));
-            }
-        }
-        let mut jobs = Vec::with_capacity(wanted.len());
-        let mut places = Vec::with_capacity(wanted.len());
-        for (path, named) in wanted {
-            let (area, name) = (area_for(self.ground, &mut dirs, &path)?, self.ground.fresh_name());
-            jobs.push(Keep { path: path.clone(), to: area.stage_path(&name), way });
-            places.push((path, named, area.id, name));
-        }
-        let mut failed = Ok(());
-        let mut databases = Vec::new();
-        for ((path, named, area, name), kept) in places.into_iter().zip(self.ground.opener.keep(jobs)?) {
-            match kept {
-                Ok(Kept::Database) => databases.push((path, area, name)),
-                Ok(kept) => {
-                    self.images.insert(path, PreImage { area, name, named, was: kept.into() });
-                }
-                Err(error) => {
-                    let _ = self.ground.area(area).and_then(|area| area.drop_staged(&name));
-                    failed = Err(error);
-                }
-            }
-        }
-        failed?;
-        self.take_databases(databases)
-    }
-
-    /// Keeps databases, each with what lies beside it.
-    fn take_databases(&mut self, databases: Vec<(RelPath, i64, String)>) -> Result<()> {
-        let mut sets = Vec::with_capacity(databases.len());
-        for (path, area, name) in &databases {
-            let area = self.ground.area(*area)?;
-            let to = |suffix: &str| area.stage_path(&format!("{name}{suffix}"));
-            sets.push(KeepSet { path: path.clone(), to: to(""), sidecars: SIDECARS.map(to), kept: None });
-        }
-        if sets.is_empty() {
-            return Ok(());
-        }
-        let kept = self.ground.opener.keep_sets(sets)?;
-        for ((path, area, name), kept) in databases.into_iter().zip(kept) {
-            let (database, sidecars) = kept?;
-            for (suffix, kept) in SIDECARS.iter().zip(sidecars) {
-                let name = format!("{name}{suffix}");
-                if let Some(path) = path.with_suffix(suffix.as_bytes()) {
-                    self.images.insert(path, PreImage { area, name, named: true, was: kept.into() });
-                }
-            }
-            self.images.insert(path, PreImage { area, name, named: true, was: Was::database(database) });
-        }
-        Ok(())
-    }
-
-    /// What changes from here on has a later ctime than what was seen.
-    fn wait_for_the_clock(&self) {
-        for area in self.ground.areas() {
-            let newest = self.images.values().filter(|image| image.area == area.id).filter_map(PreImage::changed).max();
-            if let Some(newest) = newest
-                && let Err(error) = area.clock_after(newest)
-            {
-                tracing::warn!(%error, "what changes within the same tick of the clock as the guard may go unnoticed");
-            }
-        }
-    }
-
-    /// Makes what was kept durable: names in the stage, and the bytes behind them.
-    fn sync(&self) -> Result<()> {
-        let mut files = Vec::new();
-        let mut areas: Vec<Arc<Area>> = Vec::new();
-        for (path, image) in &self.images {
-            let area = self.ground.area(image.area)?;
-            files.push(match &image.was {
-                Was::File { seen, way: Way::Link, .. } => SyncTarget::File(path.clone(), seen.ino),
-                Was::File { .. } | Was::Database { .. } => SyncTarget::Own(area.stage_path(&image.name)),
-                _ => continue,
-            });
-            if !areas.iter().any(|known| known.id == area.id) {
-                areas.push(area);
-            }
-        }
-        if files.len() > SYNC_ONE_BY_ONE {
-            return areas.iter().try_for_each(|area| area.sync_whole());
-        }
-        files.extend(areas.iter().map(|area| SyncTarget::Own(area.stage_dir.clone())));
-        self.ground.sync(files)
-    }
-}
-
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        for image in self.images.values().filter(|_| !self.kept) {
-            if matches!(image.was, Was::File { .. } | Was::Database { .. })
-                && let Err(error) = self.ground.area(image.area).and_then(|area| area.drop_staged(&image.name))
-            {
-                tracing::warn!(%error, "a kept file could not be removed; the next recovery sweeps it");
-            }
-        }
-    }
-}
-
-/// The area that a rename reaches a path from, which may not exist yet.
-fn area_for(ground: &Ground, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<Area>> {
-    let mut at = path.clone();
-    loop {
-        match dirs.parent(&at) {
-            Ok(dir) => return ground.area_of(&dir, &at),
-            Err(Error::NotFound { .. } | Error::NotADirectory { .. }) => {}
-            Err(error) => return Err(error),
-        }
-        match at.parent() {
-            Some(parent) => at = parent,
-            None => return ground.area(crate::fs::area::STATE_AREA),
-        }
-    }
 }

@@ -1,23 +1,27 @@
 //! What a transaction guards, and what became of it by the time it commits.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeSet, HashSet};
 
 use rustix::io::Errno;
 
+use super::comparing::{self, For, Reading};
 use super::ground::Ground;
 use super::prepare::SYNC_ONE_BY_ONE;
-use super::rollback::{RolledBack, put_back};
+use super::renames;
+use super::rollback::{Attempt, RolledBack, put_back};
+use super::shared::share;
 use super::trees::{self, Guarded};
 use crate::error::{IoContext, Result};
 use crate::fs::attrs;
 use crate::fs::opener::SyncTarget;
 use crate::fs::root::{self, Kind, Meta};
+use crate::fs::watch::{NameWatch, Watch};
+use crate::id::Fence;
 use crate::journal::{self, Change, ChangeKind, GuardId, GuardRow};
 use crate::lock::Lease;
-use crate::path::RelPath;
+use crate::path::{AREA_DIR, RelPath, STATE_DIR};
 use crate::store::{Durability, Turn, Tx};
-use crate::tree::{Difference, DirId, PreImage, PreImages, TreeRestorer, Was};
+use crate::tree::{Difference, DirId, Files, PreImage, PreImages, TreeRestorer, Was};
 
 /// What a transaction guards.
 #[derive(Debug)]
@@ -31,6 +35,8 @@ pub(super) struct Guarding {
     unrecorded: BTreeSet<RelPath>,
     /// Rows written so far.
     pub(super) rows: i64,
+    /// Who changes names in the directories that are not named, and only lie on the way to what is guarded.
+    pub(super) beside: Option<NameWatch>,
 }
 
 /// What was done to a guarded path.
@@ -42,26 +48,71 @@ pub(super) struct Touched {
 
 impl Guarding {
     pub(super) fn new(id: GuardId) -> Self {
-        Self { id, images: PreImages::new(), trees: Vec::new(), dirs: Vec::new(), unrecorded: BTreeSet::new(), rows: 0 }
+        Self {
+            id,
+            images: PreImages::new(),
+            trees: Vec::new(),
+            dirs: Vec::new(),
+            unrecorded: BTreeSet::new(),
+            rows: 0,
+            beside: None,
+        }
+    }
+
+    /// Watches the directories on the way to what is now to be guarded, and looks at them once more: what is done in them from
+    /// here on is not missed.
+    pub(super) fn watch(beside: &mut Option<NameWatch>, ground: &Ground, images: &mut PreImages) -> Result<()> {
+        for (path, image) in images.iter_mut().filter(|(_, image)| !image.named) {
+            let Was::Directory { attrs, ino, .. } = &mut image.was else { continue };
+            if beside.is_none() {
+                *beside = ground.watch();
+            }
+            let Some(watch) = beside else { return Ok(()) };
+            if !watch.add(&ground.root.full(path), path) {
+                // Whatever is done in it is taken for the transaction's doing.
+                continue;
+            }
+            let now = if path.is_root() { ground.root.top().meta_now().ok() } else { ground.root.look(path)? };
+            if let Some(now) = now.filter(|now| now.ino == *ino) {
+                (attrs.mode, attrs.uid, attrs.gid, attrs.mtime) = (now.mode, now.uid, now.gid, now.mtime);
+            }
+        }
+        Ok(())
+    }
+
+    /// The directories in which somebody changed names that are not guarded.
+    fn others(&self) -> HashSet<RelPath> {
+        let guarded = |dir: &RelPath, name: &[u8]| {
+            let path = RelPath::join(Some(dir), name);
+            // The engine's own names are nobody's.
+            path.names().any(|name| name == STATE_DIR.as_bytes() || name == AREA_DIR.as_bytes())
+                || self.images.contains_key(&path)
+                || self.trees.iter().any(|tree| tree.covers(Some(&path)))
+        };
+        self.beside.as_ref().map_or_else(HashSet::new, |watch| watch.changed(guarded))
     }
 
     /// Finds out which paths of the guarded trees were touched, and gets what they were. Of those that were named before,
     /// that is known already.
     fn look_through_trees(&mut self, ground: &Ground, puts_back: bool) -> Result<()> {
-        for tree in &self.trees {
-            let found = tree.end(ground, puts_back)?;
-            self.dirs.extend(found.dirs);
-            for (path, image) in found.images {
-                match self.images.entry(path) {
-                    Entry::Vacant(vacant) => {
-                        self.unrecorded.insert(vacant.key().clone());
-                        vacant.insert(image);
-                    }
-                    Entry::Occupied(_) => trees::drop_unused(ground, &image),
-                }
+        let watched: Vec<_> = self.trees.iter().map(|tree| tree.watch.as_ref().and_then(Watch::touched)).collect();
+        let trees = self.trees.iter().zip(&watched);
+        let trees = trees.map(|(guarded, touched)| (&guarded.tree, touched.as_ref().map_or(Files::All, Files::Some)));
+        let what_for = if puts_back { For::Rollback } else { For::Commit };
+        let found = comparing::find(ground, Reading::Peek(ground), trees, &self.images, what_for)?;
+        self.dirs.extend(found.dirs);
+        let mut new = PreImages::new();
+        for (path, image) in found.images {
+            match image.beside(new.get(&path).or(self.images.get(&path))) {
+                Some(image) => drop(new.insert(path, image)),
+                None => trees::drop_unused(ground, &image),
             }
         }
-        Ok(())
+        // Before anything can go wrong: what no row refers to is forgotten by these.
+        self.unrecorded.extend(new.keys().cloned());
+        let shared = if puts_back { share(ground, &self.images, &mut new) } else { Ok(()) };
+        self.images.append(&mut new);
+        shared
     }
 
     /// What was done to the guarded paths, made durable.
@@ -89,6 +140,7 @@ impl Guarding {
                 created_below(ground, path, image.area, &mut touched)?;
             }
         }
+        renames::tell(&self.images, touched.iter_mut().map(|touched| (&mut touched.change, touched.live)));
         let files = touched.iter().filter_map(|touched| Some((touched.change.path.clone(), touched.change.size?)));
         let mut hashes = ground.opener.examine(files.collect())?.into_iter();
         for touched in touched.iter_mut().filter(|touched| touched.change.size.is_some()) {
@@ -129,7 +181,8 @@ impl Guarding {
     }
 
     /// After COMMIT: old versions that are referred to go to history, the others go away.
-    pub(super) fn release(self, ground: &Ground, changes: &[Change]) {
+    pub(super) fn release(mut self, ground: &Ground, changes: &[Change]) {
+        ground.watch_no_more(self.beside.take());
         ground.guarding().remove(&self.id);
         let kept: HashSet<&String> = changes.iter().filter_map(|change| change.preimage.as_ref()).collect();
         for image in self.images.values() {
@@ -159,8 +212,12 @@ impl Guarding {
             attempts: 0,
             began_ms,
             worker: None,
+            fence: lease.fence().map_or(0, Fence::get),
+            // For a process that lives nothing is lost.
+            mark: None,
         };
         let done = self.put_back(ground, lease, &row);
+        ground.watch_no_more(self.beside.take());
         // Whoever comes next tries again, should this have failed.
         ground.guarding().remove(&self.id);
         done
@@ -183,7 +240,8 @@ impl Guarding {
             self.forget_unrecorded(ground);
             return Err(error);
         }
-        put_back(ground, &mut turn, row, &self.images, false)
+        let others = self.others();
+        put_back(ground, &mut turn, row, &self.images, Attempt::First { others })
     }
 
     /// What no row refers to goes away again: nothing was displaced by it.
@@ -228,7 +286,8 @@ fn created_below(ground: &Ground, path: &RelPath, area: i64, found: &mut Vec<Tou
             let Some(live) = root::look(&dir.fd, path.name()).at_in("look at", ground.root.path(), &path)? else {
                 continue;
             };
-            let nothing = PreImage { area, name: String::new(), named: true, was: Was::Absent };
+            let (name, born) = (String::new(), (0, 0));
+            let nothing = PreImage { area, name, named: true, born, was: Was::Absent };
             found.push(Touched { change: change(&path, &nothing, Some(&live)), live: Some(live) });
             if live.kind == Kind::Directory {
                 waiting.push(path);

@@ -194,11 +194,9 @@ impl Transaction {
         refuse_guarded_tree(ground, &turn, own, top)?;
         let paths: Vec<RelPath> = top.iter().map(|&top| top.clone()).collect();
         commit::refuse_troubled(ground, &mut turn, &paths)?;
+        let row = self.guard_row(&mut turn)?;
         let id = turn.write(Durability::Normal, |tx| {
-            let id = match own {
-                Some(id) => id,
-                None => ground.insert_guard(tx, lease.name(), &self.label, self.began_ms)?,
-            };
+            let id = ground.record_guard(tx, own, &row)?;
             journal::claim_tree(tx, id, top, area)?;
             Ok(id)
         })?;

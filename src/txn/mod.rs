@@ -5,8 +5,10 @@
 //! - [`prepare`] does all that can fail, [`commit`] decides, [`apply`] carries it into the tree, [`settle`] makes the
 //!   tree itself durable.
 //! - [`bind`] looks once more, under the turn, at what was prepared before it.
-//! - [`guard`] is for what somebody else's code changes, [`guarding`] what became of it, [`rollback`] puts it back;
-//!   [`trees`] finds out which paths of a whole tree that is, and gets their [`old_versions`].
+//! - [`guard`] is for what somebody else's code changes, [`taken`] what is kept of it, [`guarding`] what became of it, [`rollback`] puts it back;
+//!   [`trees`] keeps the baseline of a whole tree, [`comparing`] finds out which paths of it that is, and gets their
+//!   [`old_versions`]. Of a file with several names one copy is [`shared`] by all;
+//!   [`renames`] are told as such.
 //! - [`layer`] is what a program writes to instead, and [`absorb`] makes that the transaction's, with its databases
 //!   ([`absorb_databases`]).
 //! - [`ground`] is what they all stand on; [`backlog`] and [`late`] are what it does behind the commits.
@@ -18,6 +20,7 @@ mod backlog;
 mod bind;
 mod checks;
 mod commit;
+mod comparing;
 mod content;
 mod databases;
 mod displaced;
@@ -32,8 +35,11 @@ mod old_versions;
 mod overlay;
 mod prepare;
 mod receipt;
+mod renames;
 mod rollback;
 mod settle;
+mod shared;
+mod taken;
 mod transaction;
 mod trees;
 
@@ -48,7 +54,7 @@ pub(crate) use layout::look;
 pub(crate) use prepare::{KEEP, Step};
 pub use receipt::{Receipt, Warning};
 pub use rollback::RolledBack;
-pub(crate) use rollback::put_back;
+pub(crate) use rollback::{Attempt, put_back};
 pub use settle::Settled;
 pub(crate) use settle::settle;
 pub use transaction::Transaction;

@@ -33,19 +33,18 @@ pub(super) fn images(
     changed.retain(|(entry, _)| !of_set(&entry.name));
     new.retain(|(name, _)| !of_set(name));
     let area = ground.area_near(row.path.as_ref())?;
-    let mut image = |name: Option<&[u8]>, staged: String, was: Was| {
+    let mut image = |name: Option<&[u8]>, born: (i64, u32), staged: String, was: Was| {
         let path = match name {
-            Some(name) => Some(RelPath::join(row.path.as_ref(), name)),
-            None => row.path.clone(),
+            Some(name) => RelPath::join(row.path.as_ref(), name),
+            None => row.path.clone().unwrap_or_else(RelPath::root),
         };
-        if let Some(path) = path {
-            found.push((path, PreImage { area: area.id, name: staged, named: true, was }));
-        }
+        found.push((path, PreImage { area: area.id, name: staged, named: true, born, was }));
     };
-    image(None, ground.fresh_name(), Was::Directory { ino: row.stamp.ino, attrs: row.attrs.clone() });
+    let was = Was::Directory { ino: row.stamp.ino, attrs: row.attrs.clone() };
+    image(None, row.btime, ground.fresh_name(), was);
     let taken = |name: &[u8]| gone.iter().any(|entry| entry.name == name);
     for (name, _) in new.iter().filter(|(name, _)| !taken(name)) {
-        image(Some(name), ground.fresh_name(), Was::Absent);
+        image(Some(name), (0, 0), ground.fresh_name(), Was::Absent);
     }
     let mut files = Vec::new();
     let (gone, changed) = (gone.into_iter().map(|entry| (entry, None)), changed.into_iter());
@@ -54,17 +53,17 @@ pub(super) fn images(
             // What was in it has a row of its own.
             EntryKind::Directory => {}
             EntryKind::Other => {
-                image(Some(&entry.name), ground.fresh_name(), Was::Lost);
+                image(Some(&entry.name), entry.btime, ground.fresh_name(), Was::Lost);
             }
             EntryKind::Symlink(target) => {
                 let was = Was::Symlink { ino: entry.ino, target: target.clone(), attrs: entry.attrs.clone() };
-                image(Some(&entry.name), ground.fresh_name(), was);
+                image(Some(&entry.name), entry.btime, ground.fresh_name(), was);
             }
             EntryKind::File(Way::Link) if now.is_some() => {
                 // The very file that the mirror holds a link to: there is nothing to be got out of it.
                 let seen = entry.identity();
                 let was = Was::File { seen: seen.clone(), kept: seen, attrs: entry.attrs.clone(), way: Way::Link };
-                image(Some(&entry.name), ground.fresh_name(), was);
+                image(Some(&entry.name), entry.btime, ground.fresh_name(), was);
             }
             // Beside a database that was none when it was kept: a file like any other.
             EntryKind::Database | EntryKind::Sidecar => files.push((entry.clone(), Way::Copy, ground.fresh_name())),
@@ -88,11 +87,11 @@ pub(super) fn images(
     let kept = ground.opener.run(move |_| jobs.iter().map(|job| take_out(job, began)).collect::<Vec<_>>())?;
     for ((entry, _, name), kept) in files.into_iter().zip(kept) {
         let Some((KeptFile { kept, way, .. }, attrs)) = kept? else {
-            image(Some(&entry.name), name, Was::Lost);
+            image(Some(&entry.name), entry.btime, name, Was::Lost);
             continue;
         };
         let was = Was::File { seen: entry.identity(), kept: Identity::from(&kept), attrs, way };
-        image(Some(&entry.name), name, was);
+        image(Some(&entry.name), entry.btime, name, was);
     }
     Ok(())
 }
@@ -122,7 +121,7 @@ fn set(
     let (area, name) = (ground.area_near(diff.row.path.as_ref())?, ground.fresh_name());
     let image = |suffix: &str, was: Was| {
         let path = RelPath::join(diff.row.path.as_ref(), &[&database.name, suffix.as_bytes()].concat());
-        (path, PreImage { area: area.id, name: format!("{name}{suffix}"), named: true, was })
+        (path, PreImage { area: area.id, name: format!("{name}{suffix}"), named: true, born: (0, 0), was })
     };
     let (mut sidecars, mut absent) = (Vec::new(), Vec::new());
     for suffix in SIDECARS {

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::ground::Ground;
 use super::guarding::{change, sync_whole};
+use super::renames;
 use crate::error::Result;
+use crate::fs::root::{Kind, Meta};
 use crate::id::TxnId;
 use crate::journal::{self, Change, ChangeKind, GuardRow, Level};
 use crate::path::RelPath;
@@ -26,17 +28,31 @@ pub struct RolledBack {
     pub id: Option<TxnId>,
 }
 
-/// Puts everything back that a guard's transaction changed, and ends the guard. Durable on return. `again`: an attempt
-/// before this one may have put things back and not synced them.
+/// Who puts things back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// The transaction itself, which knows of directories where somebody changed names that are not guarded.
+    First { others: HashSet<RelPath> },
+    /// Recovery: an attempt before this one may have put things back and not synced them. `in_doubt`: there may have been a
+    /// power cut, too, so that bytes changed and times did not.
+    Recovery { in_doubt: bool },
+}
+
+/// Puts everything back that a guard's transaction changed, and ends the guard. Durable on return.
 pub(crate) fn put_back(
     ground: &Ground,
     turn: &mut Turn<'_>,
     row: &GuardRow,
     images: &PreImages,
-    again: bool,
+    attempt: Attempt,
 ) -> Result<RolledBack> {
     ground.touch();
-    let mut restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
+    let (again, in_doubt, others) = match attempt {
+        Attempt::First { others } => (false, false, others),
+        Attempt::Recovery { in_doubt } => (true, in_doubt, HashSet::new()),
+    };
+    let restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
+    let mut restorer = restorer.in_doubt(in_doubt).beside_others(others);
     let mut done = RolledBack::default();
     let mut dressed = HashSet::new();
     let mut failed = None;
@@ -58,25 +74,34 @@ pub(crate) fn put_back(
     let mut changes = Vec::new();
     let mut displaced = Vec::new();
     let mut history = 0;
+    let mut counted = HashSet::new();
     let restored: HashSet<&Path> = done.restored.iter().map(PathBuf::as_path).collect();
     for (path, image) in images {
         let touched = restored.contains(path.as_path());
         let found = restorer.displaced(image)?;
         for (name, meta) in &found {
-            changes.push(Change { preimage: Some(name.clone()), ..change(path, image, Some(meta)) });
+            changes.push((
+                Change { preimage: Some(name.clone()), ..change(path, image, Some(meta)) },
+                Some(*meta),
+                false,
+            ));
             displaced.push((image.area, name.clone()));
-            history += meta.size;
+            history += area_bytes(ground, image.area, name, meta, &mut counted)?;
         }
         if dressed.contains(path) {
             // The times of a directory follow what is done in it, which is told by itself.
             if !matches!(image.was, Was::Directory { .. }) {
                 let (kind, size) = (ChangeKind::Replaced, image.size());
-                changes.push(Change { kind, size, preimage: None, ..change(path, image, None) });
+                changes.push((Change { kind, size, preimage: None, ..change(path, image, None) }, None, true));
             }
         } else if found.is_empty() && touched && (image.named || !matches!(image.was, Was::Directory { .. })) {
-            changes.push(Change { preimage: None, ..change(path, image, None) });
+            changes.push((Change { preimage: None, ..change(path, image, None) }, None, false));
         }
     }
+    // What was only given its attributes again has not gone anywhere.
+    let moves = changes.iter_mut().filter(|(.., stays)| !*stays);
+    renames::tell(images, moves.map(|(change, now, _)| (change, *now)));
+    let changes: Vec<Change> = changes.into_iter().map(|(change, ..)| change).collect();
     // IMPORTANT: what an earlier attempt put back is as it was, so nothing tells that it was never synced.
     if again || !changes.is_empty() || !done.restored.is_empty() {
         sync_whole(ground, images)?;
@@ -115,4 +140,17 @@ pub(crate) fn put_back(
         }
     }
     Ok(done)
+}
+
+/// How many bytes were displaced under a name, with all that lies below a directory. A file of several names counts once.
+fn area_bytes(ground: &Ground, area: i64, name: &str, meta: &Meta, counted: &mut HashSet<(i64, u64)>) -> Result<u64> {
+    let mut add =
+        |meta: &Meta| match meta.links > 1 && meta.kind != Kind::Directory && !counted.insert((area, meta.ino)) {
+            true => 0,
+            false => meta.size,
+        };
+    match meta.kind {
+        Kind::Directory => Ok(add(meta) + ground.area(area)?.staged_below(name)?.iter().map(add).sum::<u64>()),
+        _ => Ok(add(meta)),
+    }
 }

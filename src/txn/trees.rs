@@ -15,19 +15,19 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::sync::mpsc;
 
+use super::comparing::{self, For, Reading, differences};
 use super::ground::Ground;
 use super::guarding::record_images;
-use super::old_versions;
-use crate::error::{Error, IoContext, Result};
+use super::shared::share;
+use crate::error::{Error, Result};
 use crate::fs::area::{self, Area};
-use crate::fs::attrs;
 use crate::fs::clone::Way;
-use crate::fs::root::{self, Dirs, Kind};
+use crate::fs::copies::Copies;
 use crate::fs::watch::Watch;
 use crate::journal::{self, GuardId, GuardedTree, TreeRow};
 use crate::path::RelPath;
-use crate::store::{Durability, Turn, Tx};
-use crate::tree::{DirDiff, DirId, DirRow, Files, Mirror, Mirrored, PreImage, PreImages, Scan, Stamp, Update};
+use crate::store::{Durability, Turn};
+use crate::tree::{DirDiff, DirRow, Files, Mirror, Mirrored, PreImage, PreImages, Scan, Update};
 
 /// The directory of an area that holds mirrors.
 const BASELINE: &str = "baseline";
@@ -53,53 +53,30 @@ impl Guarded {
             (Some(_), None) => false,
         }
     }
-
-    /// See [`end`].
-    pub(super) fn end(&self, ground: &Ground, puts_back: bool) -> Result<Found> {
-        let touched = self.watch.as_ref().and_then(Watch::touched);
-        let files = touched.as_ref().map_or(Files::All, Files::Some);
-        end(ground, Reading::Peek(ground), &self.tree, files, puts_back)
-    }
 }
 
-/// What a comparison found.
-#[derive(Debug, Default)]
-pub(super) struct Found {
-    /// What the touched paths were.
-    pub(super) images: Vec<(RelPath, PreImage)>,
-    /// The directories that differ from their records.
-    pub(super) dirs: Vec<DirId>,
-}
-
-/// Where rows are read: within a turn that is held, or without one.
-#[derive(Clone, Copy)]
-enum Reading<'a, 's> {
-    Turn(&'a Turn<'s>),
-    Peek(&'a Ground),
-}
-
-impl Reading<'_, '_> {
-    fn look<T>(self, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
-        match self {
-            Self::Turn(turn) => turn.look(work),
-            Self::Peek(ground) => ground.store.peek(work),
-        }
-    }
-}
-
-/// Adds what the touched paths of a dead transaction's trees were to what is recorded of its guard, durably.
-pub(crate) fn complete(ground: &Ground, turn: &mut Turn<'_>, guard: GuardId, images: &mut PreImages) -> Result<()> {
+/// Adds what the touched paths of a dead transaction's trees were to what is recorded of its guard, durably. `in_doubt`: it
+/// may have died in a power cut.
+pub(crate) fn complete(
+    ground: &Ground,
+    turn: &mut Turn<'_>,
+    guard: GuardId,
+    images: &mut PreImages,
+    in_doubt: bool,
+) -> Result<()> {
     let first = turn.look(|tx| journal::guarded_count(tx, guard))?;
+    let trees = turn.look(|tx| journal::guarded_trees(tx, guard))?.into_iter().collect::<Result<Vec<_>>>()?;
     let mut new = PreImages::new();
-    for tree in turn.look(|tx| journal::guarded_trees(tx, guard))? {
-        for (path, image) in end(ground, Reading::Turn(turn), &tree?, Files::All, true)?.images {
-            match images.contains_key(&path) {
-                // Recorded by an attempt before this one.
-                true => drop_unused(ground, &image),
-                false => drop(new.insert(path, image)),
-            }
+    let what_for = if in_doubt { For::RollbackInDoubt } else { For::Rollback };
+    let all = trees.iter().map(|tree| (tree, Files::All));
+    for (path, image) in comparing::find(ground, Reading::Turn(turn), all, images, what_for)?.images {
+        // Perhaps recorded by an attempt before this one.
+        match image.beside(new.get(&path).or(images.get(&path))) {
+            Some(image) => drop(new.insert(path, image)),
+            None => drop_unused(ground, &image),
         }
     }
+    share(ground, images, &mut new)?;
     record_images(ground, turn, guard, first, new.iter())?;
     images.append(&mut new);
     Ok(())
@@ -140,7 +117,11 @@ fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirro
         let clock = area.clock()?;
         let rows = ground.store.peek(|tx| journal::tree_dirs(tx, tree.id))?;
         let fresh = rows.is_empty();
-        let diffs = differences(ground, Reading::Peek(ground), rows, files)?;
+        let mut diffs = Vec::new();
+        differences(ground, Reading::Peek(ground), rows, files, |diff| {
+            diffs.push(diff);
+            Ok(())
+        })?;
         if !fresh && diffs.is_empty() {
             break;
         }
@@ -169,59 +150,8 @@ fn watch(ground: &Ground, tree: &TreeRow) -> Result<Option<Watch>> {
     Ok(rows.iter().all(|row| watch.add(&full(row), row.id.0)).then_some(watch))
 }
 
-/// Compares a tree with its baseline, and gets the old versions of what differs. Nothing of it is synced.
-fn end(
-    ground: &Ground,
-    reading: Reading<'_, '_>,
-    guarded: &GuardedTree,
-    files: Files<'_>,
-    puts_back: bool,
-) -> Result<Found> {
-    let GuardedTree { tree, began } = guarded;
-    let area = ground.area(tree.area)?;
-    let mirror = mirror(&area, tree)?;
-    if !tree.is_true {
-        return Err(Error::corrupt("the baseline of a guarded tree", "it was being changed while it was relied upon"));
-    }
-    let rows = reading.look(|tx| journal::tree_dirs(tx, tree.id))?;
-    if puts_back {
-        open_up(ground, &rows)?;
-    }
-    let mut found = Found::default();
-    for mut diff in differences(ground, reading, rows, files)? {
-        // Written to in place before the guard began, where nobody looks at every file then.
-        diff.changed.retain(|(_, now)| now.ctime >= *began);
-        if diff.is_empty() && diff.live.is_some_and(|live| Stamp::from(&live) == diff.row.stamp) {
-            continue;
-        }
-        found.dirs.push(diff.row.id);
-        old_versions::images(ground, &mirror, diff, *began, files, &mut found.images)?;
-    }
-    Ok(found)
-}
-
-/// Lets an ordinary user into those directories of its own that were closed since, to look what is in them.
-fn open_up(ground: &Ground, rows: &[DirRow]) -> Result<()> {
-    if rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let mut dirs = Dirs::new(&ground.root);
-    for row in rows {
-        let Some(path) = &row.path else { continue };
-        // Whatever stands there instead, the comparison tells.
-        let Ok(dir) = dirs.parent(path) else { continue };
-        let full = || ground.root.full(path);
-        if let Some(live) = root::look(&dir.fd, path.name()).at("look at", full())?
-            && live.kind == Kind::Directory
-            && live.mode != row.attrs.mode
-        {
-            attrs::open_up(&dir.fd, path.name(), &live, &full())?;
-        }
-    }
-    Ok(())
-}
-
-fn mirror(area: &Area, tree: &TreeRow) -> Result<Mirror> {
+/// Where the mirror of a tree lies.
+pub(super) fn mirror(area: &Area, tree: &TreeRow) -> Result<Mirror> {
     area::subdirectory(&area.dir, BASELINE, &area.path, 0o700)?;
     let way = if tree.replacing { Way::Link } else { Way::Reflink };
     Ok(Mirror { base: area.path.join(BASELINE), way })
@@ -244,26 +174,6 @@ fn forget(ground: &Ground, tree: &TreeRow) -> Result<()> {
     turn.write(Durability::Normal, |tx| dirs.iter().try_for_each(|&dir| journal::drop_dir(tx, dir)))
 }
 
-fn differences(ground: &Ground, reading: Reading<'_, '_>, rows: Vec<DirRow>, files: Files<'_>) -> Result<Vec<DirDiff>> {
-    let scan = Scan { root: &ground.root, reserved: &ground.reserved, files };
-    let mut gone: Vec<RelPath> = Vec::new();
-    let mut diffs = Vec::new();
-    for row in rows {
-        let above_gone = row.path.as_ref().is_some_and(|path| gone.iter().any(|gone| path.is_within(gone)));
-        let Some(diff) = scan.diff(row, above_gone, |dir| reading.look(|tx| journal::entries(tx, dir)))? else {
-            continue;
-        };
-        if diff.live.is_none()
-            && !above_gone
-            && let Some(path) = &diff.row.path
-        {
-            gone.push(path.clone());
-        }
-        diffs.push(diff);
-    }
-    Ok(diffs)
-}
-
 /// Takes differences into the baseline. Nothing of it is synced but by what syncs the area afterwards.
 fn adopt(
     ground: &Ground,
@@ -279,7 +189,14 @@ fn adopt(
     let done = ground.opener.start(move |root| {
         let mut tell = |mirrored| tell.send(mirrored).map_err(|_| Error::Closed);
         let scan = Scan { root, reserved: &reserved, files: Files::None };
-        let mut update = Update { scan, mirror: &mirror, next: &next, clock: Some(clock), tell: &mut tell };
+        let mut update = Update {
+            scan,
+            mirror: &mirror,
+            next: &next,
+            clock: Some(clock),
+            tell: &mut tell,
+            copies: Copies::default(),
+        };
         diffs.into_iter().try_for_each(|diff| update.adopt(diff))?;
         if fresh { update.add(top) } else { Ok(()) }
     })?;

@@ -21,19 +21,29 @@ pub(crate) struct Entry {
     mtime: (i64, i64),
     pub(crate) bytes: Vec<u8>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// All names that the same file has in the tree.
+    pub(crate) names: Vec<PathBuf>,
+}
+
+impl Entry {
+    pub(crate) fn mtime(&self) -> (i64, i64) {
+        self.mtime
+    }
 }
 
 impl std::fmt::Debug for Entry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let start = String::from_utf8_lossy(&self.bytes[..self.bytes.len().min(16)]);
-        let Self { mode, owner, mtime, xattrs, bytes } = self;
-        write!(f, "{mode:o} {owner:?} {mtime:?} {} bytes {start:?} {xattrs:?}", bytes.len())
+        let Self { mode, owner, mtime, xattrs, bytes, names } = self;
+        write!(f, "{mode:o} {owner:?} {mtime:?} {} bytes {start:?} {xattrs:?} {names:?}", bytes.len())
     }
 }
 
 pub(crate) fn full(root: &Path) -> BTreeMap<PathBuf, Entry> {
-    let walk = walkdir::WalkDir::new(root).min_depth(1).into_iter();
-    walk.filter_entry(|entry| entry.file_name() != ".journal")
+    let walk = walkdir::WalkDir::new(root).sort_by_file_name().into_iter();
+    let mut inodes: BTreeMap<u64, Vec<PathBuf>> = BTreeMap::new();
+    let mut found: BTreeMap<PathBuf, Entry> = walk
+        .filter_entry(|entry| entry.file_name() != ".journal")
         .map(|entry| {
             let entry = entry.unwrap();
             let meta = entry.path().symlink_metadata().unwrap();
@@ -48,10 +58,21 @@ pub(crate) fn full(root: &Path) -> BTreeMap<PathBuf, Entry> {
                 mtime: (meta.mtime(), meta.mtime_nsec()),
                 bytes,
                 xattrs: xattrs(entry.path()),
+                names: Vec::new(),
             };
-            (entry.path().strip_prefix(root).unwrap().to_owned(), found)
+            let path = entry.path().strip_prefix(root).unwrap().to_owned();
+            if meta.is_file() && meta.nlink() > 1 {
+                inodes.entry(meta.ino()).or_default().push(path.clone());
+            }
+            (path, found)
         })
-        .collect()
+        .collect();
+    for names in inodes.values() {
+        for name in names.iter().filter(|_| names.len() > 1) {
+            found.get_mut(name).unwrap().names = names.clone();
+        }
+    }
+    found
 }
 
 fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {

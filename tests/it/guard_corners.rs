@@ -33,14 +33,16 @@ fn a_baseline_that_did_not_fit_takes_no_room() {
 fn what_was_made_read_only_or_closed_is_put_back_by_an_ordinary_user() {
     let tree = Tree::new();
     fs::set_permissions(tree.root(), fs::Permissions::from_mode(0o777)).unwrap();
-    let mut child = crate::support::child("guard_corners::ordinary_child", tree.root());
-    if rustix::process::geteuid().is_root() {
-        std::os::unix::process::CommandExt::uid(&mut child, 65534);
-        std::os::unix::process::CommandExt::gid(&mut child, 65534);
-    }
-    // The test binary has to be within reach of an ordinary user.
+    as_an_ordinary_user(&tree, "guard_corners::ordinary_child");
+}
+
+/// Runs a test of this binary, which is put within reach of an ordinary user, as that.
+pub(crate) fn as_an_ordinary_user(tree: &Tree, test: &str) {
+    let child = crate::support::child(test, tree.root());
     let binary = tree.path("test-binary");
-    fs::copy(std::env::current_exe().unwrap(), &binary).unwrap();
+    // By another process: a child that is started meanwhile would have it open for writing, and it could not be run.
+    let copied = std::process::Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&binary).status();
+    assert!(copied.unwrap().success());
     let mut reachable = std::process::Command::new(&binary);
     reachable.args(child.get_args()).envs(child.get_envs().filter_map(|(key, value)| Some((key, value?))));
     if rustix::process::geteuid().is_root() {
@@ -68,7 +70,9 @@ fn ordinary_child() {
     for way in ["paths", "tree", "replacing"] {
         let mut txn = journal.begin("").unwrap();
         match way {
-            "paths" => txn.guard_paths(["a/file", "a/b", "a/b/file", "c", "c/file", "c/new", "e", "e/file"]).unwrap(),
+            "paths" => {
+                txn.guard_paths(["a", "a/file", "a/b", "a/b/file", "c", "c/file", "c/new", "e", "e/file"]).unwrap()
+            }
             "tree" => txn.guard(".").unwrap(),
             _ => txn.guard_with(Guard::tree(".").replacing()).unwrap(),
         }
@@ -85,6 +89,18 @@ fn ordinary_child() {
         txn.rollback().unwrap_or_else(|error| panic!("{way}: {error}"));
         assert_eq!(full(&root), before, "{way}");
     }
+    // A directory on the way stays closed, as it is found; what is in it is put back.
+    let mut txn = journal.begin("").unwrap();
+    txn.guard_paths(["a/b/file"]).unwrap();
+    fs::remove_file(at("a/b/file")).unwrap();
+    mode("a/b", 0o100);
+    mode("a", 0o000);
+    txn.rollback().unwrap();
+    let closed = |path: &str| fs::metadata(at(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(closed("a"), 0o000);
+    mode("a", 0o755);
+    assert_eq!(closed("a/b"), 0o100);
+    assert_eq!(fs::read_to_string(at("a/b/file")).unwrap(), "a/b");
 }
 
 /// A filesystem whose stamps stand still for some milliseconds, as all did before Linux 6.13, and whose inodes are one

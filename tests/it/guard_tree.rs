@@ -157,13 +157,13 @@ fn a_commit_says_exactly_what_was_done() {
             .map(|change| (change.path().to_str().unwrap().trim_start_matches("wiki/").to_owned(), change.kind))
             .collect();
         changes.sort_by(|a, b| a.0.cmp(&b.0));
-        use ChangeKind::{Created, Directory, Removed, Replaced};
+        use ChangeKind::{Created, Directory, Removed, Renamed, Replaced};
         let mut wanted: Vec<(String, ChangeKind)> = [
             ("d1/page1", Replaced),
             ("d2/created", Created),
             ("d3/page3", Removed),
             ("d4", Replaced),
-            ("moved", Directory),
+            ("moved", Renamed),
             ("new", Directory),
             ("new/er", Directory),
             ("new/er/est", Directory),
@@ -190,7 +190,7 @@ fn a_commit_says_exactly_what_was_done() {
                 4 => wanted.push((format!("d4/page{n}"), Removed)),
                 5 => {
                     wanted.push((format!("d5/page{n}"), Removed));
-                    wanted.push((format!("moved/page{n}"), Created));
+                    wanted.push((format!("moved/page{n}"), Renamed));
                 }
                 _ => {}
             }

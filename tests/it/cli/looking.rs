@@ -189,7 +189,7 @@ fn rows_that_make_no_sense_hide_nothing() {
          INSERT INTO journal_guard (id, state, lock, session, label, attempts, began_ms)
            VALUES (9223372036854775807, 'dreaming', '../..', x'00', char(27), -5, -1), (-3, 'active', '', x'', '', 0, 0);
          INSERT INTO journal_guard_tree VALUES (-3, 7, 1, 0, 0);
-         INSERT INTO journal_preimage VALUES (-3145728, x'2f657463', x'ff');
+         INSERT INTO journal_preimage VALUES (-12884901888, x'2f657463', x'ff');
          INSERT INTO journal_area (path) VALUES (x'2e2e'), (x'2f657463'), (x'');",
     );
     let log = at(dir.path(), &["log"]).code(0).says(&["dreaming", "move one"]);

@@ -173,7 +173,11 @@ END",
         let (untouched, opened) = (inode("b/3"), inode("wiki/page7.md"));
         let ran: Ran = exec.output().unwrap().into();
         assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{}", ran.out);
-        assert_eq!(home.manifest(), fs::read_to_string(&seen).unwrap());
+        let (is, was) = (home.manifest(), fs::read_to_string(&seen).unwrap());
+        // Who made the namespace is not told the same inode for all names of a file; that it is one, is looked at below.
+        let told = |line: &str| if root { line.to_owned() } else { line.rsplit_once(" [").unwrap().0.to_owned() };
+        let different: Vec<_> = is.lines().zip(was.lines()).filter(|(is, was)| told(is) != told(was)).collect();
+        assert_eq!((different, is.lines().count()), (vec![], was.lines().count()));
         // What overlayfs writes down for itself has not come along.
         for entry in walkdir::WalkDir::new(home.kb.path()) {
             let mut names = vec![0; 4096];
