@@ -121,9 +121,9 @@ pub(crate) fn tree_dirs(tx: &Tx<'_>, tree: TreeId) -> Result<Vec<DirRow>> {
                 mtime: (row.get(3)?, row.get(4)?),
                 ctime: (row.get(5)?, row.get(6)?),
             };
-            let (id, racy, databases) = (DirId(row.get(0)?), row.get(7)?, row.get(9)?);
+            let (id, racy, looks) = (DirId(row.get(0)?), row.get(7)?, row.get(9)?);
             let attrs = codec::decode::<Attrs>(&attrs);
-            Ok(path.and_then(|path| Ok(DirRow { id, path, stamp, racy, databases, attrs: attrs? })))
+            Ok(path.and_then(|path| Ok(DirRow { id, path, stamp, racy, looks, attrs: attrs? })))
         },
     )?;
     rows.into_iter().collect()
@@ -189,7 +189,7 @@ pub(crate) fn put_dir(tx: &Tx<'_>, tree: TreeId, row: &DirRow, entries: &[Entry]
             row.stamp.ctime.1,
             row.racy,
             codec::encode(&row.attrs)?,
-            row.databases
+            row.looks
         ],
     )?;
     let first = part_ids(row.id).0;

@@ -78,7 +78,7 @@ impl Update<'_> {
                 path,
                 stamp: Stamp { ino: 0, mtime: (0, 0), ctime: (0, 0) },
                 attrs: Attrs::default(),
-                databases: false,
+                looks: false,
                 racy: true,
             };
             let Some(diff) = self.scan.diff(row, false, |_| Ok(Vec::new()))? else { continue };
@@ -135,7 +135,6 @@ impl Update<'_> {
         for database in &databases {
             self.set(row.path.as_ref(), row.id, database, &mut entries, &mut row.racy)?;
         }
-        row.databases = entries.iter().any(|entry| entry.what == EntryKind::Database);
         for (name, meta) in new.into_iter().filter(|(name, _)| !of_database(name)) {
             let Some(entry) = self.entry(dir, &mirror, &full, name, &meta)? else {
                 // Gone or changed by now: the stamp is no longer what the directory has, so it is looked at again.
@@ -147,6 +146,7 @@ impl Update<'_> {
             }
             entries.push(entry);
         }
+        row.looks = entries.iter().any(Entry::is_looked_at);
         row.stamp = Stamp::from(&live);
         row.attrs = attrs_of(dir, row.path.as_ref(), &live, &full)?;
         row.racy |= self.clock.is_some_and(|clock| live.ctime >= clock);

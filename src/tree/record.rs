@@ -34,8 +34,8 @@ pub(crate) struct DirRow {
     pub(crate) path: Option<RelPath>,
     pub(crate) stamp: Stamp,
     pub(crate) attrs: Attrs,
-    /// Databases lie in it: they are looked at whatever its times say.
-    pub(crate) databases: bool,
+    /// Some entries of it are looked at whatever its times say: see [`Entry::is_looked_at`].
+    pub(crate) looks: bool,
     /// It changed so shortly before it was looked at, or is to change, that the stamp proves nothing: it is listed anyway.
     pub(crate) racy: bool,
 }
@@ -96,6 +96,17 @@ impl Entry {
     /// True for what is written to in place whoever writes: a database and what lies beside it.
     pub(crate) fn is_of_database(&self) -> bool {
         matches!(self.what, EntryKind::Database | EntryKind::Sidecar)
+    }
+
+    /// True for a file of which the mirror holds a copy.
+    pub(crate) fn is_copied(&self) -> bool {
+        matches!(self.what, EntryKind::File(Way::Reflink | Way::Copy))
+    }
+
+    /// True for what is looked at even where nobody looks at every file: what is written to in place whoever writes, and a
+    /// file that is only copied, because a copy does not show what somebody wrote to the file by hand.
+    pub(crate) fn is_looked_at(&self) -> bool {
+        self.is_of_database() || self.is_copied()
     }
 
     /// True when a look finds it as it was recorded.

@@ -90,7 +90,7 @@ impl Scan<'_> {
             return Ok(Some(DirDiff { row, live: None, same: Vec::new(), gone, changed: Vec::new(), new: Vec::new() }));
         };
         let unlisted = Stamp::from(&live) == row.stamp && !row.racy;
-        if unlisted && !row.databases && !self.files.any_of(row.id) {
+        if unlisted && !row.looks && !self.files.any_of(row.id) {
             return Ok(None);
         }
         let full = row.path.as_ref().map_or(self.root.path().to_owned(), |path| self.root.full(path));
@@ -115,7 +115,7 @@ impl Scan<'_> {
         };
         if unlisted {
             for entry in entries {
-                if !entry.is_of_database() && !self.files.has(diff.row.id, &entry.name) {
+                if !entry.is_looked_at() && !self.files.has(diff.row.id, &entry.name) {
                     diff.same.push(entry);
                     continue;
                 }
