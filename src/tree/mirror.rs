@@ -217,9 +217,7 @@ impl Update<'_> {
     /// Keeps what lies under a name. None when that is gone by now.
     fn entry(&self, dir: &Dir, mirror: &OwnedFd, full: &Path, name: Vec<u8>, meta: &Meta) -> Result<Option<Entry>> {
         if meta.place != dir.meta.place {
-            let path = full.join(OsStr::from_bytes(&name));
-            let reason = "another filesystem is mounted there: guard what lies on it by itself";
-            return Err(Error::BadPath { path, reason });
+            return Err(Error::MountInTree { path: full.join(OsStr::from_bytes(&name)) });
         }
         if meta.kind == Kind::Directory && name == STATE_DIR.as_bytes() {
             let path = full.join(OsStr::from_bytes(&name));

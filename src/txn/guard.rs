@@ -27,7 +27,7 @@ use crate::fs::clone::{Keep, Kept, Way};
 use crate::fs::database::KeepSet;
 use crate::fs::opener::{self, SIDECARS, SyncTarget};
 use crate::fs::root::{Dirs, Kind};
-use crate::journal::{self, GuardId, GuardRow, TxnState};
+use crate::journal::{self, GuardId, GuardRow, TreeRow, TxnState};
 use crate::path::{RelPath, STATE_DIR};
 use crate::store::{Durability, Turn, Tx};
 use crate::tree::{PreImage, PreImages, Was};
@@ -143,7 +143,7 @@ impl Transaction {
         commit::refuse_troubled(ground, &mut turn, &paths)?;
         let mut taken = Taken { ground, images: PreImages::new(), kept: false };
         let way = if guard.replacing { Way::Link } else { Way::Reflink };
-        taken.take(&paths, self.guarding.as_ref(), way, guard.appending)?;
+        taken.take(&mut turn, &paths, self.guarding.as_ref(), way, guard.appending)?;
         // On the way to a path that was named before: what it was then counts.
         for path in &paths {
             if let (Some(before), Some(image)) = (known(path), taken.images.get_mut(path)) {
@@ -200,7 +200,7 @@ impl Transaction {
         commit::refuse_troubled(ground, &mut turn, &paths)?;
         // The directories it lies in, as values: nothing of them is in the baseline.
         let mut taken = Taken { ground, images: PreImages::new(), kept: false };
-        taken.take(&paths, self.guarding.as_ref(), Way::Reflink, false)?;
+        taken.take(&mut turn, &paths, self.guarding.as_ref(), Way::Reflink, false)?;
         let mut above = std::mem::take(&mut taken.images);
         above.retain(|_, image| !image.named && matches!(image.was, Was::Directory { .. }));
         let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
@@ -212,7 +212,12 @@ impl Transaction {
             for (n, (path, image)) in above.iter().enumerate() {
                 journal::insert_preimage(tx, id, first + n as i64, path, image)?;
             }
-            let tree = journal::tree(tx, path.as_ref(), replacing, area)?;
+            let mut tree = journal::tree(tx, path.as_ref(), replacing, area)?;
+            if tree.area != area {
+                // Something was mounted over it, or is no more: a baseline of something else.
+                journal::set_tree(tx, tree.id, false, area)?;
+                tree = TreeRow { area, is_true: false, ..tree };
+            }
             journal::guard_tree(tx, id, tree.id, None)?;
             Ok((id, tree))
         })?;
@@ -339,7 +344,14 @@ struct Taken<'g> {
 
 impl Taken<'_> {
     /// Keeps what lies at the paths, and at the directories on the way to them.
-    fn take(&mut self, paths: &[RelPath], before: Option<&Guarding>, way: Way, appending: bool) -> Result<()> {
+    fn take(
+        &mut self,
+        turn: &mut Turn<'_>,
+        paths: &[RelPath],
+        before: Option<&Guarding>,
+        way: Way,
+        appending: bool,
+    ) -> Result<()> {
         let mut wanted: BTreeSet<(RelPath, bool)> = BTreeSet::new();
         for path in paths {
             wanted.insert((path.clone(), true));
@@ -355,7 +367,7 @@ impl Taken<'_> {
             for (path, end) in paths.iter().zip(self.ground.opener.ends(paths.to_vec())?) {
                 // What is not there is not there again.
                 let Some(end) = end? else { continue };
-                let (area, name) = (area_for(self.ground, &mut dirs, path)?, self.ground.fresh_name());
+                let (area, name) = (area_for(self.ground, turn, &mut dirs, path)?, self.ground.fresh_name());
                 let image = PreImage { area: area.id, name, named: true, was: Was::Appended(end) };
                 self.images.insert(path.clone(), image);
                 wanted.remove(&(path.clone(), true));
@@ -364,7 +376,7 @@ impl Taken<'_> {
         let mut jobs = Vec::with_capacity(wanted.len());
         let mut places = Vec::with_capacity(wanted.len());
         for (path, named) in wanted {
-            let (area, name) = (area_for(self.ground, &mut dirs, &path)?, self.ground.fresh_name());
+            let (area, name) = (area_for(self.ground, turn, &mut dirs, &path)?, self.ground.fresh_name());
             jobs.push(Keep { path: path.clone(), to: area.stage_path(&name), way });
             places.push((path, named, area.id, name));
         }
@@ -459,11 +471,11 @@ impl Drop for Taken<'_> {
 }
 
 /// The area that a rename reaches a path from, which may not exist yet.
-fn area_for(ground: &Ground, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<Area>> {
+fn area_for(ground: &Ground, turn: &mut Turn<'_>, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<Area>> {
     let mut at = path.clone();
     loop {
         match dirs.parent(&at) {
-            Ok(dir) => return ground.area_of(&dir, &at),
+            Ok(dir) => return ground.area_in_turn(turn, &dir, &at),
             Err(Error::NotFound { .. } | Error::NotADirectory { .. }) => {}
             Err(error) => return Err(error),
         }

@@ -22,7 +22,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::fs::area::{self, Area};
 use crate::fs::attrs;
 use crate::fs::clone::Way;
-use crate::fs::root::{self, Dirs, Kind};
+use crate::fs::root::{self, Dirs, Kind, Place};
 use crate::fs::watch::Watch;
 use crate::journal::{self, GuardId, GuardedTree, TreeRow};
 use crate::path::RelPath;
@@ -140,7 +140,7 @@ fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirro
         let clock = area.clock()?;
         let rows = ground.store.peek(|tx| journal::tree_dirs(tx, tree.id))?;
         let fresh = rows.is_empty();
-        let diffs = differences(ground, Reading::Peek(ground), rows, files)?;
+        let diffs = differences(ground, Reading::Peek(ground), rows, files, area)?;
         if !fresh && diffs.is_empty() {
             break;
         }
@@ -149,7 +149,7 @@ fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirro
             is_true = false;
         }
         let adopted = diffs.iter().filter(|diff| !diff.is_empty()).count();
-        adopt(ground, tree, mirror, diffs, fresh, clock)?;
+        adopt(ground, tree, mirror, diffs, fresh, clock, area.place)?;
         if adopted > 0 {
             tracing::info!(directories = adopted, "changes of a guarded tree were taken into its baseline");
         }
@@ -188,7 +188,7 @@ fn end(
         open_up(ground, &rows)?;
     }
     let mut found = Found::default();
-    for mut diff in differences(ground, reading, rows, files)? {
+    for mut diff in differences(ground, reading, rows, files, &area)? {
         // Written to in place before the guard began, where nobody looks at every file then.
         diff.changed.retain(|(_, now)| now.ctime >= *began);
         if diff.is_empty() && diff.live.is_some_and(|live| Stamp::from(&live) == diff.row.stamp) {
@@ -231,21 +231,33 @@ fn mirror(area: &Area, tree: &TreeRow) -> Result<Mirror> {
 fn forget(ground: &Ground, tree: &TreeRow) -> Result<()> {
     let mut turn = ground.enter()?;
     let dirs = turn.look(|tx| journal::tree_dir_ids(tx, tree.id))?;
-    let area = ground.area(tree.area)?;
-    let base = area::subdirectory(&area.dir, BASELINE, &area.path, 0o700)?;
     let (first, last) = journal::dir_ids(tree.id);
-    // Those too that no row tells of, because the making was cut short.
-    for name in area::names(&base, &area.path.join(BASELINE))? {
-        let number = name.to_str().and_then(|name| name.parse::<i64>().ok());
-        if number.is_some_and(|number| (first..=last).contains(&number)) {
-            area::remove_below(&base, &name, &area.path.join(BASELINE))?;
+    // Of all areas: it lies in another than it did, once something was mounted over it, or is no more.
+    for area in ground.areas() {
+        let path = area.path.join(BASELINE);
+        if root::look(&area.dir, BASELINE).at("look at", &path)?.is_none() {
+            continue;
+        }
+        let base = area::subdirectory(&area.dir, BASELINE, &area.path, 0o700)?;
+        // Those too that no row tells of, because the making was cut short.
+        for name in area::names(&base, &path)? {
+            let number = name.to_str().and_then(|name| name.parse::<i64>().ok());
+            if number.is_some_and(|number| (first..=last).contains(&number)) {
+                area::remove_below(&base, &name, &path)?;
+            }
         }
     }
     turn.write(Durability::Normal, |tx| dirs.iter().try_for_each(|&dir| journal::drop_dir(tx, dir)))
 }
 
-fn differences(ground: &Ground, reading: Reading<'_, '_>, rows: Vec<DirRow>, files: Files<'_>) -> Result<Vec<DirDiff>> {
-    let scan = Scan { root: &ground.root, reserved: &ground.reserved, files };
+fn differences(
+    ground: &Ground,
+    reading: Reading<'_, '_>,
+    rows: Vec<DirRow>,
+    files: Files<'_>,
+    area: &Area,
+) -> Result<Vec<DirDiff>> {
+    let scan = Scan { root: &ground.root, reserved: &ground.reserved, files, place: area.place };
     let mut gone: Vec<RelPath> = Vec::new();
     let mut diffs = Vec::new();
     for row in rows {
@@ -272,13 +284,14 @@ fn adopt(
     diffs: Vec<DirDiff>,
     fresh: bool,
     clock: (i64, u32),
+    place: Place,
 ) -> Result<()> {
     let next = AtomicI64::new(ground.store.peek(|tx| journal::next_dir(tx, tree.id))?);
     let (tell, told) = mpsc::sync_channel(AT_ONCE);
     let (reserved, mirror, top) = (ground.reserved.clone(), mirror.clone(), tree.path.clone());
     let done = ground.opener.start(move |root| {
         let mut tell = |mirrored| tell.send(mirrored).map_err(|_| Error::Closed);
-        let scan = Scan { root, reserved: &reserved, files: Files::None };
+        let scan = Scan { root, reserved: &reserved, files: Files::None, place };
         let mut update = Update { scan, mirror: &mirror, next: &next, clock: Some(clock), tell: &mut tell };
         diffs.into_iter().try_for_each(|diff| update.adopt(diff))?;
         if fresh { update.add(top) } else { Ok(()) }
