@@ -33,7 +33,7 @@ impl std::fmt::Debug for Entry {
 
 pub(crate) fn full(root: &Path) -> BTreeMap<PathBuf, Entry> {
     let walk = walkdir::WalkDir::new(root).min_depth(1).into_iter();
-    walk.filter_entry(|entry| entry.file_name() != ".journal")
+    walk.filter_entry(|entry| entry.file_name() != ".journal" && entry.file_name() != ".journal-stage")
         .map(|entry| {
             let entry = entry.unwrap();
             let meta = entry.path().symlink_metadata().unwrap();
