@@ -131,7 +131,6 @@ fn subvolumes_in_the_root_are_guarded_each_by_itself() {
     assert!(matches!(moved, Err(Error::CrossDevice { .. })), "{moved:?}");
     journal.transact(|txn| txn.rename("sub/f", "sub/g")).unwrap();
     journal.close().unwrap();
-    // Killed with one of them changed.
     let journal = Journal::open(&root).unwrap();
     assert_eq!(journal.recover().unwrap().pending, 0);
     assert_eq!(fs::read(root.join("sub/g")).unwrap(), b"sub");
