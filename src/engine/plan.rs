@@ -167,7 +167,14 @@ impl<'a> PutBack<'a> {
             self.step(top, QUARANTINE, "its baseline was being changed while it was relied upon");
             return Ok(());
         }
-        let scan = Scan { root: self.root, reserved: self.scene.reserved, files: Files::All };
+        let area = match self.scene.area(guarded.tree.area) {
+            Ok(area) => area,
+            Err(error) => {
+                self.step(top, "wait", &error.to_string());
+                return Ok(());
+            }
+        };
+        let scan = Scan { root: self.root, reserved: self.scene.reserved, files: Files::All, place: area.place };
         let mut gone: Vec<RelPath> = Vec::new();
         for row in journal::tree_dirs(tx, guarded.tree.id)? {
             let above_gone = row.path.as_ref().is_some_and(|path| gone.iter().any(|gone| path.is_within(gone)));

@@ -266,6 +266,15 @@ pub enum Error {
         /// The number of the area in the journal.
         area: i64,
     },
+    /// Another filesystem, a bind mount or a btrfs subvolume lies in a guarded tree: nothing can be moved across its edge.
+    #[error(
+        "another filesystem or subvolume begins at {}, in a guarded tree: guard it by itself, and what lies beside it by guards of its own, all in one transaction; or unmount it",
+        path.display()
+    )]
+    MountInTree {
+        /// Where it begins.
+        path: PathBuf,
+    },
     /// Somebody else's commit changed a path while this transaction, which moves or removes directories, was prepared.
     #[error("{} was changed by another transaction meanwhile: nothing was committed; begin again", path.display())]
     ChangedMeanwhile {

@@ -34,6 +34,7 @@ impl Error {
             | Self::PathPending { .. }
             | Self::PathNotPutBack { .. }
             | Self::NotMounted { .. }
+            | Self::MountInTree { .. }
             | Self::PathQuarantined { .. }
             | Self::LockFileReplaced { .. } => Retry::AfterAction,
             _ => Retry::No,

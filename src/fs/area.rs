@@ -70,6 +70,15 @@ impl Area {
             None => root.top(),
             Some(top) => {
                 opened = root.open_dir(top)?;
+                let above = match top.parent() {
+                    None => root.top().meta.place,
+                    Some(above) => root.open_dir(&above)?.meta.place,
+                };
+                // IMPORTANT: the directory that a mount covers is there without it, and what waits for the mount is not to be
+                // carried into that.
+                if opened.meta.place == above {
+                    return Err(Error::NotMounted { area: id });
+                }
                 &opened
             }
         };

@@ -82,13 +82,28 @@ fn swap(area: &Area, stage: BorrowedFd<'_>, staged: &str, dir: BorrowedFd<'_>, n
         }
     }
     let aside = format!("{staged}{ASIDE}");
-    match rustix::fs::linkat(dir, name, stage, &*aside, AtFlags::empty()) {
-        Ok(()) => rustix::fs::renameat(stage, staged, dir, name)?,
-        Err(error) if unsupported(error) => {
-            take(dir, name, stage, &aside)?;
-            rustix::fs::renameat(stage, staged, dir, name)?;
-        }
+    let over = match rustix::fs::linkat(dir, name, stage, &*aside, AtFlags::empty()) {
+        Ok(()) => match rustix::fs::renameat(stage, staged, dir, name) {
+            Ok(()) => true,
+            Err(error) => {
+                rustix::fs::unlinkat(stage, &*aside, AtFlags::empty())?;
+                // A directory does not go over a file.
+                if error != Errno::NOTDIR {
+                    return Err(error);
+                }
+                false
+            }
+        },
+        Err(error) if unsupported(error) => false,
         Err(error) => return Err(error),
+    };
+    if !over {
+        take(dir, name, stage, &aside)?;
+        if let Err(error) = rustix::fs::renameat(stage, staged, dir, name) {
+            // Nothing is there: what was comes back. If it cannot, it stays aside, where recovery finds it.
+            let _ = insert(stage, &aside, dir, name);
+            return Err(error);
+        }
     }
     rustix::fs::renameat(stage, &*aside, stage, staged)
 }

@@ -8,9 +8,10 @@ use super::model::{GuardInfo, TreeInfo};
 use super::transactions::event;
 use super::value::{bytes, count, hex, number_or_zero, path, text, text_or_empty};
 use crate::error::Result;
+use crate::fs::clone::Way;
 use crate::lock::file_name;
 use crate::time::Process;
-use crate::tree::PreImage;
+use crate::tree::{PreImage, Was};
 
 /// So many are looked at.
 const MOST: i64 = 50;
@@ -50,6 +51,13 @@ pub(super) fn guard_rows(connection: &Connection) -> rusqlite::Result<Vec<GuardI
         while let Some(row) = rows.next()? {
             // Directories on the way to a path are recorded with it, and nobody asked for them.
             let image = bytes(row, "record").map(crate::codec::decode::<PreImage>);
+            if let Some(Ok(PreImage { was: Was::File { way, .. }, .. })) = &image {
+                match way {
+                    Way::Link => guard.links += 1,
+                    Way::Reflink => guard.reflinks += 1,
+                    Way::Copy => guard.copies += 1,
+                }
+            }
             guard.paths += u64::from(!matches!(image, Some(Ok(image)) if !image.named));
         }
     }
@@ -79,6 +87,9 @@ fn guard(row: &Row<'_>) -> rusqlite::Result<GuardInfo> {
         program: text_or_empty(row, "program"),
         since_ms: number_or_zero(row, "began_ms"),
         paths: 0,
+        links: 0,
+        reflinks: 0,
+        copies: 0,
         trees: Vec::new(),
         attempts: count(row, "attempts"),
         alive: None,

@@ -181,6 +181,12 @@ pub struct GuardInfo {
     pub since_ms: i64,
     /// How many single paths it guards, besides trees.
     pub paths: u64,
+    /// How many old versions of files, those of databases aside, are second links to the file.
+    pub links: u64,
+    /// How many share their blocks with the file.
+    pub reflinks: u64,
+    /// How many are copies.
+    pub copies: u64,
     /// The trees it guards.
     pub trees: Vec<TreeInfo>,
     /// How often recovery began to put everything back and did not come to an end.

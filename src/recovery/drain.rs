@@ -311,7 +311,11 @@ impl Placing {
         let dir = parent_again(dirs, path)?;
         let placed = exchange::place(area, &area.stage, &name, &dir.fd, path.name(), self.occupied);
         let kept = match placed.at("put in place", dirs.root().full(path))? {
-            exchange::Placed::New => self.left,
+            exchange::Placed::New => {
+                // What the try before this one had moved aside.
+                let live = txn::look(dirs, path)?;
+                txn::reconcile(area, effect.txn, &effect.redo, &effect.older, live.as_ref())?.or(self.left)
+            }
             exchange::Placed::Exchanged => {
                 txn::keep(area, effect.txn, &effect.redo, &effect.older, &name)?.or(self.left)
             }

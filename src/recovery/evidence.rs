@@ -3,17 +3,16 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::decide::{Decision, Evidence, Live, decide};
-use crate::error::{IoContext, Result};
+use crate::error::Result;
 use crate::fs::area;
-use crate::fs::exchange::ASIDE;
 use crate::fs::identity::Identity;
 use crate::fs::opener::Found;
-use crate::fs::root::{self, Kind};
+use crate::fs::root::Kind;
 use crate::id::TxnId;
 use crate::journal::{self, Redo, TxnState, Unsettled, What};
 use crate::path::RelPath;
 use crate::store::Tx;
-use crate::txn::{AGAIN, Scene};
+use crate::txn::{AGAIN, Scene, asides};
 
 /// The newest effect on a path, and what any unsettled commit found there.
 pub(super) struct Newest {
@@ -132,8 +131,10 @@ fn classify(scene: &Scene<'_>, effect: &Newest, found: Option<&Found>) -> Result
     }
     // The fallback without an exchange links the old version aside before it renames, which moves its ctime on.
     let area = scene.area(effect.redo.area)?;
-    let aside = root::look(&area.stage, format!("{}{ASIDE}", effect.redo.staged));
-    let linked = aside.at("look at", &area.path)?.is_some_and(|aside| aside.ino == meta.ino);
+    let mut linked = false;
+    for aside in asides(&effect.redo.staged) {
+        linked |= area.look_staged(&aside)?.is_some_and(|aside| aside.ino == meta.ino);
+    }
     if linked && effect.older.iter().any(|old| old.is(meta, true)) {
         return Ok(Live::PreImage);
     }

@@ -92,7 +92,7 @@ fn put_back(ground: &Ground, turn: &mut Turn<'_>, guard: &GuardRow, drained: &mu
         Err(error) => {
             // Somebody has to act first: that is not this transaction's fault.
             let excused = matches!(error.errno(), Some(libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EBUSY))
-                || matches!(error, Error::NotMounted { .. });
+                || matches!(error, Error::NotMounted { .. } | Error::MountInTree { .. });
             if excused {
                 turn.write(Durability::Full, |tx| journal::set_guard_attempts(tx, guard.id, guard.attempts))?;
             }

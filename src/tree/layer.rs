@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use crate::error::{Error, IoContext, Result};
 use crate::fs::attrs::{self, Attrs, Xattrs};
 use crate::fs::handle::{self, Handle};
-use crate::fs::root::{self, Dirs, Kind, Meta};
+use crate::fs::root::{self, Dirs, Kind, Meta, Place};
 use crate::fs::upper::{self, Notes, Upper, UpperDir};
 use crate::path::{AREA_DIR, RelPath, STATE_DIR};
 
@@ -81,6 +81,7 @@ const CHANGED: &str = "somebody else changed it meanwhile";
 const REPLACED: &str = "somebody else replaced or removed it meanwhile";
 const LINKED: &str = "it has other names, which would keep the old content";
 const JOURNAL: &str = "it belongs to a journal of its own";
+const SUBVOLUME: &str = "it lies on a subvolume of its own, which a layer over another does not reach";
 const DRESSED: &str = "somebody else changed its mode or owner meanwhile";
 
 /// Why reading came to an end.
@@ -120,6 +121,8 @@ struct Reader<'r> {
     upper: &'r Upper,
     top: Option<&'r RelPath>,
     began: (i64, u32),
+    /// Where the tree lies.
+    place: Place,
     dirs: Dirs<'r>,
     todo: Vec<Todo>,
     out: Writing,
@@ -141,7 +144,11 @@ pub(crate) fn read<'r>(
 ) -> Result<std::result::Result<Writing, Clash>> {
     let todo = vec![Todo { at: None, to: top.cloned(), through: Through::Live(top.cloned()) }];
     let (out, vacated, stay, moved) = (Writing::default(), Vec::new(), HashMap::new(), Vec::new());
-    let reader = Reader { upper, top, began, dirs, todo, out, vacated, stay, moved };
+    let place = match top {
+        Some(top) => dirs.root().open_dir(top)?.meta.place,
+        None => dirs.root().top().meta.place,
+    };
+    let reader = Reader { upper, top, began, place, dirs, todo, out, vacated, stay, moved };
     match reader.read() {
         Ok(writing) => Ok(Ok(writing)),
         Err(Stop::Clash(clash)) => Ok(Err(clash)),
@@ -241,7 +248,11 @@ impl Reader<'_> {
         let through = redirected.or(through).filter(|_| !notes.opaque);
         let mut shows = None;
         if let Some(through) = through {
-            let is_directory = self.live(&through)?.is_some_and(|live| live.kind == Kind::Directory);
+            let live = self.live(&through)?.filter(|live| live.kind == Kind::Directory);
+            if live.is_some_and(|live| live.place != self.place) {
+                return clash(&through, SUBVOLUME);
+            }
+            let is_directory = live.is_some();
             // It shows what lies in a directory that is another one by now, or none at all.
             if let Some(origin) = &notes.origin
                 && (!is_directory || self.live_handle(&through)?.is_some_and(|now| now != *origin))

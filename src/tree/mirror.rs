@@ -230,9 +230,7 @@ impl Update<'_> {
         meta: &Meta,
     ) -> Result<Option<Entry>> {
         if meta.place != dir.meta.place {
-            let path = full.join(OsStr::from_bytes(&name));
-            let reason = "another filesystem is mounted there: guard what lies on it by itself";
-            return Err(Error::BadPath { path, reason });
+            return Err(Error::MountInTree { path: full.join(OsStr::from_bytes(&name)) });
         }
         if meta.kind == Kind::Directory && name == STATE_DIR.as_bytes() {
             let path = full.join(OsStr::from_bytes(&name));

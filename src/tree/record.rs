@@ -116,9 +116,9 @@ impl Entry {
     }
 
     /// True for what is looked at even where nobody looks at every file: what is written to in place whoever writes, and a
-    /// file that is only copied, because what is done to one of its names shows at the others.
+    /// file that is only copied, because a copy does not show what somebody wrote to the file by hand, by whichever name.
     pub(crate) fn is_looked_at(&self) -> bool {
-        self.is_of_database() || self.has_other_names()
+        self.is_of_database() || self.is_copied()
     }
 
     /// True when a look finds it as it was recorded.

@@ -21,7 +21,7 @@ use crate::fs::area::Area;
 use crate::fs::attrs;
 use crate::fs::clone::Way;
 use crate::fs::compare::Compare;
-use crate::fs::exchange;
+use crate::fs::exchange::{self, ASIDE};
 use crate::fs::opener::{self, Opener, SIDECARS};
 use crate::fs::root::{Dirs, Kind, Meta, RootDir};
 use crate::fs::temp;
@@ -219,8 +219,8 @@ impl<'r> TreeRestorer<'r> {
         if image.was == Was::Lost {
             return Ok(PutBack::Damaged);
         }
-        self.tidy(&area, image)?;
         let (live, difference) = self.compare(path, image)?;
+        self.tidy(&area, image, live.as_ref())?;
         let full = self.dirs.root().full(path);
         if let Some(live) = live.filter(|live| live.kind == Kind::Directory) {
             // Before anything in it, or it itself, is touched; what it had comes back at the end.
@@ -368,10 +368,25 @@ impl<'r> TreeRestorer<'r> {
         Ok(PutBack::Restored)
     }
 
-    /// What a restore that was cut short left under the name of a symlink in the making.
-    fn tidy(&self, area: &Area, image: &PreImage) -> Result<()> {
-        let Was::Symlink { target, .. } = &image.was else { return Ok(()) };
+    /// What a restore that was cut short left: what it had moved aside, where the filesystem cannot exchange two names, and
+    /// a symlink in the making.
+    fn tidy(&self, area: &Area, image: &PreImage, live: Option<&Meta>) -> Result<()> {
         let made = format!("{}{MADE}", image.name);
+        let staged = match &image.was {
+            Was::Symlink { .. } => &made,
+            Was::File { .. } | Was::Database { .. } => &image.name,
+            _ => return Ok(()),
+        };
+        let aside = format!("{staged}{ASIDE}");
+        if let Some(old) = area.look_staged(&aside)? {
+            // A second link to what is there still; or it is there no more.
+            match live.is_some_and(|live| live.kind != Kind::Directory && (live.kind, live.ino) == (old.kind, old.ino))
+            {
+                true => area.unlink_staged(&aside)?,
+                false => area.rename_staged(&aside, &free_name(area, &image.name)?)?,
+            }
+        }
+        let Was::Symlink { target, .. } = &image.was else { return Ok(()) };
         match area.look_staged(&made)? {
             None => Ok(()),
             Some(_) if temp::symlink_says(area, &made, target) => area.unlink_staged(&made),
@@ -391,14 +406,19 @@ fn set_of(path: &RelPath, images: &PreImages) -> Option<RelPath> {
 
 /// Makes a name of the stage free for what is about to be displaced. What an earlier attempt displaced is kept beside it.
 fn clear(area: &Area, name: &str) -> Result<()> {
-    if area.look_staged(name)?.is_none() {
-        return Ok(());
+    match area.look_staged(name)? {
+        None => Ok(()),
+        Some(_) => area.rename_staged(name, &free_name(area, name)?),
     }
+}
+
+/// The first name for what was displaced earlier that is free.
+fn free_name(area: &Area, name: &str) -> Result<String> {
     let mut n = 1;
     loop {
         let free = earlier(name, n);
         if area.look_staged(&free)?.is_none() {
-            return area.rename_staged(name, &free);
+            return Ok(free);
         }
         n += 1;
     }

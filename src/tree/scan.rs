@@ -11,8 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::io::Errno;
 
 use super::record::{DirId, DirRow, Entry, Stamp};
-use crate::error::{IoContext, Result};
-use crate::fs::root::{self, Kind, Meta, RootDir};
+use crate::error::{Error, IoContext, Result};
+use crate::fs::root::{self, Kind, Meta, Place, RootDir};
 use crate::path::{AREA_DIR, RelPath, STATE_DIR};
 
 /// How one directory differs from what is recorded of it.
@@ -45,6 +45,8 @@ pub(crate) struct Scan<'r> {
     /// Paths that are not the tree's.
     pub(crate) reserved: &'r [RelPath],
     pub(crate) files: Files<'r>,
+    /// Where the whole tree lies.
+    pub(crate) place: Place,
 }
 
 /// Which files to look at, besides those in directories that changed.
@@ -89,6 +91,11 @@ impl Scan<'_> {
             let gone = load(row.id)?;
             return Ok(Some(DirDiff { row, live: None, same: Vec::new(), gone, changed: Vec::new(), new: Vec::new() }));
         };
+        if live.place != self.place {
+            // Mounted since, or no more: it has nothing to do with what is recorded.
+            let path = row.path.as_ref().map_or(self.root.path().to_owned(), |path| self.root.full(path));
+            return Err(Error::MountInTree { path });
+        }
         let unlisted = Stamp::from(&live) == row.stamp && !row.racy;
         if unlisted && !row.looks && !self.files.any_of(row.id) {
             return Ok(None);

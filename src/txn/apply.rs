@@ -138,8 +138,7 @@ impl Apply<'_, '_, '_> {
 
     fn version(&mut self, step: &Step, ino: u64) -> Result<()> {
         if self.again.is_some() {
-            let live = self.look_again(&step.path)?;
-            displaced::reconcile(&step.area, self.txn, &step.redo, step.redo.old.as_slice(), live.as_ref())?;
+            let live = self.reconcile(step)?;
             // A power cut may have taken the bytes and left the inode: small content is told by its hash alone.
             let small = step.content.is_some() || matches!(step.redo.what, What::Symlink { .. });
             let there = match small {
@@ -194,7 +193,7 @@ impl Apply<'_, '_, '_> {
     }
 
     fn place_moved(&mut self, step: &Step, ino: u64) -> Result<()> {
-        if self.again.is_some() && self.look_again(&step.path)?.is_some_and(|meta| meta.ino == ino) {
+        if self.again.is_some() && self.reconcile(step)?.is_some_and(|meta| meta.ino == ino) {
             // What the exchange displaced may not have been judged yet.
             return self.judge(step, &step.redo.staged);
         }
@@ -208,9 +207,21 @@ impl Apply<'_, '_, '_> {
     fn place(&mut self, step: &Step, staged: &str) -> Result<bool> {
         let dir = self.dirs.parent(&step.path)?;
         let expect_old = step.redo.old.is_some();
-        exchange::place(&step.area, &step.area.stage, staged, &dir.fd, step.path.name(), expect_old)
-            .map(|placed| placed == Placed::Exchanged)
-            .at_in("put in place", self.ground.root.path(), &step.path)
+        let placed = exchange::place(&step.area, &step.area.stage, staged, &dir.fd, step.path.name(), expect_old);
+        let displaced = placed.at_in("put in place", self.ground.root.path(), &step.path)? == Placed::Exchanged;
+        if !displaced && self.again.is_some() {
+            // What the try before this one had moved aside.
+            self.reconcile(step)?;
+        }
+        Ok(displaced)
+    }
+
+    /// Puts right what the try before this one left, and answers what the tree has.
+    fn reconcile(&mut self, step: &Step) -> Result<Option<root::Meta>> {
+        let live = self.look_again(&step.path)?;
+        let kept = displaced::reconcile(&step.area, self.txn, &step.redo, step.redo.old.as_slice(), live.as_ref())?;
+        self.aside.extend(kept.map(|kept| (step.path.clone(), kept)));
+        Ok(live)
     }
 
     /// What came out of the tree is kept for history if it is what was expected, else for a person.

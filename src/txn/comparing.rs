@@ -13,6 +13,7 @@ use super::ground::Ground;
 use super::old_versions;
 use super::trees::mirror;
 use crate::error::{Error, IoContext, Result};
+use crate::fs::area::Area;
 use crate::fs::attrs;
 use crate::fs::compare::Compare;
 use crate::fs::root::{self, Dirs, Kind};
@@ -114,7 +115,7 @@ fn compare<'t>(
     let in_doubt = what_for == For::RollbackInDoubt;
     rows.iter_mut().for_each(|row| row.racy |= in_doubt);
     let mut diffs = Vec::new();
-    differences(ground, reading, rows, files, |mut diff| {
+    differences(ground, reading, rows, files, &area, |mut diff| {
         // Written to in place before the guard began, where nobody looks at every file then. Of a file that is only copied
         // that cannot be, so when times prove nothing they are not asked.
         diff.changed.retain(|(entry, now)| now.ctime >= guarded.began || (in_doubt && entry.is_copied()));
@@ -136,9 +137,10 @@ pub(super) fn differences(
     reading: Reading<'_, '_>,
     rows: Vec<DirRow>,
     files: Files<'_>,
+    area: &Area,
     mut visit: impl FnMut(DirDiff) -> Result<()>,
 ) -> Result<()> {
-    let scan = Scan { root: &ground.root, reserved: &ground.reserved, files };
+    let scan = Scan { root: &ground.root, reserved: &ground.reserved, files, place: area.place };
     let mut gone: Vec<RelPath> = Vec::new();
     for row in rows {
         let above_gone = row.path.as_ref().is_some_and(|path| gone.iter().any(|gone| path.is_within(gone)));
@@ -209,7 +211,8 @@ impl Compared<'_> {
     /// Counts as changed what has the same inode as something that was touched, though it is as it was itself: it was in a
     /// directory that was moved, say. All names come back as names of one file.
     fn add_names_of(&mut self, ground: &Ground, reading: Reading<'_, '_>, inodes: &HashSet<u64>) -> Result<()> {
-        let scan = Scan { root: &ground.root, reserved: &ground.reserved, files: self.files };
+        let place = ground.area(self.guarded.tree.area)?.place;
+        let scan = Scan { root: &ground.root, reserved: &ground.reserved, files: self.files, place };
         let is_one = |entry: &Entry| entry.has_other_names() && inodes.contains(&entry.ino);
         for row in reading.look(|tx| journal::tree_dirs(tx, self.guarded.tree.id))? {
             let known = self.diffs.iter_mut().find(|diff| diff.row.id == row.id);

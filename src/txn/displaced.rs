@@ -51,6 +51,17 @@ pub(crate) fn keep(area: &Area, txn: TxnId, redo: &Redo, older: &[Identity], nam
     set_aside(area, txn, &area.stage, name).map(Some)
 }
 
+/// What the fallback without an exchange may have left the old version under, for one staged name: it was put in place under
+/// that name, or was written once more.
+pub(crate) fn asides(staged: &str) -> [String; 2] {
+    [format!("{staged}{ASIDE}"), format!("{staged}{AGAIN}{ASIDE}")]
+}
+
+fn holds_new(area: &Area, redo: &Redo) -> Result<bool> {
+    let What::Content { ino, .. } = redo.what else { return Ok(false) };
+    Ok(area.look_staged(&redo.staged)?.is_some_and(|staged| staged.ino == ino))
+}
+
 /// Puts right what a recovery that was cut short left in the stage for one effect, before the next one begins.
 /// `live` is what the tree has. Answers where something was set aside, if it was.
 pub(crate) fn reconcile(
@@ -61,9 +72,13 @@ pub(crate) fn reconcile(
     live: Option<&Meta>,
 ) -> Result<Option<String>> {
     let mut kept = None;
-    for suffix in [AGAIN, ASIDE] {
-        let name = format!("{}{suffix}", redo.staged);
+    let [aside, again_aside] = asides(&redo.staged);
+    for name in [format!("{}{AGAIN}", redo.staged), aside.clone(), again_aside] {
         let Some(meta) = area.look_staged(&name)? else { continue };
+        // Moved aside, and nothing put in its place yet: the name it is to have is still the new version's.
+        if live.is_none() && name == aside && holds_new(area, redo)? {
+            continue;
+        }
         let ours = match &redo.what {
             What::Content { ino, size, attrs, .. } => {
                 // Made, not yet recorded; or recorded, not yet filled: while the tree has another inode than the
@@ -79,7 +94,8 @@ pub(crate) fn reconcile(
         };
         let old = older.iter().any(|old| old.is(&meta, true));
         // Without an exchange the old version is linked aside first; then both names are one inode.
-        let linked = live.is_some_and(|live| live.ino == meta.ino && live.kind == meta.kind);
+        let is_live = |live: &Meta| live.ino == meta.ino && live.kind == meta.kind && live.kind != Kind::Directory;
+        let linked = live.is_some_and(is_live);
         if linked || (ours && !old) {
             area.unlink_staged(&name)?;
         } else {

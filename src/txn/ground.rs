@@ -285,12 +285,28 @@ impl Ground {
         self.areas.read().unwrap_or_else(|poison| poison.into_inner()).clone()
     }
 
-    /// The area from which a rename reaches a directory of the tree, made where there is none yet.
+    /// The area from which a rename reaches a directory of the tree, made where there is none yet: that takes a turn.
     pub(crate) fn area_of(&self, dir: &Dir, path: &RelPath) -> Result<Arc<Area>> {
-        let reaches = |areas: &[Arc<Area>]| areas.iter().find(|area| area.place == dir.meta.place).cloned();
-        if let Some(area) = reaches(&self.areas.read().unwrap_or_else(|poison| poison.into_inner())) {
-            return Ok(area);
+        match self.known_area_of(dir) {
+            Some(area) => Ok(area),
+            None => self.make_area(&mut self.enter()?, dir, path),
         }
+    }
+
+    /// The same for who has the turn.
+    pub(crate) fn area_in_turn(&self, turn: &mut Turn<'_>, dir: &Dir, path: &RelPath) -> Result<Arc<Area>> {
+        match self.known_area_of(dir) {
+            Some(area) => Ok(area),
+            None => self.make_area(turn, dir, path),
+        }
+    }
+
+    fn known_area_of(&self, dir: &Dir) -> Option<Arc<Area>> {
+        let areas = self.areas.read().unwrap_or_else(|poison| poison.into_inner());
+        areas.iter().find(|area| area.place == dir.meta.place).cloned()
+    }
+
+    fn make_area(&self, turn: &mut Turn<'_>, dir: &Dir, path: &RelPath) -> Result<Arc<Area>> {
         // The topmost directory of the same mount or subvolume inside the root.
         let mut top = path.parent();
         while let Some(at) = &top {
@@ -305,7 +321,7 @@ impl Ground {
         }
         let bytes = top.as_ref().map_or(&b""[..], RelPath::as_bytes).to_vec();
         // Durable before anything lies there, so that recovery knows where to look.
-        let id = self.enter()?.write(Durability::Full, |tx| journal::insert_area(tx, &bytes))?;
+        let id = turn.write(Durability::Full, |tx| journal::insert_area(tx, &bytes))?;
         self.open_area(id, &bytes)
     }
 

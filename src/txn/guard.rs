@@ -26,7 +26,7 @@ use crate::fs::opener;
 use crate::fs::owned;
 use crate::fs::root::{self, Dirs, Kind};
 use crate::fs::watch::NameWatch;
-use crate::journal::{self, GuardId, GuardRow, TxnState};
+use crate::journal::{self, GuardId, GuardRow, TreeRow, TxnState};
 use crate::path::{RelPath, STATE_DIR};
 use crate::store::{Durability, Turn, Tx};
 use crate::tree::{PreImage, Was};
@@ -175,7 +175,7 @@ impl Transaction {
         commit::refuse_troubled(ground, &mut turn, &below)?;
         let mut taken = Taken::new(ground);
         let way = if replacing { Way::Link } else { Way::Reflink };
-        taken.take(&paths, self.guarding.as_ref(), way, appending)?;
+        taken.take(&mut turn, &paths, self.guarding.as_ref(), way, appending)?;
         // On the way to a path that was named before: what it was then counts.
         for path in &paths {
             if let (Some(before), Some(image)) = (known(path), taken.images.get_mut(path)) {
@@ -238,7 +238,7 @@ impl Transaction {
         commit::refuse_troubled(ground, &mut turn, &paths)?;
         // The directories it lies in, as values: nothing of them is in the baseline.
         let mut taken = Taken::new(ground);
-        taken.take(&paths, self.guarding.as_ref(), Way::Reflink, false)?;
+        taken.take(&mut turn, &paths, self.guarding.as_ref(), Way::Reflink, false)?;
         let mut above = std::mem::take(&mut taken.images);
         above.retain(|_, image| !image.named && matches!(image.was, Was::Directory { .. }));
         Guarding::watch(beside, ground, &mut above)?;
@@ -249,7 +249,12 @@ impl Transaction {
             for (n, (path, image)) in above.iter().enumerate() {
                 journal::insert_preimage(tx, id, first + n as i64, path, image)?;
             }
-            let tree = journal::tree(tx, path.as_ref(), replacing, area)?;
+            let mut tree = journal::tree(tx, path.as_ref(), replacing, area)?;
+            if tree.area != area {
+                // Something was mounted over it, or is no more: a baseline of something else.
+                journal::set_tree(tx, tree.id, false, area)?;
+                tree = TreeRow { area, is_true: false, ..tree };
+            }
             journal::guard_tree(tx, id, tree.id, None)?;
             Ok((id, tree))
         })?;

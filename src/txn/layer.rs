@@ -119,7 +119,7 @@ impl Transaction {
     /// SQLite databases in `databases` are copied into the layer as they are at this instant: others may have them open and
     /// write to them. One that is not named must not be written to meanwhile, or what the program does to it is refused.
     ///
-    /// [`Error::PathBusy`] when another transaction guards something of it, [`Error::BadPath`] when something is mounted in it.
+    /// [`Error::PathBusy`] when another transaction guards something of it, [`Error::MountInTree`] when something is mounted in it.
     pub fn layer<P: AsRef<Path>>(
         &mut self,
         path: impl AsRef<Path>,
@@ -145,9 +145,7 @@ impl Transaction {
             return Err(Error::BadPath { path: outside.to_path_buf(), reason });
         }
         if let Some(path) = root::mount_below(&lower) {
-            let reason =
-                "something is mounted there, which a layer does not show: name the directories beside it instead";
-            return Err(Error::BadPath { path, reason });
+            return Err(Error::MountInTree { path });
         }
         self.claim(top.as_ref())?;
         let ground = &self.ground;

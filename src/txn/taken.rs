@@ -15,6 +15,7 @@ use crate::fs::opener::{SIDECARS, SyncTarget};
 use crate::fs::owned;
 use crate::fs::root::Dirs;
 use crate::path::RelPath;
+use crate::store::Turn;
 use crate::tree::{PreImage, PreImages, Was};
 
 /// Pre-images on their way to being recorded. Dropped before, what was kept goes away again.
@@ -33,6 +34,7 @@ impl<'g> Taken<'g> {
     /// Keeps what lies at the paths, and at the directories on the way to them.
     pub(super) fn take(
         &mut self,
+        turn: &mut Turn<'_>,
         paths: &[RelPath],
         before: Option<&Guarding>,
         way: Way,
@@ -54,7 +56,7 @@ impl<'g> Taken<'g> {
             for (path, end) in paths.iter().zip(self.ground.opener.ends(paths.to_vec())?) {
                 // What is not there is not there again.
                 let Some(end) = end? else { continue };
-                let (area, name) = (area_for(self.ground, &mut dirs, path)?, self.ground.fresh_name());
+                let (area, name) = (area_for(self.ground, turn, &mut dirs, path)?, self.ground.fresh_name());
                 let image = PreImage { area: area.id, name, named: true, born: (0, 0), was: Was::Appended(end) };
                 self.images.insert(path.clone(), image);
                 wanted.remove(&(path.clone(), true));
@@ -63,7 +65,7 @@ impl<'g> Taken<'g> {
         let mut jobs = Vec::with_capacity(wanted.len());
         let mut places = Vec::with_capacity(wanted.len());
         for (path, named) in wanted {
-            let (area, name) = (area_for(self.ground, &mut dirs, &path)?, self.ground.fresh_name());
+            let (area, name) = (area_for(self.ground, turn, &mut dirs, &path)?, self.ground.fresh_name());
             jobs.push(Keep { path: path.clone(), to: area.stage_path(&name), way });
             places.push((path, named, area.id, name));
         }
@@ -170,11 +172,11 @@ impl Drop for Taken<'_> {
 }
 
 /// The area that a rename reaches a path from, which may not exist yet.
-fn area_for(ground: &Ground, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<Area>> {
+fn area_for(ground: &Ground, turn: &mut Turn<'_>, dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<Area>> {
     let mut at = path.clone();
     loop {
         match dirs.parent(&at) {
-            Ok(dir) => return ground.area_of(&dir, &at),
+            Ok(dir) => return ground.area_in_turn(turn, &dir, &at),
             Err(Error::NotFound { .. } | Error::NotADirectory { .. }) => {}
             Err(error) => return Err(error),
         }

@@ -19,10 +19,11 @@ use super::comparing::{self, For, Reading, differences};
 use super::ground::Ground;
 use super::guarding::record_images;
 use super::shared::share;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::fs::area::{self, Area};
 use crate::fs::clone::Way;
 use crate::fs::copies::Copies;
+use crate::fs::root::{self, Place};
 use crate::fs::watch::Watch;
 use crate::journal::{self, GuardId, GuardedTree, TreeRow};
 use crate::path::RelPath;
@@ -118,7 +119,7 @@ fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirro
         let rows = ground.store.peek(|tx| journal::tree_dirs(tx, tree.id))?;
         let fresh = rows.is_empty();
         let mut diffs = Vec::new();
-        differences(ground, Reading::Peek(ground), rows, files, |diff| {
+        differences(ground, Reading::Peek(ground), rows, files, area, |diff| {
             diffs.push(diff);
             Ok(())
         })?;
@@ -130,7 +131,7 @@ fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirro
             is_true = false;
         }
         let adopted = diffs.iter().filter(|diff| !diff.is_empty()).count();
-        adopt(ground, tree, mirror, diffs, fresh, clock)?;
+        adopt(ground, tree, mirror, diffs, fresh, clock, area.place)?;
         if adopted > 0 {
             tracing::info!(directories = adopted, "changes of a guarded tree were taken into its baseline");
         }
@@ -161,14 +162,20 @@ pub(super) fn mirror(area: &Area, tree: &TreeRow) -> Result<Mirror> {
 fn forget(ground: &Ground, tree: &TreeRow) -> Result<()> {
     let mut turn = ground.enter()?;
     let dirs = turn.look(|tx| journal::tree_dir_ids(tx, tree.id))?;
-    let area = ground.area(tree.area)?;
-    let base = area::subdirectory(&area.dir, BASELINE, &area.path, 0o700)?;
     let (first, last) = journal::dir_ids(tree.id);
-    // Those too that no row tells of, because the making was cut short.
-    for name in area::names(&base, &area.path.join(BASELINE))? {
-        let number = name.to_str().and_then(|name| name.parse::<i64>().ok());
-        if number.is_some_and(|number| (first..=last).contains(&number)) {
-            area::remove_below(&base, &name, &area.path.join(BASELINE))?;
+    // Of all areas: it lies in another than it did, once something was mounted over it, or is no more.
+    for area in ground.areas() {
+        let path = area.path.join(BASELINE);
+        if root::look(&area.dir, BASELINE).at("look at", &path)?.is_none() {
+            continue;
+        }
+        let base = area::subdirectory(&area.dir, BASELINE, &area.path, 0o700)?;
+        // Those too that no row tells of, because the making was cut short.
+        for name in area::names(&base, &path)? {
+            let number = name.to_str().and_then(|name| name.parse::<i64>().ok());
+            if number.is_some_and(|number| (first..=last).contains(&number)) {
+                area::remove_below(&base, &name, &path)?;
+            }
         }
     }
     turn.write(Durability::Normal, |tx| dirs.iter().try_for_each(|&dir| journal::drop_dir(tx, dir)))
@@ -182,13 +189,14 @@ fn adopt(
     diffs: Vec<DirDiff>,
     fresh: bool,
     clock: (i64, u32),
+    place: Place,
 ) -> Result<()> {
     let next = AtomicI64::new(ground.store.peek(|tx| journal::next_dir(tx, tree.id))?);
     let (tell, told) = mpsc::sync_channel(AT_ONCE);
     let (reserved, mirror, top) = (ground.reserved.clone(), mirror.clone(), tree.path.clone());
     let done = ground.opener.start(move |root| {
         let mut tell = |mirrored| tell.send(mirrored).map_err(|_| Error::Closed);
-        let scan = Scan { root, reserved: &reserved, files: Files::None };
+        let scan = Scan { root, reserved: &reserved, files: Files::None, place };
         let mut update = Update {
             scan,
             mirror: &mirror,

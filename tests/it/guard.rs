@@ -43,7 +43,7 @@ pub(crate) fn full(root: &Path) -> BTreeMap<PathBuf, Entry> {
     let walk = walkdir::WalkDir::new(root).sort_by_file_name().into_iter();
     let mut inodes: BTreeMap<u64, Vec<PathBuf>> = BTreeMap::new();
     let mut found: BTreeMap<PathBuf, Entry> = walk
-        .filter_entry(|entry| entry.file_name() != ".journal")
+        .filter_entry(|entry| entry.file_name() != ".journal" && entry.file_name() != ".journal-stage")
         .map(|entry| {
             let entry = entry.unwrap();
             let meta = entry.path().symlink_metadata().unwrap();

@@ -16,20 +16,25 @@ use crate::support::{Tree, child, child_root, wait_for_word};
 /// A tree to be guarded, `wiki`, and something beside it.
 fn tree() -> (Tree, Journal) {
     let tree = Tree::new();
+    fill(&tree);
+    let journal = tree.journal();
+    (tree, journal)
+}
+
+pub(crate) fn fill(tree: &Tree) {
     for n in 0..40 {
         tree.put(&format!("wiki/d{}/page{n}", n % 7), &format!("page {n}"));
     }
     tree.put("wiki/index", "index");
     tree.put("wiki/nothing", "");
+    tree.put("wiki/d6/nothing", "");
     tree.put("wiki/deep/er/and/deeper", "deep");
     tree.put("beside", "beside");
     symlink("index", tree.path("wiki/link")).unwrap();
     fs::create_dir(tree.path("wiki/empty")).unwrap();
-    let journal = tree.journal();
-    (tree, journal)
 }
 
-fn guard(txn: &mut Transaction, path: &str, replacing: bool) {
+pub(crate) fn guard(txn: &mut Transaction, path: &str, replacing: bool) {
     let guard = Guard::tree(path);
     txn.guard_with(if replacing { guard.replacing() } else { guard }).unwrap();
 }
@@ -45,7 +50,8 @@ fn append(path: &Path, bytes: &str) {
     fs::OpenOptions::new().append(true).open(path).unwrap().write_all(bytes.as_bytes()).unwrap();
 }
 
-fn damage(root: &Path, replacing: bool) {
+/// One of everything that may be done to a tree.
+pub(crate) fn damage(root: &Path, replacing: bool) {
     let at = |path: &str| root.join("wiki").join(path);
     replace(&at("d1/page1"), "other");
     fs::write(at("d2/created"), "created").unwrap();
@@ -87,7 +93,7 @@ fn whatever_was_done_in_a_tree_is_put_back() {
     }
 }
 
-fn same(found: &BTreeMap<PathBuf, Entry>, expected: &BTreeMap<PathBuf, Entry>, what: &str) {
+pub(crate) fn same(found: &BTreeMap<PathBuf, Entry>, expected: &BTreeMap<PathBuf, Entry>, what: &str) {
     for (path, entry) in expected {
         assert_eq!(found.get(path), Some(entry), "{what}: {}", path.display());
     }
@@ -120,6 +126,8 @@ fn edits_by_hand_in_between_are_taken_over() {
         guarded(&|| ());
         // In place, by replacement, created, removed, and by a commit of the journal.
         append(&tree.path("wiki/d1/page1"), " by hand");
+        // It was empty, and such a file is never kept as a link.
+        append(&tree.path("wiki/d6/nothing"), "by hand");
         replace(&tree.path("wiki/d2/page2"), "replaced by hand");
         fs::create_dir_all(tree.path("wiki/by/hand")).unwrap();
         fs::write(tree.path("wiki/by/hand/page"), "by hand").unwrap();
@@ -127,7 +135,7 @@ fn edits_by_hand_in_between_are_taken_over() {
         journal.transact(|txn| txn.write("wiki/d0/page0", "committed")).unwrap();
         let before = full(tree.root());
         guarded(&|| {
-            for path in ["wiki/d1/page1", "wiki/d2/page2", "wiki/by/hand/page", "wiki/d0/page0"] {
+            for path in ["wiki/d1/page1", "wiki/d2/page2", "wiki/by/hand/page", "wiki/d0/page0", "wiki/d6/nothing"] {
                 replace(&tree.path(path), "by the program");
             }
             fs::create_dir(tree.path("wiki/d3")).unwrap();

@@ -6,6 +6,7 @@ mod cli;
 mod corpus;
 mod counts;
 mod crash_points;
+mod filesystems;
 mod fuzz_corpus;
 mod guard;
 mod guard_beside;

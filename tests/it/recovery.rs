@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use journal_kb::{Error, Journal, rusqlite};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::support::{Tree, child, child_root, manifest};
 
@@ -69,7 +68,10 @@ fn staged(tree: &Tree, txn: i64, path: &str) -> PathBuf {
 
 /// As if the exchange had not reached the disk.
 fn undo_exchange(tree: &Tree, txn: i64, path: &str) {
-    renameat_with(CWD, staged(tree, txn, path), CWD, tree.path(path), RenameFlags::EXCHANGE).unwrap();
+    let (staged, live, between) = (staged(tree, txn, path), tree.path(path), tree.path(".journal/between"));
+    for (from, to) in [(&live, &between), (&staged, &live), (&between, &staged)] {
+        fs::rename(from, to).unwrap();
+    }
 }
 
 fn read(tree: &Tree, path: &str) -> String {

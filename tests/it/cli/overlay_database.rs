@@ -98,11 +98,9 @@ fn closed_it_comes_back_as_the_command_left_it() {
         let now = fs::metadata(home.path("wiki/index.db")).unwrap();
         assert_eq!((before.ino(), before.ctime_nsec()), (now.ino(), now.ctime_nsec()));
         // Its log left behind by a command that was killed goes with it.
-        let killed = format!(
-            "python3 -c \"import sqlite3, os; db = sqlite3.connect('wiki/index.db'); \
-             db.execute('INSERT INTO page VALUES (\\\"late\\\")'); db.commit(); os.kill(os.getpid(), 9)\"; true"
-        );
-        let ran = home.exec(&OVER, &killed);
+        let killed = "python3 -c \"import sqlite3, os; db = sqlite3.connect('wiki/index.db'); \
+             db.execute('INSERT INTO page VALUES (\\\"late\\\")'); db.commit(); os.kill(os.getpid(), 9)\"; true";
+        let ran = home.exec(&OVER, killed);
         assert_eq!((ran.code, ran.err.as_str()), (Some(0), "Killed\n").max((Some(0), ran.err.as_str())));
         let db = Connection::open(home.path("wiki/index.db")).unwrap();
         assert_eq!(names(&db), ["only", "late"], "{mode}");

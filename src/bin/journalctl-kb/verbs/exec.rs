@@ -240,7 +240,7 @@ fn over_overlay(
         let databases = arguments.db.iter().filter(|path| within(path, tree));
         let layer = match txn.layer(tree, databases) {
             Ok(layer) => layer,
-            Err(error @ Error::BadPath { .. }) => return Ok(Err(error.to_string())),
+            Err(error @ Error::MountInTree { .. }) => return Ok(Err(error.to_string())),
             Err(error) => return Err(error.into()),
         };
         view.layers.extend([layer.lower().to_owned(), layer.upper(), layer.work()]);

@@ -19,7 +19,7 @@ Examples:
 JSON: root, state_dir, database, health (ok, needs_recovery, pending, quarantined), advice (command, why), \
 schema, app_schema, created_ms, database_bytes, wal_bytes, free_bytes, stage, history and quarantine (entries, \
 bytes, at_least), sessions (id, pid, program, since_ms, alive), locks (as `locks`), guards (id, label, lock, session, pid, \
-program, since_ms, paths, trees (path, writers, ready), attempts, alive, held, worker, quarantined, reason), transactions (how \
+program, since_ms, paths, links, reflinks, copies, trees (path, writers, ready), attempts, alive, held, worker, quarantined, reason), transactions (how \
 many: total, committed, pending, applied, settling, settled, rolled_back, quarantined, unknown), unsettled \
 (transactions, bytes), \
 pending and quarantined (id, label, attempts, paths, more_paths, reason), last_commit (as `log`), events (id, \
@@ -173,7 +173,11 @@ fn taken(lock: &LockInfo) -> Option<String> {
 /// Who guards what.
 fn guarding(guard: &GuardInfo) -> String {
     let label = if guard.label.is_empty() { String::new() } else { format!(" for {:?}", guard.label) };
-    let mut what: Vec<String> = (guard.paths > 0).then(|| many(guard.paths, "path")).into_iter().collect();
+    let kept = [(guard.links, "link"), (guard.reflinks, "reflink"), (guard.copies, "copy")];
+    let kept =
+        kept.iter().filter(|(n, _)| *n > 0).map(|(n, way)| format!("{n} by {way}")).collect::<Vec<_>>().join(", ");
+    let kept = if kept.is_empty() { kept } else { format!(" (files kept: {kept})") };
+    let mut what: Vec<String> = (guard.paths > 0).then(|| many(guard.paths, "path") + &kept).into_iter().collect();
     what.extend(guard.trees.iter().map(|tree| {
         let how = match (tree.writers.as_str(), tree.ready) {
             ("layer", _) => "by way of a layer".to_owned(),
