@@ -14,7 +14,8 @@ use rustix::io::Errno;
 /// Directories that are watched, by numbers of the caller's.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    queue: OwnedFd,
+    /// None once it is being closed.
+    queue: Option<OwnedFd>,
     dirs: HashMap<i32, i64>,
 }
 
@@ -22,15 +23,16 @@ impl Watch {
     /// Begins to watch; none where there are too many watches already.
     pub(crate) fn new() -> Option<Self> {
         let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
-        Some(Self { queue, dirs: HashMap::new() })
+        Some(Self { queue: Some(queue), dirs: HashMap::new() })
     }
 
     /// Watches one more directory. False when it cannot be.
     pub(crate) fn add(&mut self, path: &Path, number: i64) -> bool {
         let what = WatchFlags::MODIFY | WatchFlags::ATTRIB | WatchFlags::ONLYDIR | WatchFlags::DONT_FOLLOW;
-        match inotify::add_watch(&self.queue, path, what) {
-            Ok(watch) => self.dirs.insert(watch, number).is_none(),
-            Err(_) => false,
+        let added = self.queue.as_ref().map(|queue| inotify::add_watch(queue, path, what));
+        match added {
+            Some(Ok(watch)) => self.dirs.insert(watch, number).is_none(),
+            _ => false,
         }
     }
 
@@ -38,7 +40,7 @@ impl Watch {
     pub(crate) fn touched(&self) -> Option<HashSet<(i64, Vec<u8>)>> {
         let mut touched = HashSet::new();
         let mut buffer = [MaybeUninit::uninit(); 1 << 16];
-        let mut events = inotify::Reader::new(&self.queue, &mut buffer);
+        let mut events = inotify::Reader::new(self.queue.as_ref()?, &mut buffer);
         loop {
             match events.next() {
                 Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => return None,
@@ -52,5 +54,15 @@ impl Watch {
                 Err(_) => return None,
             }
         }
+    }
+}
+
+impl Drop for Watch {
+    /// Leaves the closing to a thread: the kernel waits in it until nobody can be about to report an event, some ten
+    /// milliseconds on an idle machine.
+    fn drop(&mut self) {
+        let queue = self.queue.take();
+        // Without a thread it is closed here, with the closure.
+        let _ = std::thread::Builder::new().name("journal-unwatch".into()).spawn(move || drop(queue));
     }
 }
