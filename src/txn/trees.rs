@@ -306,7 +306,8 @@ fn adopt(
     let done = ground.opener.start(move |root| {
         let mut tell = |mirrored| tell.send(mirrored).map_err(|_| Error::Closed);
         let scan = Scan { root, reserved: &reserved, files: Files::None };
-        let mut update = Update { scan, mirror: &mirror, next: &next, clock: Some(clock), tell: &mut tell };
+        let mut update =
+            Update { scan, mirror: &mirror, next: &next, clock: Some(clock), tell: &mut tell, is_empty: false };
         diffs.into_iter().try_for_each(|diff| update.adopt(diff))?;
         if fresh { update.add(top) } else { Ok(()) }
     })?;
