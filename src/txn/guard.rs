@@ -71,7 +71,8 @@ impl Guard {
     }
 
     /// Promises that all writers replace files (temporary name, then rename) and never write to one in place. Keeping a
-    /// file is then one link. A file that was written to in place all the same is found, left as it is, and reported.
+    /// file is then one link. A file that was written to in place all the same is found, left as it is, and reported. To find
+    /// it, every directory of the tree is watched (inotify), until the journal is closed.
     pub fn replacing(mut self) -> Self {
         self.replacing = true;
         self

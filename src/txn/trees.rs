@@ -190,10 +190,9 @@ fn again(diffs: &[DirDiff], fresh: bool) -> Option<HashSet<DirId>> {
 /// Watches a tree whose writers promised not to write to files in place. None where that cannot be: then every file is
 /// looked at afterwards.
 fn watch(ground: &Ground, tree: &TreeRow) -> Result<Option<Watch>> {
-    let Some(mut watch) = Watch::new() else { return Ok(None) };
     let rows = ground.store.peek(|tx| journal::tree_dirs(tx, tree.id))?;
     let full = |row: &DirRow| row.path.as_ref().map_or(ground.root.path().to_owned(), |path| ground.root.full(path));
-    Ok(rows.iter().all(|row| watch.add(&full(row), row.id.0)).then_some(watch))
+    Ok(ground.watch(tree.id, rows.iter().map(|row| (full(row), row.id.0))))
 }
 
 /// Compares a tree with its baseline, and gets the old versions of what differs. Nothing of it is synced.
