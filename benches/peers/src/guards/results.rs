@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
 use journal_kb_peers::shared::{DISK, Homes, Place, places};
 use journal_kb_peers::{QUICK, Result};
@@ -73,12 +74,13 @@ pub fn measure(kept: &Path) -> Result<()> {
     let scale = if std::env::var_os(QUICK).is_some() { Scale::quick() } else { Scale::full() };
     let disk = std::env::var(DISK).map_err(|_| format!("{DISK} does not name the directory to use as disk"))?;
     let machine = Machine::look()?;
-    let mut found = Vec::new();
+    let mut measured = Measured { scale, machine, places: Vec::new() };
     for place in places(&disk) {
-        found.push(look(&place, &scale).map_err(|error| format!("{}: {error}", place.name))?);
+        let found = look(&place, &measured.scale).map_err(|error| format!("{}: {error}", place.name))?;
+        measured.places.push(found);
+        fs::write(kept, serde_json::to_string_pretty(&measured)?)?;
     }
-    let measured = Measured { scale, machine, places: found };
-    Ok(fs::write(kept, serde_json::to_string_pretty(&measured)?)?)
+    Ok(())
 }
 
 fn look(place: &Place, scale: &Scale) -> Result<Found> {
@@ -86,7 +88,8 @@ fn look(place: &Place, scale: &Scale) -> Result<Found> {
     let mut trees = Vec::new();
     let mut exec = None;
     for shape in scale.trees() {
-        eprintln!("{}: guards, {} files in {} directories", place.name, shape.files, shape.dirs);
+        let start = Instant::now();
+        eprint!("{}: guards, {} files in {} directories", place.name, shape.files, shape.dirs);
         let home = homes.make(place)?;
         let of = Of { scale, root: &home.join("root"), aside: &home.join("aside"), shape };
         fs::create_dir(of.root)?;
@@ -94,9 +97,10 @@ fn look(place: &Place, scale: &Scale) -> Result<Found> {
         shape.make(of.root)?;
         trees.push(of.measure()?);
         if shape == scale.exec {
-            eprintln!("{}: exec", place.name);
+            eprint!(", exec");
             exec = Some(exec::measure(of.root, shape, scale.touched, scale.rounds)?);
         }
+        eprintln!(": {} s", start.elapsed().as_secs());
     }
     let exec = exec.ok_or("there was no tree for exec")?;
     let filesystem = filesystem::describe(&place.path)?;
@@ -144,7 +148,7 @@ impl Of<'_> {
             }
         }
         let mut recovery = vec![(Way::Replacing, self.recovery(Way::Replacing)?)];
-        if shape.files <= scale.any_up_to {
+        if scale.has_any(shape) {
             let first = self.run(Way::Any, scale.touched, End::RollBack, 1, false)?;
             guards.push(of_first(Way::Any, vec![first]));
             self.guards(&[Way::Any], &mut guards)?;
@@ -174,8 +178,8 @@ impl Of<'_> {
         for touched in self.touches() {
             for &way in ways {
                 let rounds = match way {
-                    Way::Paths | Way::PathsReplacing => 2 * scale.rounds,
-                    Way::Replacing | Way::Any => scale.rounds_by_look(self.shape),
+                    Way::Paths | Way::PathsReplacing => scale.rounds_by_touch(touched),
+                    Way::Replacing | Way::Any => scale.rounds_by_look(self.shape).min(scale.rounds_by_touch(touched)),
                 };
                 for end in [End::RollBack, End::Commit] {
                     let ran = self.run(way, touched, end, rounds, true)?;

@@ -24,7 +24,7 @@ pub struct Scale {
     /// The tree that commands are run over.
     pub exec: Shape,
     /// Trees larger than this are not guarded against any writer: every file is copied.
-    pub any_up_to: usize,
+    any_up_to: usize,
     pub rounds: usize,
     /// So many files in all may be gone through file by file, to measure something several times.
     pub files: usize,
@@ -41,9 +41,9 @@ impl Scale {
             flat: Shape { files: 200_000, dirs: 1 },
             narrow: Shape { files: 50_000, dirs: 50_000 },
             exec: Shape { files: 20_000, dirs: 200 },
-            any_up_to: 200_000,
+            any_up_to: 100_000,
             rounds: 15,
-            files: 100_000,
+            files: 50_000,
         }
     }
 
@@ -79,6 +79,11 @@ impl Scale {
         self.stored[self.stored.len() - 1]
     }
 
+    /// Whether a tree is guarded against any writer, too.
+    pub fn has_any(&self, shape: Shape) -> bool {
+        shape.files <= self.any_up_to && shape != self.flat && shape != self.narrow
+    }
+
     /// How often something is done that costs a step for each file.
     pub fn rounds_by_file(&self, shape: Shape) -> usize {
         (self.files / shape.files).clamp(1, 3)
@@ -87,6 +92,11 @@ impl Scale {
     /// How often something is done that looks at each file, or each directory.
     pub fn rounds_by_look(&self, shape: Shape) -> usize {
         (self.files * self.rounds / shape.files).clamp(self.rounds.min(5), self.rounds)
+    }
+
+    /// How often something is done that costs many steps for each file that is touched.
+    pub fn rounds_by_touch(&self, touched: usize) -> usize {
+        (100 * self.rounds / touched).clamp(self.rounds.min(5), 2 * self.rounds)
     }
 }
 
