@@ -40,7 +40,7 @@ impl Scale {
             touches: vec![1, 10, 100, 1_000],
             flat: Shape { files: 200_000, dirs: 1 },
             narrow: Shape { files: 50_000, dirs: 50_000 },
-            exec: Shape { files: 20_000, dirs: 200 },
+            exec: Shape { files: 1_000_000, dirs: 1_000 },
             any_up_to: 100_000,
             rounds: 15,
             files: 50_000,
