@@ -8,7 +8,7 @@ const TOP: f64 = 56.0;
 const WIDTH: f64 = 620.0;
 const HEIGHT: f64 = 340.0;
 const BELOW: f64 = 96.0;
-const RIGHT: f64 = 24.0;
+const RIGHT: f64 = 48.0;
 /// Neither light nor dark.
 const INK: &str = "#7d8590";
 /// How many entries of the legend stand in a row.
@@ -105,7 +105,8 @@ impl Chart {
             put(drawn(line, at));
             let column = LEFT + WIDTH / IN_A_ROW as f64 * (n % IN_A_ROW) as f64;
             let row = TOP + HEIGHT + 64.0 + 20.0 * (n / IN_A_ROW) as f64;
-            let sample = Line { name: String::new(), points: vec![(0.0, 0.0), (1.0, 0.0)], ..*line };
+            let ends = if line.look == Look::Points { vec![(0.5, 0.0)] } else { vec![(0.0, 0.0), (1.0, 0.0)] };
+            let sample = Line { name: String::new(), points: ends, ..*line };
             put(drawn(&sample, |(along, _)| (column + 26.0 * along, row - 4.0)));
             put(text(column + 36.0, row, "start", 13, &line.name));
         }
@@ -165,9 +166,9 @@ mod tests {
         };
         let lines = vec![line("a < b", Look::Solid), line("c", Look::Dashed), line("d", Look::Points)];
         let svg = Chart { title: "t".to_owned(), x: axis("files"), y: axis("time"), lines }.svg();
-        // Each stands there twice: as itself and in the legend.
+        // Each stands there twice: as itself and in the legend, where points are one.
         assert_eq!((svg.matches("<polyline").count(), svg.matches("stroke-dasharray").count()), (4, 2));
-        assert_eq!(svg.matches("<circle").count(), 12);
+        assert_eq!(svg.matches("<circle").count(), 11);
         assert!(svg.contains(">a &lt; b</text>") && svg.contains(">files</text>"), "{svg}");
     }
 }

@@ -58,13 +58,13 @@ fn by_stored(scale: &Scale, found: &Found) -> Result<Vec<Line>> {
     let points: Result<Vec<_>> =
         trees.iter().map(|tree| Ok((stored(tree), tree.naive(touched, End::RollBack)?.value))).collect();
     lines.push(Line { name: "naive way, no syncs".to_owned(), points: points?, color: NAIVE, look: Look::Dashed });
-    for (shape, name) in [(scale.flat, "one directory"), (scale.narrow, "a directory each")] {
+    for (shape, name, color) in
+        [(scale.flat, "one directory", "#2f81f7"), (scale.narrow, "a directory each", "#db61a2")]
+    {
         let tree = found.tree(shape)?;
-        for (way, writers, color) in &WAYS[..1] {
-            let took = tree.took(*way, touched, End::RollBack, Round::total)?.value;
-            let name = format!("{}, {name}", writers.trim_start_matches("guard, "));
-            lines.push(Line { name, points: vec![(stored(tree), took)], color, look: Look::Points });
-        }
+        let took = tree.took(Way::Replacing, touched, End::RollBack, Round::total)?.value;
+        let points = vec![(stored(tree), took)];
+        lines.push(Line { name: format!("replacing, {name}"), points, color, look: Look::Points });
     }
     Ok(lines)
 }
