@@ -90,7 +90,8 @@ CREATE TABLE journal_guard (
     session  BLOB NOT NULL,
     label    TEXT NOT NULL DEFAULT '',
     attempts INTEGER NOT NULL DEFAULT 0,        -- to put everything back, begun and not ended
-    began_ms INTEGER NOT NULL
+    began_ms INTEGER NOT NULL,
+    worker   BLOB                                -- time::Process: who works under it, and may outlive whoever began it
 ) STRICT;
 
 -- What each guarded path was.
@@ -104,7 +105,7 @@ CREATE TABLE journal_preimage (
 CREATE TABLE journal_tree (
     id      INTEGER PRIMARY KEY,
     path    BLOB NOT NULL,                      -- of its topmost directory; empty for the root
-    writers TEXT NOT NULL CHECK (writers IN ('any', 'replacing')),
+    writers TEXT NOT NULL CHECK (writers IN ('any', 'replacing', 'layer')),
     area    INTEGER NOT NULL,                   -- whose baseline/ holds the mirror
     state   TEXT NOT NULL CHECK (state IN ('changing', 'true')),   -- while it changes, mirror and rows may disagree
     UNIQUE (path, writers)

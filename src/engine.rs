@@ -3,7 +3,7 @@
 mod plan;
 
 use std::cell::RefCell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::options::{Begin, Options};
 use crate::path::{RelPath, STATE_DIR};
 use crate::recovery;
 use crate::store::{self, Checkpointer, Database, ReadPool, Rows, Store, Turn};
-use crate::time::{Deadline, boot_id};
+use crate::time::{Deadline, Process, boot_id};
 use crate::txn::{
     self, Backlog, BacklogState, Drained, Ground, Late, Limits, Parts, Receipt, Settled, Transaction, Which,
 };
@@ -140,6 +140,20 @@ impl Journal {
         self.ground().root.path()
     }
 
+    /// What lies in the root and is this journal's own: the state directory, stages on other mounts, the database. A program that
+    /// is to work on the tree alone should not see them.
+    pub fn own_paths(&self) -> Vec<PathBuf> {
+        let ground = self.ground();
+        let own = ground.reserved.iter().map(|path| ground.root.full(path));
+        let areas = ground.areas().into_iter().map(|area| area.path.clone());
+        let mut all: Vec<PathBuf> = own.chain(areas).filter(|path| path.starts_with(ground.root.path())).collect();
+        all.sort();
+        // What lies in another of them goes with it.
+        all.dedup_by(|path, above| path.starts_with(&*above));
+        all.retain(|path| path.exists());
+        all
+    }
+
     /// Runs those of the application's schema steps that this database has not had yet, in order, each once and in a
     /// transaction of its own. Append to the list; never change what has run.
     pub fn migrate(&self, steps: &[&str]) -> Result<()> {
@@ -185,6 +199,9 @@ impl Journal {
         let (unfinished, mut replay, mut fence, mut version) = look()?;
         if unfinished {
             recovery::drain(ground, &mut ground.enter()?, Which::Unapplied)?;
+            if wait_for_workers(ground, name, deadline)? {
+                recovery::drain(ground, &mut ground.enter()?, Which::Unapplied)?;
+            }
             (_, replay, fence, version) = look()?;
         }
         let lease = ground.locks.hold(granted, fence, &begin.label);
@@ -204,14 +221,19 @@ impl Journal {
     /// for readers without this library (a backup, a snapshot of the filesystem), and the write-ahead log is empty
     /// unless a reader needs it.
     pub fn settle(&self) -> Result<Settled> {
-        store::refuse_reentry("a settle")?;
-        let _ = self.ground().backlog.take();
-        let settled = txn::settle(self.ground(), Deadline::after(self.ground().limits.turn_wait))?;
-        history::retain(self.ground(), &self.inner.retention)?;
+        let settled = self.settle_and_retain()?;
         if let Err(error) = self.ground().enter()?.truncate_log() {
             // A reader needs it, or there is no room for it: the log is as durable as the database would be.
             tracing::debug!(%error, "the write-ahead log could not be emptied");
         }
+        Ok(settled)
+    }
+
+    fn settle_and_retain(&self) -> Result<Settled> {
+        store::refuse_reentry("a settle")?;
+        let _ = self.ground().backlog.take();
+        let settled = txn::settle(self.ground(), Deadline::after(self.ground().limits.turn_wait))?;
+        history::retain(self.ground(), &self.inner.retention)?;
         Ok(settled)
     }
 
@@ -242,7 +264,8 @@ impl Journal {
 
     /// Settles, ends the session and the threads. While clones or transactions live, the last of them does that.
     pub fn close(self) -> Result<()> {
-        let settled = self.settle().map(drop);
+        // The end of the session empties the log, whose last entry it is.
+        let settled = self.settle_and_retain().map(drop);
         drop(self);
         settled
     }
@@ -338,6 +361,25 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
         drain: recovery::drain,
     };
     Ground::lay(parts, state_area, Backlog::new(options.settle_bytes, options.settle_paths))
+}
+
+/// Waits until nobody works any more under the guard of a transaction that died with this lock. False when there was nobody.
+fn wait_for_workers(ground: &Ground, lock: &str, deadline: Deadline) -> Result<bool> {
+    const PAUSE: Duration = Duration::from_millis(2);
+    let mut workers = ground.store.peek(|tx| journal::workers(tx, lock))?;
+    let were_there = !workers.is_empty();
+    loop {
+        workers.retain(Process::lives);
+        let Some(worker) = workers.first() else { return Ok(were_there) };
+        if deadline.passed() {
+            return Err(Error::Busy {
+                what: format!("lock {lock:?}"),
+                holder: format!("process {}, which a transaction that died has left at work", worker.pid()),
+                waited: deadline.waited(),
+            });
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// The paths of the tree that are not the tree's: the state directory, and the database with its sidecars.

@@ -27,7 +27,7 @@ pub use id::{Fence, TxnId};
 pub use journal::{Change, ChangeKind};
 pub use options::{Begin, Options};
 pub use store::Rows;
-pub use txn::{Guard, Receipt, RolledBack, Settled, Transaction, Warning};
+pub use txn::{Guard, Layer, Receipt, RolledBack, Settled, Transaction, Warning};
 
 /// Entrances for fuzzing, which `cargo test` replays too. Not part of the interface.
 #[doc(hidden)]

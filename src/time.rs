@@ -44,8 +44,40 @@ pub(crate) fn boot_id() -> Vec<u8> {
 
 /// When this process started, in clock ticks since boot: with the pid, an identity that is not reused.
 pub(crate) fn process_start() -> i64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The command in parentheses may hold spaces; the start time is the 20th field behind it.
-    let behind = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
-    behind.split_whitespace().nth(19).and_then(|field| field.parse().ok()).unwrap_or(0)
+    started("self").unwrap_or(0)
+}
+
+/// A process, for as long as it lives: its boot, number and start tell it from any other.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Process {
+    boot: Vec<u8>,
+    pid: u32,
+    started: i64,
+}
+
+impl Process {
+    /// The one that has this number now; none when nobody has.
+    pub(crate) fn find(pid: u32) -> Option<Self> {
+        Some(Self { boot: boot_id(), pid, started: started(&pid.to_string())? })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// True until it has ended, and with it, where it is process 1 of a pid namespace, all in that.
+    pub(crate) fn lives(&self) -> bool {
+        self.boot == boot_id() && started(&self.pid.to_string()) == Some(self.started)
+    }
+}
+
+/// The start of a process that has not ended. One that has and is only waited for has ended.
+fn started(process: &str) -> Option<i64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The command in parentheses may hold spaces; the state is the first field behind it, the start the 20th.
+    let mut behind = stat.rsplit_once(')')?.1.split_whitespace();
+    if matches!(behind.next()?, "Z" | "X") {
+        return None;
+    }
+    behind.nth(18)?.parse().ok()
 }

@@ -226,6 +226,14 @@ pub enum Error {
         /// Who guards it.
         holder: String,
     },
+    /// Somebody else did something to a path that a program wrote to in a layer.
+    #[error("{}: {reason}; nothing of what was written was taken over", path.display())]
+    Conflict {
+        /// The path.
+        path: PathBuf,
+        /// What they did.
+        reason: &'static str,
+    },
     /// A transaction guarded this path, died, and could not be put back.
     #[error("{} was guarded by {holder}, which could not be put back and is in quarantine: see `journalctl-kb status`", path.display())]
     PathNotPutBack {

@@ -4,8 +4,10 @@
 //! directory is one, and `<top of the mount>/.journal-stage` any other. Names in a stage are
 //! `<session>-<number>`: never reused, and they say whose they are.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,7 +16,7 @@ use rustix::fs::{Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
 
 use super::exchange;
-use super::root::{self, Dir, Meta, Place, RootDir};
+use super::root::{self, Dir, Kind, Meta, Place, RootDir};
 use crate::error::{Error, IoContext, Result};
 use crate::path::{AREA_DIR, RelPath};
 
@@ -141,6 +143,26 @@ impl Area {
             .map_err(|source| Error::SyncFailed { path: self.path.clone(), source: source.into() })
     }
 
+    /// True when all that lies under a name of the stage, but for directories, is one of these inodes.
+    pub(crate) fn holds_only(&self, name: &str, known: &HashSet<u64>) -> Result<bool> {
+        let mut waiting = vec![PathBuf::from(name)];
+        while let Some(path) = waiting.pop() {
+            let Some(meta) = root::look(&self.stage, &path).at_in("look at", &self.stage_dir, &path)? else { continue };
+            if meta.kind != Kind::Directory {
+                if !known.contains(&meta.ino) {
+                    return Ok(false);
+                }
+                continue;
+            }
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let dir =
+                rustix::fs::openat(&self.stage, &path, flags, Mode::empty()).at_in("open", &self.stage_dir, &path)?;
+            let listed = root::list(&dir).at_in("list", &self.stage_dir, &path)?;
+            waiting.extend(listed.iter().map(|listed| path.join(OsStr::from_bytes(&listed.name))));
+        }
+        Ok(true)
+    }
+
     /// Removes a name from the stage that nothing refers to any more.
     pub(crate) fn drop_staged(&self, name: &str) -> Result<()> {
         check_name(name)?;
@@ -226,7 +248,6 @@ pub(crate) fn ignore_in_git(dir: &OwnedFd, path: &Path) -> Result<()> {
 
 /// The names in a directory, but for `.` and `..`.
 pub(crate) fn names(dir: &OwnedFd, path: &Path) -> Result<Vec<std::ffi::OsString>> {
-    use std::os::unix::ffi::OsStrExt;
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(dir).at("list", path)? {
         let entry = entry.at("list", path)?;
@@ -272,7 +293,18 @@ pub(crate) fn remove_below(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<(
             }
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let inner = rustix::fs::openat(parent, name, flags, Mode::empty()).at("open", &path)?;
+                let open = || rustix::fs::openat(parent, name, flags, Mode::empty());
+                let inner = match open() {
+                    // Closed by whoever made it, to its owner too: overlayfs does so, and programs may.
+                    Err(Errno::ACCESS) => {
+                        let mode = Mode::from_raw_mode(0o700);
+                        let opened = rustix::fs::chmodat(parent, name, mode, rustix::fs::AtFlags::empty());
+                        opened.at("open", &path)?;
+                        open()
+                    }
+                    other => other,
+                }
+                .at("open", &path)?;
                 for child in names(&inner, &path)? {
                     stack.push((duplicate(&inner, &path)?, child));
                 }

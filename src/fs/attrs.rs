@@ -32,6 +32,11 @@ pub(crate) struct Attrs {
 /// True once the kernel has said that it cannot list xattrs by a directory and a name.
 static LISTS_BY_PATH: AtomicBool = AtomicBool::new(false);
 
+/// What a look at something and its xattrs tell.
+pub(crate) fn of(meta: &Meta, xattrs: Xattrs) -> Attrs {
+    Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs }
+}
+
 /// The xattrs of `name` in an open directory, without opening the file itself.
 pub(crate) fn xattrs(dir: impl AsFd, name: &OsStr, dir_path: impl AsRef<Path>) -> Result<Xattrs> {
     let mut list = Vec::with_capacity(256);
@@ -172,9 +177,13 @@ pub(crate) fn open_up(dir: impl AsFd, name: &OsStr, is: &Meta, path: &Path) -> R
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let there = rustix::fs::openat(&dir, name, flags, Mode::empty()).at("open", path)?;
+    set_mode(&there, is.mode | OWNERS).at("change the mode of", path)
+}
+
+/// Sets the mode of what a path descriptor stands for.
+pub(crate) fn set_mode(there: &OwnedFd, mode: u32) -> Result<(), Errno> {
     let by_fd = format!("/proc/thread-self/fd/{}", there.as_raw_fd());
-    let mode = Mode::from_raw_mode(is.mode | OWNERS);
-    rustix::fs::chmodat(rustix::fs::CWD, by_fd, mode, AtFlags::empty()).at("change the mode of", path)
+    rustix::fs::chmodat(rustix::fs::CWD, by_fd, Mode::from_raw_mode(mode), AtFlags::empty())
 }
 
 /// Sets the modification time, leaving the access time to the kernel.

@@ -135,15 +135,32 @@ pub(super) fn lock_alone(root: &RootDir, path: &RelPath) -> Result<Option<Vec<Ow
     }
     // A connection that has nothing to do holds no lock, but it has the file open.
     match locked.first() {
-        Some(database) if !is_open_nowhere(&root::look_at(database).at("look at", root.full(path))?) => Ok(None),
+        Some(database) if open_where(database).at("look at", root.full(path))? != Open::Nowhere => Ok(None),
         _ => Ok(Some(locked)),
     }
 }
 
-/// True when no process has this file open, as far as all of them can be looked at. This thread's own descriptors are in a
-/// table that is not looked at.
-fn is_open_nowhere(file: &Meta) -> bool {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return false };
+/// Whether a process has a file open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Open {
+    Nowhere,
+    Somewhere,
+    /// Not all processes can be looked at, and none of the others has.
+    Unknown,
+}
+
+fn open_where(file: &OwnedFd) -> Result<Open, Errno> {
+    match sys::is_open_elsewhere(file.as_fd()) {
+        Some(true) => Ok(Open::Somewhere),
+        Some(false) => Ok(Open::Nowhere),
+        None => root::look_at(file).map(|file| open_in_processes(&file)),
+    }
+}
+
+/// Looks through all processes. This thread's own descriptors are in a table that is not looked at.
+fn open_in_processes(file: &Meta) -> Open {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Open::Unknown };
+    let mut found = Open::Nowhere;
     for process in processes.flatten() {
         if !process.file_name().as_bytes().iter().all(u8::is_ascii_digit) {
             continue;
@@ -152,7 +169,10 @@ fn is_open_nowhere(file: &Meta) -> bool {
             Ok(descriptors) => descriptors,
             // Gone by now.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(_) => return false,
+            Err(_) => {
+                found = Open::Unknown;
+                continue;
+            }
         };
         let same = |path: PathBuf| {
             std::fs::metadata(path).is_ok_and(|meta| {
@@ -161,10 +181,20 @@ fn is_open_nowhere(file: &Meta) -> bool {
             })
         };
         if descriptors.flatten().any(|descriptor| same(descriptor.path())) {
-            return false;
+            return Open::Somewhere;
         }
     }
-    true
+    found
+}
+
+/// True when some process is known to have a file open: a connection that has nothing to do holds no lock.
+pub(super) fn is_open(root: &RootDir, path: &RelPath) -> Result<bool> {
+    let file = match root.resolve(path, OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY) {
+        Ok(file) => file,
+        Err(Error::NotFound { .. }) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    Ok(open_where(&file).at("look at", root.full(path))? == Open::Somewhere)
 }
 
 /// Writes what was kept back into a locked database, which stays the same file. What it held before is copied to `aside`.

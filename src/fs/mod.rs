@@ -6,8 +6,10 @@
 //! - [`temp`] writes new versions; [`exchange`] puts them in place and hands back the old ones.
 //! - [`append`] remembers how a file ends, and cuts it off there.
 //! - [`clone`] keeps a version of a file by link, reflink or copy; [`identity`] tells versions apart.
+//! - [`handle`] is what an inode is called for good.
 //! - [`database`] keeps a SQLite database of the tree with what lies beside it, and writes it back.
 //! - [`opener`] is the thread that opens files of the tree, with a descriptor table of its own.
+//! - [`upper`] is what a program wrote to an overlay.
 //! - [`watch`] tells, as a hint, which files are written to in place.
 //! - [`os_lock`] takes OS locks; [`state`] makes the state directory.
 
@@ -17,6 +19,7 @@ pub(crate) mod attrs;
 pub(crate) mod clone;
 pub(crate) mod database;
 pub(crate) mod exchange;
+pub(crate) mod handle;
 pub(crate) mod identity;
 pub(crate) mod opener;
 pub(crate) mod os_lock;
@@ -24,4 +27,5 @@ pub(crate) mod root;
 pub(crate) mod state;
 pub(crate) mod sys;
 pub(crate) mod temp;
+pub(crate) mod upper;
 pub(crate) mod watch;

@@ -230,6 +230,11 @@ impl Opener {
         })?
     }
 
+    /// True when some process is known to have a database open.
+    pub(crate) fn is_open(&self, path: RelPath) -> Result<bool> {
+        self.ask(move |tree| database::is_open(&tree.root, &path))?
+    }
+
     /// Lets go what [`Opener::lock_alone`] locked.
     pub(crate) fn unlock(&self, number: u64) -> Result<()> {
         self.ask(move |tree| drop(tree.held.remove(&number)))

@@ -42,6 +42,10 @@ pub(crate) struct Place {
 pub(crate) struct Meta {
     pub(crate) kind: Kind,
     pub(crate) ino: u64,
+    /// How many names it has.
+    pub(crate) links: u32,
+    /// Of a character device: which.
+    pub(crate) device: Option<(u32, u32)>,
     pub(crate) size: u64,
     pub(crate) mode: u32,
     pub(crate) uid: u32,
@@ -66,6 +70,8 @@ impl Meta {
                 _ => Kind::Other,
             },
             ino: stat.stx_ino,
+            links: stat.stx_nlink,
+            device: (mode & libc::S_IFMT == libc::S_IFCHR).then_some((stat.stx_rdev_major, stat.stx_rdev_minor)),
             size: stat.stx_size,
             mode: mode & 0o7777,
             uid: stat.stx_uid,

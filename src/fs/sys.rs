@@ -5,6 +5,8 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use rustix::io::Errno;
+
 /// Gives the calling thread an empty descriptor table of its own (but for 0, 1 and 2).
 ///
 /// Closing any descriptor of a file drops the POSIX locks that the *table's* owner has on it, SQLite's among them; a
@@ -58,4 +60,55 @@ pub(super) fn list_xattrs_at(dir: BorrowedFd<'_>, name: &CStr, list: &mut Vec<u8
         }
         Err(_) => Err(io::Error::last_os_error()),
     }
+}
+
+/// Whether anybody else, this process included, has an open file open. The kernel grants a lease on a file only to who alone has
+/// it open. None where it does not say: to others than the owner, and on some filesystems.
+pub(super) fn is_open_elsewhere(file: BorrowedFd<'_>) -> Option<bool> {
+    // Whoever opens the file within these few calls waits for the lease to end, and the kernel signals that: by one that
+    // nobody dies of.
+    // SAFETY: the descriptor is open for the call's length, and no pointers are passed.
+    let set = |what, value: libc::c_int| unsafe { libc::fcntl(file.as_raw_fd(), what, value) } == 0;
+    if !set(F_SETSIG, libc::SIGURG) {
+        return None;
+    }
+    if set(libc::F_SETLEASE, libc::F_WRLCK as libc::c_int) {
+        set(libc::F_SETLEASE, libc::F_UNLCK as libc::c_int);
+        return Some(false);
+    }
+    let busy = io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN);
+    busy.then_some(true)
+}
+
+/// Which signal tells of a lease that ends (`<linux/fcntl.h>`).
+const F_SETSIG: libc::c_int = 10;
+
+/// The handle of what lies under a name, not followed: its type, and its bytes.
+pub(super) fn file_handle(dir: BorrowedFd<'_>, name: &CStr) -> Result<(i32, Vec<u8>), Errno> {
+    /// `struct file_handle` with room for the longest there is.
+    #[repr(C)]
+    struct Buffer {
+        length: libc::c_uint,
+        kind: libc::c_int,
+        bytes: [u8; LONGEST],
+    }
+    const LONGEST: usize = 128;
+    let mut buffer = Buffer { length: LONGEST as libc::c_uint, kind: 0, bytes: [0; LONGEST] };
+    let mut mount: libc::c_int = 0;
+    // SAFETY: the name ends with a zero, the buffer says how much room it has, and both outlive the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            &raw mut buffer,
+            &raw mut mount,
+            0_i32,
+        )
+    };
+    if done != 0 {
+        return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO));
+    }
+    let length = usize::try_from(buffer.length).unwrap_or(LONGEST).min(LONGEST);
+    Ok((buffer.kind, buffer.bytes[..length].to_vec()))
 }

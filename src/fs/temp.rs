@@ -92,6 +92,31 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The hash of a file that is not in the live tree; none where this user may not read it.
+pub(crate) fn hash(path: &Path) -> Result<Option<[u8; 32]>> {
+    let Some(file) = open_readable(path)? else { return Ok(None) };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(file).at("read", path)?;
+    Ok(Some(*hasher.finalize().as_bytes()))
+}
+
+/// The first bytes of such a file: as many as a format is told by.
+pub(crate) fn head(path: &Path) -> Result<Option<Vec<u8>>> {
+    let Some(file) = open_readable(path)? else { return Ok(None) };
+    let mut head = Vec::with_capacity(16);
+    file.take(16).read_to_end(&mut head).at("read", path)?;
+    Ok(Some(head))
+}
+
+/// None where this user may not read it.
+fn open_readable(path: &Path) -> Result<Option<std::fs::File>> {
+    match open_regular(path) {
+        Ok(file) => Ok(Some(file.into())),
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn open_regular(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::open(path, flags, Mode::empty()).at("open", path)?;

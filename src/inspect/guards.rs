@@ -9,11 +9,13 @@ use super::transactions::event;
 use super::value::{bytes, count, hex, number_or_zero, path, text, text_or_empty};
 use crate::error::Result;
 use crate::lock::file_name;
+use crate::time::Process;
 use crate::tree::PreImage;
 
 /// So many are looked at.
 const MOST: i64 = 50;
-const GUARDS: &str = "SELECT g.id, g.state, g.lock, g.session, g.label, g.attempts, g.began_ms, s.pid, s.program
+const GUARDS: &str = "SELECT g.id, g.state, g.lock, g.session, g.label, g.attempts, g.began_ms, g.worker, s.pid,
+    s.program
     FROM main.journal_guard AS g LEFT JOIN main.journal_session AS s ON s.id = g.session ORDER BY g.id LIMIT ?1";
 const TREES: &str = "SELECT t.path, t.writers, g.ready FROM main.journal_guard_tree AS g
     LEFT JOIN main.journal_tree AS t ON t.id = g.tree WHERE g.guard = ?1 ORDER BY t.path";
@@ -81,6 +83,10 @@ fn guard(row: &Row<'_>) -> rusqlite::Result<GuardInfo> {
         attempts: count(row, "attempts"),
         alive: None,
         held: None,
+        worker: bytes(row, "worker")
+            .and_then(|worker| crate::codec::decode::<Process>(worker).ok())
+            .filter(Process::lives)
+            .map(|worker| worker.pid()),
         quarantined: text_or_empty(row, "state") != "active",
         reason: None,
     })

@@ -190,6 +190,9 @@ pub struct GuardInfo {
     /// True when the kernel says that somebody holds its lock; none where the kernel does not tell. When nobody does its
     /// transaction is over, in a session that lives too: then it could not put everything back.
     pub held: Option<bool>,
+    /// The process that works under it in place of the transaction's own, for as long as it lives: it may outlive that one, and
+    /// nothing is put back before it has ended.
+    pub worker: Option<u32>,
     /// True when recovery gave up: everything is kept, and a person has to look.
     pub quarantined: bool,
     /// Why it gave up, when it is known.
@@ -199,7 +202,7 @@ pub struct GuardInfo {
 impl GuardInfo {
     /// True when nobody is at work under it any more, and recovery is to put everything back.
     pub fn is_left_over(&self) -> bool {
-        !self.quarantined && (self.alive == Some(false) || self.held == Some(false))
+        !self.quarantined && self.worker.is_none() && (self.alive == Some(false) || self.held == Some(false))
     }
 }
 
@@ -210,9 +213,9 @@ pub struct TreeInfo {
     /// Its topmost directory, relative to the root; `.` is the root itself.
     #[serde(flatten, serialize_with = "path_fields")]
     pub path: PathBuf,
-    /// `any` or `replacing`: what its writers may do.
+    /// `any` or `replacing`: what its writers may do; `layer` when they write to a layer over it.
     pub writers: String,
-    /// False while its baseline is brought up to date: nobody was let in yet.
+    /// False while its baseline is brought up to date: nobody was let in yet. With a layer nobody ever is.
     pub ready: bool,
 }
 

@@ -153,6 +153,7 @@ mod tests {
             attempts,
             alive,
             held,
+            worker: None,
             quarantined,
             reason,
         }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::id::SessionId;
 use crate::path::RelPath;
 use crate::store::Tx;
-use crate::time::now_ms;
+use crate::time::{Process, now_ms};
 use crate::tree::PreImage;
 
 /// The number of a guard: of a transaction while it guards paths.
@@ -26,6 +26,8 @@ pub(crate) struct GuardRow {
     pub(crate) label: String,
     pub(crate) attempts: i64,
     pub(crate) began_ms: i64,
+    /// Whoever works under it, if that was recorded and can be read.
+    pub(crate) worker: Option<Process>,
 }
 
 /// A guarded path as it is stored, decoded or not.
@@ -90,7 +92,7 @@ pub(crate) fn is_guarding(tx: &Tx<'_>, guard: GuardId) -> Result<bool> {
 /// All transactions that guard paths.
 pub(crate) fn guards(tx: &Tx<'_>) -> Result<Vec<GuardRow>> {
     tx.query_map(
-        "SELECT id, state, lock, session, label, attempts, began_ms FROM main.journal_guard ORDER BY id",
+        "SELECT id, state, lock, session, label, attempts, began_ms, worker FROM main.journal_guard ORDER BY id",
         (),
         |row| {
             Ok(GuardRow {
@@ -101,6 +103,7 @@ pub(crate) fn guards(tx: &Tx<'_>) -> Result<Vec<GuardRow>> {
                 label: row.get(4)?,
                 attempts: row.get(5)?,
                 began_ms: row.get(6)?,
+                worker: row.get::<_, Option<Vec<u8>>>(7)?.and_then(|bytes| codec::decode(&bytes).ok()),
             })
         },
     )
@@ -124,6 +127,21 @@ pub(crate) fn guarded_count(tx: &Tx<'_>, guard: GuardId) -> Result<i64> {
     tx.query_row("SELECT count(*) FROM main.journal_preimage WHERE id BETWEEN ?1 AND ?2", image_ids(guard), |row| {
         row.get(0)
     })
+}
+
+/// Records who works under a guard.
+pub(crate) fn set_worker(tx: &Tx<'_>, guard: GuardId, worker: &Process) -> Result<()> {
+    tx.execute("UPDATE main.journal_guard SET worker = ?2 WHERE id = ?1", (guard.0, codec::encode(worker)?)).map(drop)
+}
+
+/// Who works under a guard of this lock, whoever holds that.
+pub(crate) fn workers(tx: &Tx<'_>, lock: &str) -> Result<Vec<Process>> {
+    let recorded = tx.query_map(
+        "SELECT worker FROM main.journal_guard WHERE lock = ?1 AND state = 'active' AND worker IS NOT NULL",
+        [lock],
+        |row| row.get::<_, Vec<u8>>(0),
+    )?;
+    Ok(recorded.iter().filter_map(|worker| codec::decode(worker).ok()).collect())
 }
 
 /// Counts an attempt to put everything back, or takes the count back.

@@ -8,7 +8,7 @@ mod trees;
 
 pub(crate) use guard::{
     GuardId, GuardRow, delete_guard, guarded, guarded_count, guards, has_guards, insert_guard, insert_preimage,
-    insert_rolled_back, is_guarding, quarantine_guard, set_guard_attempts,
+    insert_rolled_back, is_guarding, quarantine_guard, set_guard_attempts, set_worker, workers,
 };
 pub use record::{Change, ChangeKind};
 pub(crate) use record::{EventDetails, Mark, Redo, What};

@@ -84,6 +84,20 @@ pub(crate) fn guard_tree(tx: &Tx<'_>, guard: GuardId, tree: TreeId, began: Optio
     .map(drop)
 }
 
+/// Notes that a transaction has a tree to itself, with a layer over it: there is never anything to put back.
+pub(crate) fn claim_tree(tx: &Tx<'_>, guard: GuardId, path: Option<&RelPath>, area: i64) -> Result<()> {
+    let bytes = path.map_or(&b""[..], RelPath::as_bytes);
+    tx.execute(
+        "INSERT OR IGNORE INTO main.journal_tree (path, writers, area, state) VALUES (?1, 'layer', ?2, 'changing')",
+        (bytes, area),
+    )?;
+    let tree =
+        tx.query_row("SELECT id FROM main.journal_tree WHERE path = ?1 AND writers = 'layer'", [bytes], |row| {
+            Ok(TreeId(row.get(0)?))
+        })?;
+    guard_tree(tx, guard, tree, None)
+}
+
 /// Takes back what is not ready.
 pub(crate) fn unguard_trees(tx: &Tx<'_>, guard: GuardId) -> Result<()> {
     tx.execute("DELETE FROM main.journal_guard_tree WHERE guard = ?1 AND NOT ready", [guard.0]).map(drop)

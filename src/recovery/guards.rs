@@ -1,7 +1,7 @@
 //! Puts back what dead transactions guarded.
 //!
 //! A transaction holds its lock from begin to end, so one whose guard is still recorded while its lock is free is dead, or
-//! could not put everything back. Each attempt is counted durably before it begins; one that did not end for want of room
+//! could not put everything back. Where it had somebody else work under the guard, it is over when they have ended too. Each attempt is counted durably before it begins; one that did not end for want of room
 //! is not held against it.
 
 use super::drain::MAX_ATTEMPTS;
@@ -10,6 +10,7 @@ use crate::fs::os_lock::OsLock;
 use crate::id::SessionId;
 use crate::journal::{self, GuardRow, Level};
 use crate::store::{Durability, Turn};
+use crate::time::Process;
 use crate::tree::PreImages;
 use crate::txn::{self, Drained, Ground};
 
@@ -40,6 +41,10 @@ pub(super) fn put_back_dead(ground: &Ground, turn: &mut Turn<'_>, drained: &mut 
 fn is_over(ground: &Ground, guard: &GuardRow) -> Result<Option<Over>> {
     if SessionId::from_slice(&guard.session) == Some(ground.session.id) {
         return Ok((!ground.guarding().contains(&guard.id)).then_some(Over::Known));
+    }
+    // It may have closed the lock that it was lent.
+    if guard.worker.as_ref().is_some_and(Process::lives) {
+        return Ok(None);
     }
     if ground.locks.holds(&guard.lock) {
         return Ok(Some(Over::Known));

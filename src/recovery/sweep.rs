@@ -5,14 +5,11 @@ use std::collections::HashSet;
 
 use crate::error::Result;
 use crate::fs::area;
-use crate::id::{SessionId, TxnId};
+use crate::id::SessionId;
 use crate::journal;
 use crate::lock;
 use crate::store::Turn;
-use crate::txn::{Ground, KEEP, set_aside};
-
-/// The quarantine of what belongs to no transaction.
-const NOBODYS: TxnId = TxnId(0);
+use crate::txn::{Ground, KEEP, NOBODYS, set_aside};
 
 /// Ends dead sessions and removes their strays. Answers how many names went.
 pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
@@ -52,8 +49,10 @@ pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
                 // A published source that was on its way in: it is the caller's, so it is kept.
                 let kept = set_aside(&area, NOBODYS, &area.stage, name)?;
                 tracing::warn!(%kept, "the source of a publish that was not committed is kept");
-            } else {
-                area.drop_staged(name)?;
+            } else if let Err(error) = area.drop_staged(name) {
+                // It is in nobody's way, and the next sweep tries again.
+                tracing::warn!(%error, "what a dead session staged could not be removed");
+                continue;
             }
             swept += 1;
         }

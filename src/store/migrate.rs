@@ -18,7 +18,8 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
         session  BLOB NOT NULL,
         label    TEXT NOT NULL DEFAULT '',
         attempts INTEGER NOT NULL DEFAULT 0,
-        began_ms INTEGER NOT NULL
+        began_ms INTEGER NOT NULL,
+        worker   BLOB
     ) STRICT;
     CREATE TABLE journal_preimage (
         id     INTEGER PRIMARY KEY,
@@ -28,7 +29,7 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
     CREATE TABLE journal_tree (
         id      INTEGER PRIMARY KEY,
         path    BLOB NOT NULL,
-        writers TEXT NOT NULL CHECK (writers IN ('any', 'replacing')),
+        writers TEXT NOT NULL CHECK (writers IN ('any', 'replacing', 'layer')),
         area    INTEGER NOT NULL,
         state   TEXT NOT NULL CHECK (state IN ('changing', 'true')),
         UNIQUE (path, writers)

@@ -2,8 +2,10 @@
 //!
 //! - [`preimage`] is what a path was before, and how that is kept.
 //! - [`scan`] finds what changed in a tree, against what is in the [`record`]; [`mirror`] keeps the old versions of its files.
+//! - [`layer`] reads what a program wrote to an overlay over a tree.
 //! - [`restorer`] puts the old versions back, and touches no path that was not named.
 
+mod layer;
 mod mirror;
 mod preimage;
 mod record;
@@ -11,8 +13,9 @@ mod restorer;
 mod scan;
 mod sqlite_set;
 
+pub(crate) use layer::{Clash, Made, Writing, read as read_layer};
 pub(crate) use mirror::{Mirror, Mirrored, Update};
-pub(crate) use preimage::{Difference, PreImage, PreImages, Was};
+pub(crate) use preimage::{Difference, PreImage, PreImages, WAS, Was};
 pub(crate) use record::{DirId, DirRow, Entry, EntryKind, Stamp, is_shared_memory};
 pub(crate) use restorer::{PutBack, TreeRestorer};
 pub(crate) use scan::{DirDiff, Files, Scan};

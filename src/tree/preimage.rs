@@ -84,6 +84,16 @@ pub(crate) enum Difference {
 }
 
 impl Was {
+    /// The inode that it was.
+    pub(crate) fn ino(&self) -> Option<u64> {
+        match self {
+            Self::Directory { ino, .. } | Self::Symlink { ino, .. } => Some(*ino),
+            Self::Appended(end) => Some(end.ino),
+            Self::Database { seen, .. } | Self::File { seen, .. } => Some(seen.ino),
+            Self::Absent | Self::Lost => None,
+        }
+    }
+
     /// The kept set's database.
     pub(crate) fn database(kept: Kept) -> Self {
         match Self::from(kept) {

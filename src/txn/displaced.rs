@@ -18,6 +18,9 @@ use crate::journal::{Redo, What};
 /// the same name, for the length of two calls.
 pub(crate) const AGAIN: &str = ".again";
 
+/// The quarantine of what belongs to no transaction.
+pub(crate) const NOBODYS: TxnId = TxnId(0);
+
 /// Moves a name from a directory of the area into the transaction's quarantine. Answers where it is, for people.
 pub(crate) fn set_aside(area: &Area, txn: TxnId, dir: &OwnedFd, name: &str) -> Result<String> {
     let quarantine = area.quarantine_of(txn.get())?;

@@ -270,7 +270,12 @@ impl Transaction {
 }
 
 /// Refuses a tree that another transaction guards something of.
-fn refuse_guarded_tree(ground: &Ground, turn: &Turn<'_>, own: Option<GuardId>, path: Option<&RelPath>) -> Result<()> {
+pub(super) fn refuse_guarded_tree(
+    ground: &Ground,
+    turn: &Turn<'_>,
+    own: Option<GuardId>,
+    path: Option<&RelPath>,
+) -> Result<()> {
     match path {
         Some(path) => refuse_guarded(ground, turn, own, std::slice::from_ref(path)),
         None => match turn.look(journal::guards)?.into_iter().find(|guard| Some(guard.id) != own) {
@@ -290,7 +295,7 @@ fn guarded_by(path: PathBuf, guard: &GuardRow) -> Error {
 }
 
 /// Waits for the turn with everything settled, so that what is kept is durable in the tree itself.
-fn stand_alone(ground: &Ground) -> Result<(Turn<'_>, Option<SettleLock>)> {
+pub(super) fn stand_alone(ground: &Ground) -> Result<(Turn<'_>, Option<SettleLock>)> {
     let settled = |tx: &Tx<'_>| {
         let waits = |state: TxnState| !matches!(state, TxnState::Quarantined | TxnState::Pending);
         Ok(!journal::unsettled(tx)?.iter().any(|txn| waits(txn.state)))

@@ -3,11 +3,14 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeSet, HashSet};
 
+use rustix::io::Errno;
+
 use super::ground::Ground;
 use super::prepare::SYNC_ONE_BY_ONE;
 use super::rollback::{RolledBack, put_back};
 use super::trees::{self, Guarded};
 use crate::error::{IoContext, Result};
+use crate::fs::attrs;
 use crate::fs::opener::SyncTarget;
 use crate::fs::root::{self, Kind, Meta};
 use crate::journal::{self, Change, ChangeKind, GuardId, GuardRow};
@@ -155,6 +158,7 @@ impl Guarding {
             label: label.to_owned(),
             attempts: 0,
             began_ms,
+            worker: None,
         };
         let done = self.put_back(ground, lease, &row);
         // Whoever comes next tries again, should this have failed.
@@ -217,7 +221,7 @@ fn created_below(ground: &Ground, path: &RelPath, area: i64, found: &mut Vec<Tou
     let mut waiting = vec![path.clone()];
     while let Some(path) = waiting.pop() {
         let dir = ground.root.open_dir(&path)?;
-        let mut names = root::list(&dir.fd).at("list", ground.root.full(&path))?;
+        let mut names = names_in(&dir).at("list", ground.root.full(&path))?;
         names.sort_by(|a, b| a.name.cmp(&b.name));
         for listed in names {
             let path = RelPath::join(Some(&path), &listed.name);
@@ -232,6 +236,19 @@ fn created_below(ground: &Ground, path: &RelPath, area: i64, found: &mut Vec<Tou
         }
     }
     Ok(())
+}
+
+/// The names in a directory, which whoever made it may have closed to its owner too.
+fn names_in(dir: &root::Dir) -> Result<Vec<root::Listed>, Errno> {
+    match root::list(&dir.fd) {
+        Err(Errno::ACCESS) if rustix::process::geteuid().as_raw() == dir.meta.uid => {
+            attrs::set_mode(&dir.fd, 0o700)?;
+            let names = root::list(&dir.fd);
+            attrs::set_mode(&dir.fd, dir.meta.mode)?;
+            names
+        }
+        other => other,
+    }
 }
 
 /// What was done to a path, as it is told.

@@ -7,8 +7,12 @@
 //! - [`bind`] looks once more, under the turn, at what was prepared before it.
 //! - [`guard`] is for what somebody else's code changes, [`guarding`] what became of it, [`rollback`] puts it back;
 //!   [`trees`] finds out which paths of a whole tree that is, and gets their [`old_versions`].
+//! - [`layer`] is what a program writes to instead, and [`absorb`] makes that the transaction's, with its databases
+//!   ([`absorb_databases`]).
 //! - [`ground`] is what they all stand on; [`backlog`] and [`late`] are what it does behind the commits.
 
+mod absorb;
+mod absorb_databases;
 mod apply;
 mod backlog;
 mod bind;
@@ -22,6 +26,7 @@ mod ground;
 mod guard;
 mod guarding;
 mod late;
+mod layer;
 mod layout;
 mod old_versions;
 mod overlay;
@@ -34,10 +39,11 @@ mod trees;
 
 pub(crate) use apply::{Again, Outcome, apply};
 pub(crate) use backlog::{Backlog, BacklogState};
-pub(crate) use displaced::{AGAIN, keep, reconcile, set_aside};
+pub(crate) use displaced::{AGAIN, NOBODYS, keep, reconcile, set_aside};
 pub(crate) use ground::{Drained, Ground, Limits, Parts, Scene, Which};
 pub use guard::Guard;
 pub(crate) use late::Late;
+pub use layer::Layer;
 pub(crate) use layout::look;
 pub(crate) use prepare::{KEEP, Step};
 pub use receipt::{Receipt, Warning};

@@ -14,10 +14,11 @@ use super::receipt::Receipt;
 use super::rollback::RolledBack;
 use crate::error::{Error, IoContext, Result};
 use crate::fs::root::{self, Kind};
+use crate::journal;
 use crate::lock::Lease;
 use crate::path::RelPath;
-use crate::store::{self, Rows};
-use crate::time::now_ms;
+use crate::store::{self, Durability, Rows};
+use crate::time::{Process, now_ms};
 
 /// The caller's SQL, run inside COMMIT.
 pub(super) type SqlFn = Box<dyn FnMut(&Rows<'_>) -> Result<()> + Send>;
@@ -305,6 +306,14 @@ impl Transaction {
     /// rollback releases the lock whoever has inherited it.
     pub fn lend_lock(&self) -> Result<OwnedFd> {
         self.lease.as_ref().map_or(Err(Error::Closed), Lease::lend)
+    }
+
+    /// Records that the process `pid` works under this transaction's guards: should this one be killed, nothing is put back, and
+    /// nobody gets the lock, before that one has ended too, whatever became of what it inherited. Not durable: a machine that
+    /// goes down takes the process with it. Without a guard there is nothing to wait for, and this does nothing.
+    pub fn record_worker(&mut self, pid: u32) -> Result<()> {
+        let (Some(guarding), Some(worker)) = (&self.guarding, Process::find(pid)) else { return Ok(()) };
+        self.ground.enter()?.write(Durability::Normal, |tx| journal::set_worker(tx, guarding.id, &worker))
     }
 
     /// Rolls back: throws away what was staged, puts back what was guarded, and releases the lock. On return the tree is

@@ -16,6 +16,10 @@ use tempfile::TempDir;
 mod exec;
 mod guards;
 mod looking;
+mod overlay;
+mod overlay_conflicts;
+mod overlay_database;
+mod programs;
 
 /// The verbs that only look.
 const READING: [&[&str]; 5] = [&["status"], &["log"], &["show", "1"], &["locks"], &["recover", "--dry-run"]];

@@ -18,7 +18,7 @@ const NAMES: [&str; 12] = ["a", "b", "c", "d", "d/a", "d/b", "d/e", "d/e/a", "f"
 const SEQUENCES: &str = "JOURNAL_KB_GUARD_SEQUENCES";
 
 /// A generator of numbers that needs no seed but one.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -28,7 +28,7 @@ impl Random {
         self.0
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
 
@@ -50,7 +50,7 @@ const WAYS: [Way; 4] = [Way::Paths, Way::PathsReplacing, Way::Tree, Way::TreeRep
 
 /// One change of the tree, if it can be made; said in words for whoever has to find out why something failed.
 /// `whole`: also with directories whose content nobody named.
-fn change(random: &mut Random, root: &Path, in_place: bool, whole: bool) -> String {
+pub(crate) fn change(random: &mut Random, root: &Path, in_place: bool, whole: bool) -> String {
     let (name, other) = (*random.one(&NAMES), *random.one(&NAMES));
     let (path, to) = (root.join(name), root.join(other));
     let bytes = "x".repeat(random.below(3000));

@@ -16,6 +16,7 @@ mod guard_tree;
 mod ingest;
 mod model;
 mod opening;
+mod overlay_model;
 mod recovery;
 mod review;
 mod skip;

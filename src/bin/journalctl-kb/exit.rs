@@ -46,6 +46,10 @@ pub(crate) enum Failure {
     Usage(&'static str),
     /// A command cannot be run.
     NoCommand(std::ffi::OsString, io::Error),
+    /// What a command wrote and what somebody else did do not go together.
+    Conflict(Error),
+    /// A command was to run over an overlay, and there can be none.
+    NoOverlay(String),
     /// Running a command came to nothing for a reason of this program's own.
     Exec(Box<Failure>),
 }
@@ -70,6 +74,7 @@ impl Failure {
             Self::Output(error) if error.kind() == ErrorKind::BrokenPipe => 0,
             Self::Output(_) | Self::System(..) => 74,
             Self::NoJournalAbove(_) | Self::NoTransaction(_) => 1,
+            Self::Conflict(_) | Self::NoOverlay(_) => 1,
             Self::Usage(_) => 2,
             Self::NoCommand(_, error) if error.kind() == ErrorKind::NotFound => 127,
             Self::NoCommand(..) => 126,
@@ -94,6 +99,10 @@ impl Failure {
             Self::System(what, path, error) => format!("cannot {what} {}: {error}", path.display()),
             Self::Usage(what) => format!("{what}; see --help"),
             Self::NoCommand(command, error) => format!("cannot run {}: {error}", command.display()),
+            Self::Conflict(error) => error.to_string(),
+            Self::NoOverlay(why) => {
+                format!("there can be no overlay: {why}; run it with --isolate baseline, on the files themselves")
+            }
             Self::Exec(failure) => failure.message(),
         }
     }

@@ -13,7 +13,7 @@ use crate::skip::skip;
 use crate::support::manifest_of;
 
 /// A root with pages, a log and a journal.
-fn kb() -> TempDir {
+pub(super) fn kb() -> TempDir {
     let kb = tempfile::tempdir().unwrap();
     fs::create_dir_all(kb.path().join("wiki/deep")).unwrap();
     for n in 0..20 {
@@ -35,11 +35,11 @@ fn start(root: &Path, options: &[&str], command: &[&str]) -> Child {
     started.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-fn has(program: &str) -> bool {
+pub(super) fn has(program: &str) -> bool {
     std::process::Command::new(program).arg("--version").output().is_ok()
 }
 
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub(super) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     for _ in 0..2000 {
         if done() {
             return;
@@ -134,17 +134,22 @@ for n, name in enumerate(sorted(os.listdir("wiki"))):
 
 #[test]
 fn signals_reach_the_command() {
-    let kb = kb();
-    let before = manifest_of(kb.path());
-    let script =
-        "trap 'echo told >> wiki/page1.md; exit 5' TERM; echo begun > wiki/begun; while :; do sleep 0.01; done";
-    let running = start(kb.path(), &[], &["sh", "-c", script]);
-    wait_until("the command", || kb.path().join("wiki/begun").exists());
-    let pid = rustix::process::Pid::from_child(&running);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    let ran: Ran = running.wait_with_output().unwrap().into();
-    assert_eq!(ran.code, Some(5), "{}", ran.err);
-    assert_eq!(manifest_of(kb.path()), before);
+    for how in ["auto", "baseline"] {
+        let (kb, beside) = (kb(), tempfile::tempdir().unwrap());
+        let before = manifest_of(kb.path());
+        let begun = beside.path().join("begun");
+        let script = format!(
+            "trap 'echo told >> wiki/page1.md; exit 5' TERM; echo begun > wiki/begun; echo > {}; while :; do sleep 0.01; done",
+            begun.display()
+        );
+        let running = start(kb.path(), &["--isolate", how], &["sh", "-c", &script]);
+        wait_until("the command", || begun.exists());
+        let pid = rustix::process::Pid::from_child(&running);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let ran: Ran = running.wait_with_output().unwrap().into();
+        assert_eq!(ran.code, Some(5), "{how}: {}", ran.err);
+        assert_eq!(manifest_of(kb.path()), before, "{how}");
+    }
 }
 
 #[test]
@@ -161,23 +166,37 @@ fn what_is_left_running_is_ended_before_anything_is_decided() {
 
 #[test]
 fn killed_itself_it_leaves_the_lock_to_the_command_and_the_rest_to_recovery() {
-    let kb = kb();
-    let before = manifest_of(kb.path());
-    let script = "echo half > wiki/page1.md; echo begun > wiki/begun; while [ ! -e go ]; do sleep 0.01; done; echo late > wiki/page2.md";
-    let mut running = start(kb.path(), &["--guard", "wiki"], &["sh", "-c", script]);
-    wait_until("the command", || kb.path().join("wiki/begun").exists());
-    running.kill().unwrap();
-    running.wait().unwrap();
-    // Nobody gets the lock while the command is there, and nothing is put back under its hands.
-    let journal = Journal::open(kb.path()).unwrap();
-    let busy = journal.begin_with(Begin::new("").wait(Duration::from_millis(50)));
-    assert!(busy.is_err_and(|error| error.is_busy()));
-    assert_eq!(fs::read_to_string(kb.path().join("wiki/page1.md")).unwrap(), "half\n");
-    fs::write(kb.path().join("go"), "").unwrap();
-    let txn = journal.begin_with(Begin::new("").wait(Duration::from_secs(60))).unwrap();
-    fs::remove_file(kb.path().join("go")).unwrap();
-    assert_eq!(manifest_of(kb.path()), before);
-    txn.rollback().unwrap();
+    for how in ["auto", "baseline"] {
+        let (kb, beside) = (kb(), tempfile::tempdir().unwrap());
+        let before = manifest_of(kb.path());
+        let path = |name: &str| beside.path().join(name).display().to_string();
+        // The command keeps no descriptor of the lock, and neither does what it starts.
+        let script = format!(
+            "for fd in 3 4 5 6 7 8 9; do eval \"exec $fd>&-\"; done; echo half > wiki/page1.md; echo > {}; \
+             while [ ! -e {} ]; do sleep 0.01; done; echo late > wiki/page2.md",
+            path("begun"),
+            path("go")
+        );
+        let mut running = start(kb.path(), &["--guard", "wiki", "--isolate", how], &["sh", "-c", &script]);
+        wait_until("the command", || beside.path().join("begun").exists());
+        running.kill().unwrap();
+        running.wait().unwrap();
+        // Nobody gets the lock while the command is there, and nothing is put back under its hands.
+        let journal = Journal::open(kb.path()).unwrap();
+        let busy = journal.begin_with(Begin::new("").wait(Duration::from_millis(50)));
+        assert!(busy.is_err_and(|error| error.is_busy()), "{how}");
+        let status: Ran = cli(&["status", "--root"]).arg(kb.path()).output().unwrap().into();
+        assert!(status.code == Some(0) && status.out.contains("is still at work under it"), "{how}: {status:?}");
+        if how == "baseline" {
+            assert_eq!(fs::read_to_string(kb.path().join("wiki/page1.md")).unwrap(), "half\n");
+        }
+        fs::write(beside.path().join("go"), "").unwrap();
+        let txn = journal.begin_with(Begin::new("").wait(Duration::from_secs(60))).unwrap();
+        assert_eq!(manifest_of(kb.path()), before, "{how}");
+        txn.rollback().unwrap();
+        journal.recover().unwrap();
+        assert_eq!(fs::read_dir(kb.path().join(".journal/stage")).unwrap().count(), 0, "{how}");
+    }
 }
 
 #[test]

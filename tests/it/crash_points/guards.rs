@@ -14,7 +14,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use journal_kb::{Guard, Journal, Transaction};
+use journal_kb::{Guard, Journal, Layer, Transaction};
 
 use super::manifest::{self, Manifest};
 use super::strace::{self, End, Point};
@@ -51,9 +51,11 @@ enum How {
     Replacing,
     /// One path, which the program removes: nothing is displaced when it is put back.
     Removed,
+    /// The program writes to a layer, which is absorbed.
+    Layer,
 }
 
-const WORKLOADS: [Workload; 9] = [
+const WORKLOADS: [Workload; 11] = [
     Workload { name: "paths, committed", guard: How::Paths, past: false, ends: Ends::Committed },
     Workload { name: "paths, rolled back", guard: How::Paths, past: false, ends: Ends::RolledBack },
     Workload { name: "first baseline, rolled back", guard: How::Tree, past: false, ends: Ends::RolledBack },
@@ -63,6 +65,8 @@ const WORKLOADS: [Workload; 9] = [
     Workload { name: "replacing, rolled back", guard: How::Replacing, past: true, ends: Ends::RolledBack },
     Workload { name: "baseline with a past, refused", guard: How::Tree, past: true, ends: Ends::Refused },
     Workload { name: "removed, rolled back", guard: How::Removed, past: false, ends: Ends::RolledBack },
+    Workload { name: "layer, committed", guard: How::Layer, past: false, ends: Ends::Committed },
+    Workload { name: "layer, rolled back", guard: How::Layer, past: false, ends: Ends::RolledBack },
 ];
 
 fn workload(name: &str) -> Workload {
@@ -90,15 +94,23 @@ fn a_guard_whose_commit_is_refused_killed_at_every_call_is_as_before() {
 }
 
 #[test]
+fn a_layer_that_is_absorbed_killed_at_every_call_is_as_before_or_as_committed() {
+    WORKLOADS[9..].iter().for_each(|&workload| sweep(workload));
+}
+
+#[test]
 fn a_recovery_of_a_guard_killed_at_every_call_is_done_by_the_next() {
-    for name in ["paths, rolled back", "baseline with a past, rolled back", "replacing, rolled back"] {
+    for name in
+        ["paths, rolled back", "baseline with a past, rolled back", "replacing, rolled back", "layer, rolled back"]
+    {
         recovery(workload(name));
     }
 }
 
 #[test]
 fn a_guard_meets_an_error_at_every_call_and_nothing_is_lost() {
-    for name in ["paths, rolled back", "baseline with a past, committed", "replacing, rolled back"] {
+    for name in ["paths, rolled back", "baseline with a past, committed", "replacing, rolled back", "layer, committed"]
+    {
         for error in ["EIO", "ENOSPC"] {
             errors(workload(name), error);
         }
@@ -132,15 +144,26 @@ fn guards_child() {
 /// The transaction that is killed, or meets an error.
 fn work(journal: &Journal, workload: Workload) {
     let root = journal.root().to_owned();
-    let begun = journal.begin("guarded").and_then(|mut txn| guard(&mut txn, workload.guard).map(|()| txn));
-    let mut txn = match begun {
-        Ok(txn) => txn,
+    let begun = journal.begin("guarded").and_then(|mut txn| guard(&mut txn, workload.guard).map(|layer| (txn, layer)));
+    let (mut txn, layer) = match begun {
+        Ok(begun) => begun,
         Err(error) => return strace::say(&format!("not guarded: {error}")),
     };
     strace::say("guarded");
     // What the program under the guard does is not what is tried here, so nothing of it may fail.
-    change(&root, workload.guard);
-    strace::say("changed");
+    match &layer {
+        None => {
+            change(&root, workload.guard);
+            strace::say("changed");
+        }
+        Some(layer) => {
+            write_layer(&root, &layer.upper());
+            // What was written to it is lost with it, until it is in the tree.
+            if let Err(error) = txn.absorb(std::slice::from_ref(layer)) {
+                return strace::say(&format!("not absorbed: {error}"));
+            }
+        }
+    }
     if workload.ends == Ends::RolledBack {
         return match txn.rollback() {
             Ok(done) => strace::say(if done.damaged.is_empty() { "rolled back" } else { "damaged" }),
@@ -166,13 +189,15 @@ fn work(journal: &Journal, workload: Workload) {
     }
 }
 
-fn guard(txn: &mut Transaction, how: How) -> journal_kb::Result<()> {
-    txn.guard_with(match how {
+fn guard(txn: &mut Transaction, how: How) -> journal_kb::Result<Option<Layer>> {
+    let guard = match how {
+        How::Layer => return txn.layer("pages", [""; 0]).map(Some),
         How::Paths => Guard::paths(NAMED),
         How::Tree => Guard::tree("pages"),
         How::Replacing => Guard::tree("pages").replacing(),
         How::Removed => Guard::paths(["pages/two.md"]),
-    })
+    };
+    txn.guard_with(guard).map(|()| None)
 }
 
 /// What [`change`] changes.
@@ -250,6 +275,38 @@ fn change(root: &Path, how: How) {
     fs::create_dir(at("made")).unwrap();
     fs::write(at("made/new.md"), "new, by the program\n").unwrap();
     fs::remove_dir(at("empty")).unwrap();
+}
+
+/// The same as [`change`], as overlayfs writes it to a layer over `pages`.
+fn write_layer(root: &Path, upper: &Path) {
+    let (live, at) = (|name: &str| root.join("pages").join(name), |name: &str| upper.join(name));
+    let gone = |name: &str| {
+        let kind = rustix::fs::FileType::CharacterDevice;
+        rustix::fs::mknodat(rustix::fs::CWD, at(name), kind, rustix::fs::Mode::empty(), 0).unwrap();
+    };
+    let copied = |from: &str, to: &str| {
+        fs::copy(live(from), at(to)).unwrap();
+        let file = fs::File::options().write(true).open(at(to)).unwrap();
+        file.set_modified(fs::metadata(live(from)).unwrap().modified().unwrap()).unwrap();
+        file
+    };
+    copied("one.md", "one.md");
+    rustix::fs::setxattr(at("one.md"), "user.k", b"v", rustix::fs::XattrFlags::empty()).unwrap();
+    fs::File::options().append(true).open(at("one.md")).unwrap().write_all(b"one, by the program\n").unwrap();
+    gone("two.md");
+    copied("three.md", "three.md").set_permissions(fs::Permissions::from_mode(0o600)).unwrap();
+    fs::create_dir(at("four.md")).unwrap();
+    symlink("two.md", at("link")).unwrap();
+    fs::create_dir(at("sub")).unwrap();
+    gone("sub/five.md");
+    copied("sub/five.md", "new.md");
+    fs::write(at("sub/six.md"), "six, by the program\n").unwrap();
+    fs::create_dir(at("made")).unwrap();
+    fs::write(at("made/new.md"), "new, by the program\n").unwrap();
+    gone("empty");
+    // The last of their kind, for `recovery` to know.
+    fs::create_dir(at("last")).unwrap();
+    fs::remove_dir(at("last")).unwrap();
 }
 
 /// What of a file's bytes is only in the tree once [`change`] is done.
@@ -421,9 +478,13 @@ fn errors(workload: Workload, error: &str) {
     }
     let (sweep, points) = Sweep::new(workload);
     // The changes of the program are not the engine's, and must not fail.
-    let programs =
-        |point: &Point| point.to_string().contains("/pages/") || point.to_string().contains("by the program");
-    let points = points.into_iter().filter(|point| !programs(point)).collect();
+    let says = |point: &Point, words: &[&str]| words.iter().any(|word| point.to_string().contains(word));
+    // What it does to a layer goes by descriptors in part.
+    let first = points.iter().position(|point| says(point, &["/upper/"])).unwrap_or(0);
+    let last = points.iter().rposition(|point| says(point, &["/upper/"])).map_or(0, |last| last + 1);
+    let is_own = |n: usize, point: &Point| (first..last).contains(&n) || says(point, &["/pages/", "by the program"]);
+    let points =
+        points.into_iter().enumerate().filter(|(n, point)| !is_own(*n, point)).map(|(_, point)| point).collect();
     at_each(&some(points, &format!("{} with {error}", workload.name)), |point| {
         sweep.case(&format!("{error} from {point}"), |root| strace::fail_at(CHILD, workload.name, root, point, error));
     });

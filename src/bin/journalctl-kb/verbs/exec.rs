@@ -1,35 +1,42 @@
 //! `exec`: any program as one transaction.
 
-use std::collections::HashSet;
 use std::ffi::OsString;
-use std::os::unix::process::ExitStatusExt;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
-use journal_kb::{Begin, Error, Guard, Journal, Transaction};
-use rustix::process::{Pid, Signal, WaitOptions};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use journal_kb::{Begin, Error, Guard, Journal, Layer, Transaction};
 
+use super::subreaper;
 use crate::exit::{Failure, Outcome};
+use crate::isolate::{self, Ended, PassSignals, View};
 use crate::place::Place;
 
 pub(crate) const HELP: &str = "\
 The command may do what it likes below the guarded paths. When it exits with 0, that is kept: it is synced, and \
-listed by `log` and `show`. Otherwise, and when it or this program dies, everything there is put back as it was, and \
-what is displaced is kept for a while. What it does elsewhere is not covered. Others see its work as it goes; those \
-who use the journal are refused the guarded paths meanwhile. Processes it leaves behind are given a second, then \
-SIGTERM, then SIGKILL, before anything is decided.
+listed by `log` and `show`. Otherwise, and when it or this program dies, everything there is as it was. What it does \
+elsewhere is not covered. Those who use the journal are refused the guarded paths meanwhile. Processes it leaves behind \
+are given a second, then SIGTERM, then SIGKILL, before anything is decided.
 
-The first time a directory is guarded every file in it is copied (sharing its blocks where the filesystem can), later \
-only what changed; so guard no more than the command may change.
+It works on an overlay: nobody else sees what it does before it has ended well, and that costs what it touches, \
+however much is stored. Should somebody else change one of the same paths meanwhile, nothing is taken over, this \
+program exits with 1, and what the command wrote is kept in a directory that is named. The state directory of the \
+journal is empty to the command. --append files and guarded paths that are no directories are not in the overlay: there \
+others see its work as it goes, and it is put back as need be. A database that others use meanwhile has to be named with \
+--db, inside of guarded directories too.
 
-SIGINT and SIGTERM are passed on to the command. Should this program be killed, nobody else gets the lock before the \
-command and all that inherited the lock from it have ended.
+Overlays need root, or a system that lets users make namespaces; then files of other owners are seen as nobody's, and \
+renaming a directory fails as across filesystems, for which programs copy it. Where overlays are not to be had, and with \
+--isolate baseline, the command works on the files themselves: others see its work as it goes, and what is displaced is \
+kept for a while. The first time a directory is guarded so, every file in it is copied (sharing its blocks where the \
+filesystem can), later only what changed; so guard no more than the command may change.
+
+SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the command. Should this program be killed, nobody else gets the lock \
+before the command and all it started have ended; then recovery throws their work away.
 
 Exits with the command's code, 128 and the number of the signal that ended it, 127 when there is no such command, 126 \
-when it cannot be run, 125 when this program failed; with --skip-if-busy with 0 when the lock is held.
+when it cannot be run, 1 when somebody else changed the same paths, 125 when this program failed; with --skip-if-busy with \
+0 when the lock is held.
 
 Examples:
   journalctl-kb exec --guard wiki --append log.md -- ./reindex wiki
@@ -45,9 +52,13 @@ pub(crate) struct Arguments {
     /// A file that is only appended to, by its path from the root: put back by cutting it off, whatever its size
     #[arg(long, value_name = "PATH")]
     append: Vec<PathBuf>,
-    /// A SQLite database outside the guarded directories, by its path from the root; in them they are found by themselves
+    /// A SQLite database that the command works on, by its path from the root; it sees it as it is at the beginning, whoever
+    /// else has it open
     #[arg(long, value_name = "PATH")]
     db: Vec<PathBuf>,
+    /// Whether the command works on an overlay, or on the files themselves
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = Isolate::Auto)]
+    isolate: Isolate,
     /// The lock to hold meanwhile [default: main]
     #[arg(long, value_name = "NAME")]
     lock: Option<String>,
@@ -67,14 +78,21 @@ pub(crate) struct Arguments {
 
 /// The longest label made of a command, in characters.
 const LABEL: usize = 60;
-/// How long processes that the command left behind may go on, and how long after SIGTERM.
-const GRACE: Duration = Duration::from_secs(1);
-const PATIENCE: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(5);
+
+/// What the command works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Isolate {
+    /// An overlay where there can be one, else the files themselves
+    Auto,
+    /// An overlay, or nothing is run
+    Overlay,
+    /// The files themselves
+    Baseline,
+}
 
 pub(crate) fn run(place: &Place, arguments: &Arguments) -> Result<Outcome, Failure> {
     execute(place, arguments).map_err(|failure| match failure {
-        command @ Failure::NoCommand(..) => command,
+        as_it_is @ (Failure::NoCommand(..) | Failure::Conflict(_)) => as_it_is,
         other => Failure::Exec(Box::new(other)),
     })
 }
@@ -85,22 +103,55 @@ fn execute(place: &Place, arguments: &Arguments) -> Result<Outcome, Failure> {
         eprintln!("journalctl-kb: the lock is held by somebody else: nothing was run");
         return Ok(Outcome::Command(0));
     };
-    guard(&mut txn, arguments)?;
-    let status = command(&txn, &arguments.command)?;
-    if status.success() {
+    let (ended, layers) = work(&journal, &mut txn, arguments)?;
+    if let Ended::NotRun(errno) = ended {
+        let program = arguments.command.first().cloned().unwrap_or_default();
+        return Err(Failure::NoCommand(program, std::io::Error::from_raw_os_error(errno)));
+    }
+    if ended == Ended::Exit(0) {
+        if let Err(error) = txn.absorb(&layers) {
+            return give_up(txn, layers, error);
+        }
         let receipt = txn.commit()?;
+        drop(layers);
         for warning in receipt.warnings() {
             eprintln!("journalctl-kb: {warning}");
         }
     } else {
-        let done = txn.rollback()?;
-        for path in &done.damaged {
-            eprintln!("journalctl-kb: {} could not be put back, and is as it was found", path.display());
-        }
+        drop(layers);
+        put_back(txn)?;
     }
     journal.close()?;
-    let signal = || status.signal().and_then(|signal| u8::try_from(128 + signal).ok());
-    Ok(Outcome::Command(status.code().and_then(|code| u8::try_from(code).ok()).or_else(signal).unwrap_or(125)))
+    Ok(Outcome::Command(match ended {
+        Ended::Exit(code) => code,
+        Ended::Signal(signal) => signal.saturating_add(128),
+        Ended::NotRun(_) => 125,
+    }))
+}
+
+/// What the command wrote cannot be taken over: it is kept for a person.
+fn give_up(txn: Transaction, layers: Vec<Layer>, error: Error) -> Result<Outcome, Failure> {
+    for layer in layers {
+        let lower = layer.lower().to_owned();
+        match layer.set_aside() {
+            Ok(kept) => {
+                eprintln!("journalctl-kb: what the command wrote to {} is in {}", lower.display(), kept.display())
+            }
+            Err(error) => eprintln!("journalctl-kb: what the command wrote could not be kept: {error}"),
+        }
+    }
+    put_back(txn)?;
+    match error {
+        conflict @ Error::Conflict { .. } => Err(Failure::Conflict(conflict)),
+        other => Err(other.into()),
+    }
+}
+
+fn put_back(txn: Transaction) -> Result<(), Failure> {
+    for path in &txn.rollback()?.damaged {
+        eprintln!("journalctl-kb: {} could not be put back, and is as it was found", path.display());
+    }
+    Ok(())
 }
 
 /// Takes the lock. None when it is held, and that is a reason to do nothing.
@@ -132,85 +183,90 @@ fn label(command: &[OsString]) -> String {
     }
 }
 
-fn guard(txn: &mut Transaction, arguments: &Arguments) -> Result<(), Failure> {
+/// Guards what is to be guarded and runs the command, over an overlay if it is to be and can be had.
+fn work(journal: &Journal, txn: &mut Transaction, arguments: &Arguments) -> Result<(Ended, Vec<Layer>), Failure> {
+    let adopts = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    adopts.map_err(|error| system("adopt what is left by")(error.into()))?;
     txn.guard_with(Guard::append(&arguments.append))?;
-    txn.guard_paths(&arguments.db)?;
     let whole = [PathBuf::from(".")];
-    let trees = if arguments.guard.is_empty() { &whole[..] } else { &arguments.guard };
-    trees.iter().try_for_each(|tree| txn.guard(tree)).map_err(Failure::from)
-}
-
-/// Runs the command, and waits until it and everything it started have ended.
-fn command(txn: &Transaction, words: &[OsString]) -> Result<ExitStatus, Failure> {
-    let system = |what| move |error| Failure::System(what, PathBuf::from("a command"), error);
-    let [program, arguments @ ..] = words else { return Err(Failure::Usage("there is no command")) };
-    // Whoever loses its parent becomes ours, to be waited for.
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-        .map_err(|e| system("adopt what is left by")(e.into()))?;
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(system("pass signals on to"))?;
+    let guarded = if arguments.guard.is_empty() { &whole[..] } else { &arguments.guard };
+    if arguments.isolate != Isolate::Baseline {
+        match over_overlay(journal, txn, arguments, guarded)? {
+            Ok(done) => return Ok(done),
+            Err(why) if arguments.isolate == Isolate::Overlay => return Err(Failure::NoOverlay(why)),
+            Err(why) => eprintln!("journalctl-kb: no overlay, the command works on the files themselves: {why}"),
+        }
+    }
+    txn.guard_paths(&arguments.db)?;
+    guarded.iter().try_for_each(|path| txn.guard(path))?;
     let lent = txn.lend_lock()?;
-    let spawned = Command::new(program).args(arguments).spawn();
+    let ended = match isolate::start(&View::default(), &arguments.command) {
+        Ok(namespaces) => {
+            txn.record_worker(namespaces.init.as_raw_nonzero().get().cast_unsigned())?;
+            go(namespaces, lent)
+        }
+        Err(why) => Err(why),
+    };
+    let ended = match ended {
+        Ok(ended) => ended,
+        // No namespaces either: what it starts is adopted.
+        Err(_) => subreaper::run(&arguments.command, txn)?,
+    };
+    Ok((ended, Vec::new()))
+}
+
+/// Runs the command over overlays. The inner error says why there can be none; nothing was run then.
+fn over_overlay(
+    journal: &Journal,
+    txn: &mut Transaction,
+    arguments: &Arguments,
+    guarded: &[PathBuf],
+) -> Result<Result<(Ended, Vec<Layer>), String>, Failure> {
+    let root = journal.root();
+    let is_directory = |path: &&PathBuf| std::fs::symlink_metadata(root.join(path)).is_ok_and(|meta| meta.is_dir());
+    let (trees, others): (Vec<&PathBuf>, Vec<&PathBuf>) = guarded.iter().partition(is_directory);
+    let within = |path: &Path, tree: &Path| tree == Path::new(".") || path.starts_with(tree);
+    // One inside another is guarded with that.
+    let outermost = |tree: &&&PathBuf| {
+        !trees.iter().any(|other| other != *tree && within(tree, other) && !(within(other, tree) && other > *tree))
+    };
+    let trees: Vec<&PathBuf> = trees.iter().filter(outermost).copied().collect();
+    let inside = |path: &&PathBuf| trees.iter().any(|tree| within(path, tree));
+    txn.guard_paths(arguments.db.iter().filter(|path| !inside(path)))?;
+    txn.guard_paths(others.into_iter().filter(|path| !inside(path)))?;
+    let mut view = View { covers: journal.own_paths(), ..View::default() };
+    let mut layers = Vec::with_capacity(trees.len());
+    for tree in &trees {
+        let databases = arguments.db.iter().filter(|path| within(path, tree));
+        let layer = match txn.layer(tree, databases) {
+            Ok(layer) => layer,
+            Err(error @ Error::BadPath { .. }) => return Ok(Err(error.to_string())),
+            Err(error) => return Err(error.into()),
+        };
+        view.layers.extend([layer.lower().to_owned(), layer.upper(), layer.work()]);
+        layers.push(layer);
+    }
+    let appended = arguments.append.iter().filter(inside).map(|path| root.join(path));
+    view.through = appended.filter(|path| path.exists()).collect();
+    let lent = txn.lend_lock()?;
+    let namespaces = match isolate::start(&view, &arguments.command) {
+        Ok(namespaces) => namespaces,
+        Err(why) => return Ok(Err(why)),
+    };
+    txn.record_worker(namespaces.init.as_raw_nonzero().get().cast_unsigned())?;
+    Ok(go(namespaces, lent).map(|ended| (ended, layers)))
+}
+
+fn go(namespaces: isolate::Namespaces, lent: OwnedFd) -> Result<Ended, String> {
+    // All that is started from here on holds it.
     drop(lent);
-    let mut child = spawned.map_err(|error| Failure::NoCommand(program.clone(), error))?;
-    let pid = Pid::from_child(&child);
-    let handle = signals.handle();
-    let passing = std::thread::Builder::new()
-        .name("pass-signals".into())
-        .spawn(move || {
-            for signal in signals.forever() {
-                if let Some(signal) = Signal::from_named_raw(signal) {
-                    let _ = rustix::process::kill_process(pid, signal);
-                }
-            }
-        })
-        .map_err(system("pass signals on to"))?;
-    let status = wait(&mut child).map_err(system("wait for"));
-    handle.close();
-    let _ = passing.join();
-    let status = status?;
-    end_the_rest();
-    Ok(status)
+    let init = namespaces.init;
+    let passing = PassSignals::to(move || Some(init)).map_err(|error| error.to_string())?;
+    let ended = namespaces.go()?.wait();
+    drop(passing);
+    Ok(ended)
 }
 
-fn wait(child: &mut Child) -> std::io::Result<ExitStatus> {
-    loop {
-        match child.wait() {
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            other => return other,
-        }
-    }
-}
-
-/// Waits for processes that the command left behind, then ends them: what they would still write belongs to nobody.
-fn end_the_rest() {
-    for (signal, patience) in [(None, GRACE), (Some(Signal::TERM), PATIENCE), (Some(Signal::KILL), Duration::MAX)] {
-        let mut told = HashSet::new();
-        let mut waited = Duration::ZERO;
-        while waited < patience {
-            match rustix::process::wait(WaitOptions::NOHANG) {
-                // Nobody is left.
-                Err(rustix::io::Errno::CHILD) => return,
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => {
-                    if let Some(signal) = signal {
-                        for pid in children().into_iter().filter(|&pid| told.insert(pid)) {
-                            // Gone by now, or not ours to end: it is waited for either way.
-                            let _ = rustix::process::kill_process(pid, signal);
-                        }
-                    }
-                    std::thread::sleep(PAUSE);
-                    waited += PAUSE;
-                }
-            }
-        }
-    }
-}
-
-/// The processes whose parent this one is by now.
-fn children() -> Vec<Pid> {
-    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let lists = tasks.filter_map(|task| std::fs::read_to_string(Path::new(&task.path()).join("children")).ok());
-    lists
-        .flat_map(|list| list.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect::<Vec<_>>())
-        .collect()
+pub(super) fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Failure {
+    move |error| Failure::System(what, PathBuf::from("a command"), error)
 }

@@ -8,3 +8,4 @@ pub(crate) mod recover;
 pub(crate) mod settle;
 pub(crate) mod show;
 pub(crate) mod status;
+mod subreaper;

@@ -19,7 +19,7 @@ Examples:
 JSON: root, state_dir, database, health (ok, needs_recovery, pending, quarantined), advice (command, why), \
 schema, app_schema, created_ms, database_bytes, wal_bytes, free_bytes, stage, history and quarantine (entries, \
 bytes, at_least), sessions (id, pid, program, since_ms, alive), locks (as `locks`), guards (id, label, lock, session, pid, \
-program, since_ms, paths, trees (path, writers, ready), attempts, alive, held, quarantined, reason), transactions (how \
+program, since_ms, paths, trees (path, writers, ready), attempts, alive, held, worker, quarantined, reason), transactions (how \
 many: total, committed, pending, applied, settling, settled, rolled_back, quarantined, unknown), unsettled \
 (transactions, bytes), \
 pending and quarantined (id, label, attempts, paths, more_paths, reason), last_commit (as `log`), events (id, \
@@ -175,14 +175,21 @@ fn guarding(guard: &GuardInfo) -> String {
     let label = if guard.label.is_empty() { String::new() } else { format!(" for {:?}", guard.label) };
     let mut what: Vec<String> = (guard.paths > 0).then(|| many(guard.paths, "path")).into_iter().collect();
     what.extend(guard.trees.iter().map(|tree| {
-        let ready = if tree.ready { "" } else { ", not ready yet" };
-        format!("the tree {} ({} writers{ready})", path(&tree.path), plain(&tree.writers))
+        let how = match (tree.writers.as_str(), tree.ready) {
+            ("layer", _) => "by way of a layer".to_owned(),
+            (writers, true) => format!("{} writers", plain(writers)),
+            (writers, false) => format!("{} writers, not ready yet", plain(writers)),
+        };
+        format!("the tree {} ({how})", path(&tree.path))
     }));
     let what = if what.is_empty() { "nothing yet".into() } else { what.join(", ") };
     let over = match (guard.quarantined, guard.alive, guard.held) {
         (true, ..) => {
             let reason = guard.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
             format!(", in quarantine{reason}")
+        }
+        (_, Some(false), _) if guard.worker.is_some() => {
+            format!(", which died; process {} is still at work under it", guard.worker.unwrap_or_default())
         }
         (_, Some(false), _) => ", which died: to be put back".into(),
         (_, _, Some(false)) => ", which is over: to be put back".into(),
