@@ -1,15 +1,18 @@
 //! What a file has besides its bytes: mode, owner, xattrs.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
 use rustix::io::Errno;
+use rustix::path::Arg;
 use serde::{Deserialize, Serialize};
 
 use super::root::{self, Kind, Meta};
+use super::sys;
 use crate::error::{IoContext, Result};
 
 /// Extended attributes, as name and value.
@@ -26,6 +29,9 @@ pub(crate) struct Attrs {
     pub(crate) xattrs: Xattrs,
 }
 
+/// True once the kernel has said that it cannot list xattrs by a directory and a name.
+static LISTS_BY_PATH: AtomicBool = AtomicBool::new(false);
+
 /// What a look at something and its xattrs tell.
 pub(crate) fn of(meta: &Meta, xattrs: Xattrs) -> Attrs {
     Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs }
@@ -33,29 +39,28 @@ pub(crate) fn of(meta: &Meta, xattrs: Xattrs) -> Attrs {
 
 /// The xattrs of `name` in an open directory, without opening the file itself.
 pub(crate) fn xattrs(dir: impl AsFd, name: &OsStr, dir_path: impl AsRef<Path>) -> Result<Xattrs> {
-    // There is no `llistxattrat` on the kernels supported: go by the descriptor's name in /proc, in the table of this
-    // thread, which need not be that of the process.
-    let mut by_fd = format!("/proc/thread-self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
-    by_fd.extend_from_slice(name.as_bytes());
-    let by_fd = OsStr::from_bytes(&by_fd);
     let mut list = Vec::with_capacity(256);
     loop {
         list.clear();
-        match rustix::fs::llistxattr(by_fd, rustix::buffer::spare_capacity(&mut list)) {
-            Ok(_) => break,
+        match list_names(dir.as_fd(), name, &mut list) {
+            Ok(()) => break,
             Err(Errno::RANGE) => list.reserve(list.capacity() * 4),
             // No xattrs on this filesystem, or gone in the meantime.
             Err(Errno::NOTSUP | Errno::NOENT) => return Ok(Xattrs::new()),
             Err(error) => return Err(error).at_in("list the xattrs of", dir_path, name),
         }
     }
+    if list.is_empty() {
+        return Ok(Xattrs::new());
+    }
+    let by_fd = by_fd(dir.as_fd(), name);
     let mut found = Xattrs::new();
     for xattr in list.split(|&byte| byte == 0).filter(|xattr| !xattr.is_empty()) {
         let key = OsStr::from_bytes(xattr);
         let mut value = Vec::with_capacity(256);
         loop {
             value.clear();
-            match rustix::fs::lgetxattr(by_fd, key, rustix::buffer::spare_capacity(&mut value)) {
+            match rustix::fs::lgetxattr(&by_fd, key, rustix::buffer::spare_capacity(&mut value)) {
                 Ok(_) => {
                     found.push((xattr.to_vec(), value));
                     break;
@@ -67,6 +72,28 @@ pub(crate) fn xattrs(dir: impl AsFd, name: &OsStr, dir_path: impl AsRef<Path>) -
         }
     }
     Ok(found)
+}
+
+/// Lists the names of xattrs. The way by /proc costs several times as much, which counts where a whole tree is looked at.
+fn list_names(dir: BorrowedFd<'_>, name: &OsStr, list: &mut Vec<u8>) -> Result<(), Errno> {
+    if !LISTS_BY_PATH.load(Ordering::Relaxed) {
+        let listed = name.into_with_c_str(|name| {
+            sys::list_xattrs_at(dir, name, list).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        });
+        match listed {
+            // Older kernels; and filters of system calls that do not know it.
+            Err(Errno::NOSYS | Errno::PERM) => LISTS_BY_PATH.store(true, Ordering::Relaxed),
+            other => return other,
+        }
+    }
+    rustix::fs::llistxattr(by_fd(dir, name), rustix::buffer::spare_capacity(list)).map(drop)
+}
+
+/// The path of `name` by the descriptor's name in /proc, in the table of this thread, which need not be that of the process.
+fn by_fd(dir: BorrowedFd<'_>, name: &OsStr) -> OsString {
+    let mut path = format!("/proc/thread-self/fd/{}/", dir.as_raw_fd()).into_bytes();
+    path.extend_from_slice(name.as_bytes());
+    OsString::from_vec(path)
 }
 
 /// Gives a freshly created file what an old version had. Owner and protected xattrs are kept as far as this process

@@ -29,6 +29,8 @@ const WRITER_AND_CHECKPOINT: (u64, u64) = (120, 2);
 /// How long to wait for somebody's commit to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(2);
+/// This often it is asked whether somebody has a database open.
+const LOOKS: usize = 10;
 
 /// A database with its sidecars, to be kept.
 #[derive(Clone, Debug)]
@@ -150,11 +152,15 @@ enum Open {
 }
 
 fn open_where(file: &OwnedFd) -> Result<Open, Errno> {
-    match sys::is_open_elsewhere(file.as_fd()) {
-        Some(true) => Ok(Open::Somewhere),
-        Some(false) => Ok(Open::Nowhere),
-        None => root::look_at(file).map(|file| open_in_processes(&file)),
+    for _ in 0..LOOKS {
+        match sys::is_open_elsewhere(file.as_fd()) {
+            // A process that was just forked has everything open that its parent had, until it becomes another program.
+            Some(true) => std::thread::sleep(PAUSE),
+            Some(false) => return Ok(Open::Nowhere),
+            None => return root::look_at(file).map(|file| open_in_processes(&file)),
+        }
     }
+    Ok(Open::Somewhere)
 }
 
 /// Looks through all processes. This thread's own descriptors are in a table that is not looked at.

@@ -41,6 +41,27 @@ pub(super) fn try_lock_range(file: BorrowedFd<'_>, exclusive: bool, range: (u64,
     }
 }
 
+/// `listxattrat` (Linux 6.13), which has the same number on every architecture.
+const LISTXATTRAT: libc::c_long = 465;
+
+/// Lists the names of the xattrs of `name` in an open directory into the free room of `list`, each with a zero behind it.
+pub(super) fn list_xattrs_at(dir: BorrowedFd<'_>, name: &CStr, list: &mut Vec<u8>) -> io::Result<()> {
+    let room = list.spare_capacity_mut();
+    let (free, length) = (room.as_mut_ptr(), room.len());
+    // SAFETY: the name ends with a zero, the kernel writes at most `length` bytes to the vector's own free room, and the
+    // descriptor is open for the call's length.
+    let listed =
+        unsafe { libc::syscall(LISTXATTRAT, dir.as_raw_fd(), name.as_ptr(), libc::AT_SYMLINK_NOFOLLOW, free, length) };
+    match usize::try_from(listed) {
+        Ok(listed) => {
+            // SAFETY: so many bytes behind the vector's length have just been written, and they fit.
+            unsafe { list.set_len(list.len() + listed) };
+            Ok(())
+        }
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Whether anybody else, this process included, has an open file open. The kernel grants a lease on a file only to who alone has
 /// it open. None where it does not say: to others than the owner, and on some filesystems.
 pub(super) fn is_open_elsewhere(file: BorrowedFd<'_>) -> Option<bool> {

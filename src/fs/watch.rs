@@ -2,54 +2,91 @@
 //!
 //! Not seen are stores through a mapping, writes by another name of the same file, and what happens below directories made
 //! since. Where the kernel gives no more watches, or loses events, the answer is that nothing is known.
+//!
+//! To begin to watch a directory the kernel goes through all files of it that it has in memory, and to close a queue it waits
+//! until nobody can be about to report to it. So a watch is kept for the next time: what is watched already costs a look.
 
 use std::collections::{HashMap, HashSet};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 
-use crate::path::RelPath;
+/// Directories that are watched, by numbers of the caller's. A clone is another handle to the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Watch(Arc<Mutex<Queue>>);
 
-/// Directories that are watched, by numbers of the caller's.
 #[derive(Debug)]
-pub(crate) struct Watch {
-    queue: OwnedFd,
+struct Queue {
+    /// None once it is being closed.
+    events: Option<OwnedFd>,
     dirs: HashMap<i32, i64>,
 }
 
 impl Watch {
-    /// Begins to watch; none where there are too many watches already.
+    /// Watches nothing yet; none where there are too many watches already.
     pub(crate) fn new() -> Option<Self> {
-        let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
-        Some(Self { queue, dirs: HashMap::new() })
+        let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
+        Some(Self(Arc::new(Mutex::new(Queue { events: Some(events), dirs: HashMap::new() }))))
     }
 
-    /// Watches one more directory. False when it cannot be.
-    pub(crate) fn add(&mut self, path: &Path, number: i64) -> bool {
+    /// Watches these directories from now on, and no others; what was seen before is forgotten. False when one of them
+    /// cannot be watched: then it is of no more use.
+    pub(crate) fn renew(&self, dirs: impl Iterator<Item = (PathBuf, i64)>) -> bool {
+        let mut queue = self.queue();
+        let before = std::mem::take(&mut queue.dirs);
         let what = WatchFlags::MODIFY | WatchFlags::ATTRIB | WatchFlags::ONLYDIR | WatchFlags::DONT_FOLLOW;
-        match inotify::add_watch(&self.queue, path, what) {
-            Ok(watch) => self.dirs.insert(watch, number).is_none(),
-            Err(_) => false,
+        let Queue { events: Some(events), dirs: watched } = &mut *queue else { return false };
+        for (path, number) in dirs {
+            match inotify::add_watch(&*events, path, what) {
+                Ok(watch) if watched.insert(watch, number).is_none() => {}
+                _ => return false,
+            }
         }
+        for watch in before.into_keys().filter(|watch| !watched.contains_key(watch)) {
+            // That of a directory which is gone went with it.
+            let _ = inotify::remove_watch(&*events, watch);
+        }
+        // Whether or not some of them were lost.
+        while let Some(false) = queue.each(|_, _| ()) {}
+        true
     }
 
-    /// The names that were written to in place, or got other attributes, since the beginning; none when events were lost.
+    /// The names that were written to in place, or got other attributes, since it was renewed; none when events were lost.
     pub(crate) fn touched(&self) -> Option<HashSet<(i64, Vec<u8>)>> {
+        let queue = self.queue();
         let mut touched = HashSet::new();
+        let told = queue.each(|watch, name| {
+            if let Some(&dir) = queue.dirs.get(&watch) {
+                touched.insert((dir, name.to_vec()));
+            }
+        });
+        (told == Some(true)).then_some(touched)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+}
+
+impl Queue {
+    /// Takes the events that are there, with their names. False at the place where some were lost, and none when they cannot
+    /// be read.
+    fn each(&self, mut see: impl FnMut(i32, &[u8])) -> Option<bool> {
         let mut buffer = [MaybeUninit::uninit(); 1 << 16];
-        let mut events = inotify::Reader::new(&self.queue, &mut buffer);
+        let mut events = inotify::Reader::new(self.events.as_ref()?, &mut buffer);
         loop {
             match events.next() {
-                Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => return None,
+                Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => return Some(false),
                 Ok(event) => {
-                    if let (Some(&dir), Some(name)) = (self.dirs.get(&event.wd()), event.file_name()) {
-                        touched.insert((dir, name.to_bytes().to_vec()));
+                    if let Some(name) = event.file_name() {
+                        see(event.wd(), name.to_bytes());
                     }
                 }
-                Err(Errno::AGAIN) => return Some(touched),
+                Err(Errno::AGAIN) => return Some(true),
                 Err(Errno::INTR) => {}
                 Err(_) => return None,
             }
@@ -57,75 +94,11 @@ impl Watch {
     }
 }
 
-/// Directories of the tree in which names are watched.
-#[derive(Debug)]
-pub(crate) struct NameWatch {
-    queue: OwnedFd,
-    dirs: HashMap<i32, RelPath>,
-}
-
-/// What was seen of one name.
-#[derive(Clone, Copy, Debug)]
-struct Seen {
-    /// It was not there before.
-    came: bool,
-    is_there: bool,
-}
-
-impl NameWatch {
-    /// Begins to watch; none where there are too many watches already.
-    pub(crate) fn new() -> Option<Self> {
-        let Watch { queue, .. } = Watch::new()?;
-        Some(Self { queue, dirs: HashMap::new() })
-    }
-
-    /// Watches one more directory. False when it cannot be.
-    pub(crate) fn add(&mut self, full: &Path, dir: &RelPath) -> bool {
-        let what = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::MOVED_TO;
-        match inotify::add_watch(&self.queue, full, what | WatchFlags::ONLYDIR | WatchFlags::DONT_FOLLOW) {
-            Ok(watch) => self.dirs.insert(watch, dir.clone()).is_none(),
-            Err(_) => false,
-        }
-    }
-
-    /// The directories in which a name came, went or was changed that is not `known`; one that came and went again does not
-    /// count. What was lost is not among them.
-    pub(crate) fn changed(&self, known: impl Fn(&RelPath, &[u8]) -> bool) -> HashSet<RelPath> {
-        let mut names: HashMap<(i32, Vec<u8>), Seen> = HashMap::new();
-        self.each(|watch, flags, name| {
-            let is_there = flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO);
-            if is_there || flags.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM) {
-                let seen = names.entry((watch, name.to_vec())).or_insert(Seen { came: is_there, is_there });
-                seen.is_there = is_there;
-            }
-        });
-        let lasting = names.into_iter().filter(|(_, seen)| seen.is_there || !seen.came);
-        let of_others = lasting.filter_map(|((watch, name), _)| {
-            let dir = self.dirs.get(&watch)?;
-            (!known(dir, &name)).then(|| dir.clone())
-        });
-        of_others.collect()
-    }
-
-    /// Forgets the directories, for another use: to close a queue takes the kernel some milliseconds.
-    pub(crate) fn empty(mut self) -> Self {
-        for (watch, _) in self.dirs.drain() {
-            // One that was removed is not watched any more.
-            let _ = inotify::remove_watch(&self.queue, watch);
-        }
-        self.each(|_, _, _| ());
-        self
-    }
-
-    fn each(&self, mut see: impl FnMut(i32, ReadFlags, &[u8])) {
-        let mut buffer = [MaybeUninit::uninit(); 1 << 14];
-        let mut events = inotify::Reader::new(&self.queue, &mut buffer);
-        loop {
-            match events.next() {
-                Ok(event) => see(event.wd(), event.events(), event.file_name().map_or(b"", |name| name.to_bytes())),
-                Err(Errno::INTR) => {}
-                Err(_) => return,
-            }
-        }
+impl Drop for Queue {
+    /// Leaves the closing to a thread, because it takes some ten milliseconds on an idle machine.
+    fn drop(&mut self) {
+        let events = self.events.take();
+        // Without a thread it is closed here, with the closure.
+        let _ = std::thread::Builder::new().name("journal-unwatch".into()).spawn(move || drop(events));
     }
 }

@@ -146,6 +146,16 @@ pub(crate) fn tree_dirs(tx: &Tx<'_>, tree: TreeId) -> Result<Vec<DirRow>> {
     rows.into_iter().collect()
 }
 
+/// Where the files of a directory are mirrored by links, whichever tree it belongs to: the areas, and the directory's numbers.
+pub(crate) fn linking_mirrors(tx: &Tx<'_>, dir: &RelPath) -> Result<Vec<(i64, DirId)>> {
+    tx.query_map(
+        "SELECT t.area, d.id FROM main.journal_tree t JOIN main.journal_tree_dir d ON d.tree = t.id \
+         WHERE t.writers = 'replacing' AND d.path = ?1",
+        [dir.as_bytes()],
+        |row| Ok((row.get(0)?, DirId(row.get(1)?))),
+    )
+}
+
 /// The numbers of the directories of a tree that have rows, whatever else those say.
 pub(crate) fn tree_dir_ids(tx: &Tx<'_>, tree: TreeId) -> Result<Vec<DirId>> {
     tx.query_map("SELECT id FROM main.journal_tree_dir WHERE tree = ?1", [tree.0], |row| Ok(DirId(row.get(0)?)))

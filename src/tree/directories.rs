@@ -5,8 +5,8 @@
 //!
 //! - It was removed, or is another directory now: it is made again, and has all that it had.
 //! - It is the same directory: mode, owner and xattrs stay as they are found. Its mtime is the one it had, because what the
-//!   transaction did in it is undone; unless somebody is known to have made, removed or renamed something else in it: then
-//!   it is the one it was found with, and putting things back has not moved it on. After a crash nobody knows.
+//!   transaction did in it is undone. Who else has moved it on meanwhile nobody tells: to watch a directory costs all that is
+//!   in it.
 
 use super::preimage::{PreImage, Was};
 use super::restorer::TreeRestorer;
@@ -33,8 +33,7 @@ impl TreeRestorer<'_> {
             return attrs::dress_at(&dir.fd, path.name(), attrs, &full);
         }
         let Some(found) = self.found.get(path) else { return Ok(()) };
-        let mtime = if self.others.contains(path) { found.mtime } else { attrs.mtime };
-        attrs::give_back(&dir.fd, path.name(), &live, found.mode, mtime, &full)
+        attrs::give_back(&dir.fd, path.name(), &live, found.mode, attrs.mtime, &full)
     }
 
     /// Looks at a path; none when it is not there, or something else stands on the way.

@@ -117,6 +117,9 @@ enum Through {
     Live(Option<RelPath>),
 }
 
+/// How many of a file's names are the journal's own, in mirrors.
+pub(crate) type OwnNames<'r> = &'r dyn Fn(&RelPath, &Meta) -> Result<u32>;
+
 struct Reader<'r> {
     upper: &'r Upper,
     top: Option<&'r RelPath>,
@@ -124,6 +127,7 @@ struct Reader<'r> {
     /// Where the tree lies.
     place: Place,
     dirs: Dirs<'r>,
+    own_names: OwnNames<'r>,
     todo: Vec<Todo>,
     out: Writing,
     /// Directories that stay, and whose content does not.
@@ -141,6 +145,7 @@ pub(crate) fn read<'r>(
     top: Option<&'r RelPath>,
     began: (i64, u32),
     dirs: Dirs<'r>,
+    own_names: OwnNames<'r>,
 ) -> Result<std::result::Result<Writing, Clash>> {
     let todo = vec![Todo { at: None, to: top.cloned(), through: Through::Live(top.cloned()) }];
     let (out, vacated, stay, moved) = (Writing::default(), Vec::new(), HashMap::new(), Vec::new());
@@ -148,7 +153,7 @@ pub(crate) fn read<'r>(
         Some(top) => dirs.root().open_dir(top)?.meta.place,
         None => dirs.root().top().meta.place,
     };
-    let reader = Reader { upper, top, began, place, dirs, todo, out, vacated, stay, moved };
+    let reader = Reader { upper, top, began, place, dirs, own_names, todo, out, vacated, stay, moved };
     match reader.read() {
         Ok(writing) => Ok(Ok(writing)),
         Err(Stop::Clash(clash)) => Ok(Err(clash)),
@@ -194,6 +199,13 @@ impl Reader<'_> {
     fn live_handle(&mut self, path: &RelPath) -> Result<Option<Handle>> {
         let dir = self.dirs.parent(path)?;
         handle::of(&dir.fd, path.name()).at_in("look at", self.dirs.root().path(), path)
+    }
+
+    fn has_other_names(&self, path: &RelPath, live: &Meta) -> Result<bool> {
+        if live.kind == Kind::Directory || live.links < 2 {
+            return Ok(false);
+        }
+        Ok(live.links.saturating_sub((self.own_names)(path, live)?) > 1)
     }
 
     fn changed(&self, live: &Meta) -> bool {
@@ -291,7 +303,9 @@ impl Reader<'_> {
     ) -> Step {
         let here_is_file = here.filter(|here| here.kind == Kind::File);
         // Of one of several names overlayfs does not say whether it is a copy of what lies below or something new.
-        if here.is_some_and(|here| here.links > 1 && here.kind != Kind::Directory) {
+        if let Some(here) = &here
+            && self.has_other_names(&to, here)?
+        {
             return clash(&to, LINKED);
         }
         if let Some(origin) = notes.origin
@@ -447,7 +461,7 @@ impl Reader<'_> {
         }
         for (to, origin) in std::mem::take(&mut self.moved) {
             let Some((from, live)) = touched.get(&origin) else { return clash(&to, REPLACED) };
-            if live.links > 1 {
+            if self.has_other_names(from, live)? {
                 return clash(from, LINKED);
             }
             if let Some(Made::Written { meta, .. }) = self.out.made.get(&to)

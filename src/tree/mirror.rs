@@ -23,7 +23,7 @@ use crate::fs::copies::Copies;
 use crate::fs::database::{self, KeepSet};
 use crate::fs::opener::{SIDECARS, base_of};
 use crate::fs::owned;
-use crate::fs::root::{Dir, Kind, Meta};
+use crate::fs::root::{self, Dir, Kind, Meta};
 use crate::path::{RelPath, STATE_DIR};
 
 /// What the mirror is to be told to the rows.
@@ -54,6 +54,8 @@ pub(crate) struct Update<'a> {
     pub(crate) clock: Option<(i64, u32)>,
     pub(crate) tell: &'a mut dyn FnMut(Mirrored) -> Result<()>,
     pub(crate) copies: Copies,
+    /// Nothing lies in the mirror of the directory that is being mirrored.
+    pub(crate) is_empty: bool,
 }
 
 impl Mirror {
@@ -120,6 +122,7 @@ impl Update<'_> {
             }
         };
         let mirror = self.mirror.open(row.id)?;
+        self.is_empty = same.is_empty() && root::list(&mirror).at("list", &self.mirror.base)?.is_empty();
         for entry in gone.iter().chain(changed.iter().map(|(entry, _)| entry)) {
             if matches!(entry.what, EntryKind::File(_)) {
                 area::unlink(&mirror, OsStr::from_bytes(&entry.name), &full)?;
@@ -255,7 +258,9 @@ impl Update<'_> {
                 let attrs =
                     Attrs { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs: xattrs.clone() };
                 // What an update that was cut short left.
-                area::unlink(mirror, as_name, full)?;
+                if !self.is_empty {
+                    area::unlink(mirror, as_name, full)?;
+                }
                 let file = FileToKeep {
                     dir: dir.fd.as_fd(),
                     name: as_name,

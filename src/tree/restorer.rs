@@ -41,8 +41,6 @@ pub(crate) struct TreeRestorer<'r> {
     torn: HashSet<RelPath>,
     /// Unnamed directories, as they were found.
     pub(super) found: HashMap<RelPath, Meta>,
-    /// Directories in which somebody changed names that are not guarded.
-    pub(super) others: HashSet<RelPath>,
 }
 
 /// What came of one path.
@@ -63,25 +61,12 @@ impl<'r> TreeRestorer<'r> {
     /// Areas are those that the pre-images name.
     pub(crate) fn new(root: &'r RootDir, opener: &'r Opener, areas: impl IntoIterator<Item = Arc<Area>>) -> Self {
         let areas = areas.into_iter().map(|area| (area.id, area)).collect();
-        Self {
-            opener,
-            dirs: Dirs::new(root),
-            areas,
-            in_doubt: false,
-            torn: HashSet::new(),
-            found: HashMap::new(),
-            others: HashSet::new(),
-        }
+        Self { opener, dirs: Dirs::new(root), areas, in_doubt: false, torn: HashSet::new(), found: HashMap::new() }
     }
 
     /// A power cut may have come in between: files that look as they were are read, and compared with what was kept.
     pub(crate) fn in_doubt(self, in_doubt: bool) -> Self {
         Self { in_doubt, ..self }
-    }
-
-    /// In these directories somebody is known to have changed names that are not guarded.
-    pub(crate) fn beside_others(self, others: HashSet<RelPath>) -> Self {
-        Self { others, ..self }
     }
 
     /// Puts everything back, and says of each path what came of it.

@@ -12,16 +12,19 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::absorb_databases::Sets;
 use super::displaced::{NOBODYS, set_aside};
+use super::ground::Ground;
 use super::layer::Layer;
 use super::transaction::Transaction;
-use crate::error::{Error, Result};
+use super::trees;
+use crate::error::{Error, IoContext, Result};
 use crate::fs::area::Area;
 use crate::fs::attrs::Attrs;
 use crate::fs::clone::Way;
 use crate::fs::identity::Identity;
 use crate::fs::opener::{self, SIDECARS};
-use crate::fs::root::{Dirs, Kind};
+use crate::fs::root::{self, Dirs, Kind, Meta};
 use crate::fs::upper;
+use crate::journal;
 use crate::path::RelPath;
 use crate::tree::{self, Clash, Made, PreImage, PreImages, PutBack, TreeRestorer, WAS, Was, Writing};
 
@@ -56,7 +59,9 @@ impl Transaction {
     fn read_layer(&self, layer: &Layer) -> Result<(Writing, Sets)> {
         let ground = &self.ground;
         forget_untouched(layer)?;
-        let read = tree::read_layer(&layer.upper, layer.top.as_ref(), layer.began, Dirs::new(&ground.root))?;
+        let own_names = |path: &RelPath, live: &Meta| own_names(ground, path, live);
+        let dirs = Dirs::new(&ground.root);
+        let read = tree::read_layer(&layer.upper, layer.top.as_ref(), layer.began, dirs, &own_names)?;
         let mut writing = read.map_err(|Clash { path, reason }| self.conflict(&path, reason))?;
         self.compare(layer, &mut writing)?;
         let sets = self.find_databases(layer, &mut writing)?;
@@ -241,6 +246,19 @@ fn is_known(area: &Area, name: &str, known: &HashSet<u64>) -> Result<bool> {
         }
         other => Ok(other.is_none_or(|meta| known.contains(&meta.ino))),
     }
+}
+
+/// How many names a live file has in mirrors: they keep it as the old version that it is about to be.
+fn own_names(ground: &Ground, path: &RelPath, live: &Meta) -> Result<u32> {
+    let dir = path.parent().unwrap_or_else(RelPath::root);
+    let mut names = 0;
+    for (area, id) in ground.store.peek(|tx| journal::linking_mirrors(tx, &dir))? {
+        let mirror = trees::mirror_in(&*ground.area(area)?, Way::Link);
+        let mirrored = mirror.path(id, path.name().as_encoded_bytes());
+        let is_it = |meta: Meta| meta.ino == live.ino && meta.place.dev == live.place.dev;
+        names += u32::from(root::look_outside(&mirrored).at("look at", &mirrored)?.is_some_and(is_it));
+    }
+    Ok(names)
 }
 
 /// Takes databases that the program did not touch out of a layer again.

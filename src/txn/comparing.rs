@@ -165,6 +165,11 @@ fn read_what_seems_the_same(ground: &Ground, mirror: &Mirror, diff: &mut DirDiff
     let (read, mut same): (Vec<Entry>, Vec<Entry>) = std::mem::take(&mut diff.same)
         .into_iter()
         .partition(|entry| entry.is_copied() || (entry.is_of_database() && !is_shared_memory(&entry.name)));
+    if read.is_empty() {
+        // It may be no directory any more.
+        diff.same = same;
+        return Ok(());
+    }
     let mut changed = Vec::new();
     let dir = row.path.as_ref().map(|path| ground.root.open_dir(path)).transpose()?;
     let dir = dir.as_ref().unwrap_or(ground.root.top());

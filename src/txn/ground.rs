@@ -1,6 +1,6 @@
 //! What every transaction stands on: the open root, its areas, the store, this session and its locks.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::fs::area::{Area, STATE_AREA};
 use crate::fs::opener::{Opener, SyncTarget};
 use crate::fs::root::{Dir, RootDir};
-use crate::fs::watch::NameWatch;
-use crate::journal::{self, GuardId, GuardRow, Mark};
+use crate::fs::watch::Watch;
+use crate::journal::{self, GuardId, GuardRow, Mark, TreeId};
 use crate::lock::{Locks, Session};
 use crate::path::RelPath;
 use crate::store::{Durability, Store, Turn, Tx};
@@ -45,8 +45,8 @@ pub(crate) struct Ground {
     touched: AtomicU64,
     /// The guards of this process's living transactions.
     guarding: Mutex<HashSet<GuardId>>,
-    /// Watches that nobody uses now.
-    spare: Mutex<Vec<NameWatch>>,
+    /// What watches trees that this process has guarded.
+    watches: Mutex<HashMap<TreeId, Watch>>,
     /// Larger than the number of any guard this process has recorded.
     next_guard: AtomicI64,
 }
@@ -158,7 +158,7 @@ impl Ground {
             names: AtomicU64::new(0),
             touched: AtomicU64::new(0),
             guarding: Mutex::default(),
-            spare: Mutex::default(),
+            watches: Mutex::default(),
             next_guard: AtomicI64::new(1),
         };
         ground.refresh_areas(&ground.enter()?)?;
@@ -188,15 +188,13 @@ impl Ground {
         Ok(id)
     }
 
-    /// A watch on names that watches nothing yet; none where there are too many watches already.
-    pub(crate) fn watch(&self) -> Option<NameWatch> {
-        self.spare.lock().unwrap_or_else(|poison| poison.into_inner()).pop().or_else(NameWatch::new)
-    }
-
-    /// Keeps a watch for whoever needs one next.
-    pub(crate) fn watch_no_more(&self, watch: Option<NameWatch>) {
-        let empty = watch.map(NameWatch::empty);
-        self.spare.lock().unwrap_or_else(|poison| poison.into_inner()).extend(empty);
+    /// Watches these directories of a tree from now on. None where that cannot be.
+    pub(crate) fn watch(&self, tree: TreeId, dirs: impl Iterator<Item = (PathBuf, i64)>) -> Option<Watch> {
+        let mut watches = self.watches.lock().unwrap_or_else(|poison| poison.into_inner());
+        // One that fails is not kept.
+        let watch = watches.remove(&tree).or_else(Watch::new).filter(|watch| watch.renew(dirs))?;
+        watches.insert(tree, watch.clone());
+        Some(watch)
     }
 
     /// The guards of this process's living transactions.

@@ -25,7 +25,6 @@ use crate::fs::clone::Way;
 use crate::fs::opener;
 use crate::fs::owned;
 use crate::fs::root::{self, Dirs, Kind};
-use crate::fs::watch::NameWatch;
 use crate::journal::{self, GuardId, GuardRow, TreeRow, TxnState};
 use crate::path::{RelPath, STATE_DIR};
 use crate::store::{Durability, Turn, Tx};
@@ -70,7 +69,8 @@ impl Guard {
     }
 
     /// Promises that all writers replace files (temporary name, then rename) and never write to one in place. Keeping a
-    /// file is then one link. A file that was written to in place all the same is found, left as it is, and reported.
+    /// file is then one link. A file that was written to in place all the same is found, left as it is, and reported. To find
+    /// it, every directory of the tree is watched (inotify), until the journal is closed.
     pub fn replacing(mut self) -> Self {
         self.replacing = true;
         self
@@ -103,29 +103,18 @@ impl Transaction {
     /// them. [`Error::CannotRestore`] when it is to guard what this user could change and not give back to its owner. Errors
     /// leave what was guarded before as it is.
     pub fn guard_with(&mut self, guard: Guard) -> Result<()> {
-        self.watching(|txn, beside| match &guard.tree {
-            Some(tree) => txn.guard_tree(tree, guard.replacing, beside),
-            None => txn.guard_named(&guard, beside),
-        })
+        match &guard.tree {
+            Some(tree) => self.guard_tree(tree, guard.replacing),
+            None => self.guard_named(&guard),
+        }
     }
 
     /// Guards paths whose files are replaced. The root itself may be among them.
     pub(super) fn guard_replaced(&mut self, paths: BTreeSet<RelPath>) -> Result<()> {
-        self.watching(|txn, beside| txn.guard_found(paths, true, false, beside))
+        self.guard_found(paths, true, false)
     }
 
-    /// Guards, with the watch on names beside what is guarded.
-    fn watching(&mut self, guard: impl FnOnce(&mut Self, &mut Option<NameWatch>) -> Result<()>) -> Result<()> {
-        let mut beside = self.guarding.as_mut().and_then(|guarding| guarding.beside.take());
-        let done = guard(self, &mut beside);
-        match &mut self.guarding {
-            Some(guarding) => guarding.beside = beside,
-            None => self.ground.watch_no_more(beside),
-        }
-        done
-    }
-
-    fn guard_named(&mut self, guard: &Guard, beside: &mut Option<NameWatch>) -> Result<()> {
+    fn guard_named(&mut self, guard: &Guard) -> Result<()> {
         let mut paths = BTreeSet::new();
         for path in &guard.paths {
             let path = self.begin_staging(path)?;
@@ -140,16 +129,10 @@ impl Transaction {
         for path in &paths {
             self.ask("guard", &[path.as_bytes()]);
         }
-        self.guard_found(paths, guard.replacing, guard.appending, beside)
+        self.guard_found(paths, guard.replacing, guard.appending)
     }
 
-    fn guard_found(
-        &mut self,
-        mut paths: BTreeSet<RelPath>,
-        replacing: bool,
-        appending: bool,
-        beside: &mut Option<NameWatch>,
-    ) -> Result<()> {
+    fn guard_found(&mut self, mut paths: BTreeSet<RelPath>, replacing: bool, appending: bool) -> Result<()> {
         // A repeat guards too: what is done under it is to be undone, because it was done the first time.
         if let Some(guarding) = &self.guarding {
             if !replacing {
@@ -183,7 +166,6 @@ impl Transaction {
             }
         }
         taken.sync()?;
-        Guarding::watch(beside, ground, &mut taken.images)?;
         let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
         let row = self.guard_row(&mut turn)?;
         let id = turn.write(Durability::Full, |tx| {
@@ -205,14 +187,14 @@ impl Transaction {
 }
 
 impl Transaction {
-    fn guard_tree(&mut self, path: &Path, replacing: bool, beside: &mut Option<NameWatch>) -> Result<()> {
+    fn guard_tree(&mut self, path: &Path, replacing: bool) -> Result<()> {
         let whole_root = path.as_os_str().is_empty() || path == Path::new(".");
         let path = if whole_root { None } else { Some(self.begin_staging(path)?) };
         if let Some(path) = &path
             && self.ground.root.look(path)?.is_none_or(|meta| meta.kind != Kind::Directory)
         {
             let guard = Guard { paths: vec![path.to_path_buf()], tree: None, appending: false, replacing };
-            return self.guard_named(&guard, beside);
+            return self.guard_named(&guard);
         }
         self.ask("guard tree", &[path.as_ref().map_or(b"", RelPath::as_bytes)]);
         if !replacing {
@@ -241,7 +223,6 @@ impl Transaction {
         taken.take(&mut turn, &paths, self.guarding.as_ref(), Way::Reflink, false)?;
         let mut above = std::mem::take(&mut taken.images);
         above.retain(|_, image| !image.named && matches!(image.was, Was::Directory { .. }));
-        Guarding::watch(beside, ground, &mut above)?;
         let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
         let row = self.guard_row(&mut turn)?;
         let (id, tree) = turn.write(Durability::Normal, |tx| {

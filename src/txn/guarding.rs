@@ -15,11 +15,11 @@ use crate::error::{IoContext, Result};
 use crate::fs::attrs;
 use crate::fs::opener::SyncTarget;
 use crate::fs::root::{self, Kind, Meta};
-use crate::fs::watch::{NameWatch, Watch};
+use crate::fs::watch::Watch;
 use crate::id::Fence;
 use crate::journal::{self, Change, ChangeKind, GuardId, GuardRow};
 use crate::lock::Lease;
-use crate::path::{AREA_DIR, RelPath, STATE_DIR};
+use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
 use crate::tree::{Difference, DirId, Files, PreImage, PreImages, TreeRestorer, Was};
 
@@ -35,8 +35,6 @@ pub(super) struct Guarding {
     unrecorded: BTreeSet<RelPath>,
     /// Rows written so far.
     pub(super) rows: i64,
-    /// Who changes names in the directories that are not named, and only lie on the way to what is guarded.
-    pub(super) beside: Option<NameWatch>,
 }
 
 /// What was done to a guarded path.
@@ -48,48 +46,7 @@ pub(super) struct Touched {
 
 impl Guarding {
     pub(super) fn new(id: GuardId) -> Self {
-        Self {
-            id,
-            images: PreImages::new(),
-            trees: Vec::new(),
-            dirs: Vec::new(),
-            unrecorded: BTreeSet::new(),
-            rows: 0,
-            beside: None,
-        }
-    }
-
-    /// Watches the directories on the way to what is now to be guarded, and looks at them once more: what is done in them from
-    /// here on is not missed.
-    pub(super) fn watch(beside: &mut Option<NameWatch>, ground: &Ground, images: &mut PreImages) -> Result<()> {
-        for (path, image) in images.iter_mut().filter(|(_, image)| !image.named) {
-            let Was::Directory { attrs, ino, .. } = &mut image.was else { continue };
-            if beside.is_none() {
-                *beside = ground.watch();
-            }
-            let Some(watch) = beside else { return Ok(()) };
-            if !watch.add(&ground.root.full(path), path) {
-                // Whatever is done in it is taken for the transaction's doing.
-                continue;
-            }
-            let now = if path.is_root() { ground.root.top().meta_now().ok() } else { ground.root.look(path)? };
-            if let Some(now) = now.filter(|now| now.ino == *ino) {
-                (attrs.mode, attrs.uid, attrs.gid, attrs.mtime) = (now.mode, now.uid, now.gid, now.mtime);
-            }
-        }
-        Ok(())
-    }
-
-    /// The directories in which somebody changed names that are not guarded.
-    fn others(&self) -> HashSet<RelPath> {
-        let guarded = |dir: &RelPath, name: &[u8]| {
-            let path = RelPath::join(Some(dir), name);
-            // The engine's own names are nobody's.
-            path.names().any(|name| name == STATE_DIR.as_bytes() || name == AREA_DIR.as_bytes())
-                || self.images.contains_key(&path)
-                || self.trees.iter().any(|tree| tree.covers(Some(&path)))
-        };
-        self.beside.as_ref().map_or_else(HashSet::new, |watch| watch.changed(guarded))
+        Self { id, images: PreImages::new(), trees: Vec::new(), dirs: Vec::new(), unrecorded: BTreeSet::new(), rows: 0 }
     }
 
     /// Finds out which paths of the guarded trees were touched, and gets what they were. Of those that were named before,
@@ -181,8 +138,7 @@ impl Guarding {
     }
 
     /// After COMMIT: old versions that are referred to go to history, the others go away.
-    pub(super) fn release(mut self, ground: &Ground, changes: &[Change]) {
-        ground.watch_no_more(self.beside.take());
+    pub(super) fn release(self, ground: &Ground, changes: &[Change]) {
         ground.guarding().remove(&self.id);
         let kept: HashSet<&String> = changes.iter().filter_map(|change| change.preimage.as_ref()).collect();
         for image in self.images.values() {
@@ -217,7 +173,6 @@ impl Guarding {
             mark: None,
         };
         let done = self.put_back(ground, lease, &row);
-        ground.watch_no_more(self.beside.take());
         // Whoever comes next tries again, should this have failed.
         ground.guarding().remove(&self.id);
         done
@@ -240,8 +195,7 @@ impl Guarding {
             self.forget_unrecorded(ground);
             return Err(error);
         }
-        let others = self.others();
-        put_back(ground, &mut turn, row, &self.images, Attempt::First { others })
+        put_back(ground, &mut turn, row, &self.images, Attempt::First)
     }
 
     /// What no row refers to goes away again: nothing was displaced by it.

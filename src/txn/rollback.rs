@@ -31,8 +31,8 @@ pub struct RolledBack {
 /// Who puts things back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Attempt {
-    /// The transaction itself, which knows of directories where somebody changed names that are not guarded.
-    First { others: HashSet<RelPath> },
+    /// The transaction itself.
+    First,
     /// Recovery: an attempt before this one may have put things back and not synced them. `in_doubt`: there may have been a
     /// power cut, too, so that bytes changed and times did not.
     Recovery { in_doubt: bool },
@@ -47,12 +47,12 @@ pub(crate) fn put_back(
     attempt: Attempt,
 ) -> Result<RolledBack> {
     ground.touch();
-    let (again, in_doubt, others) = match attempt {
-        Attempt::First { others } => (false, false, others),
-        Attempt::Recovery { in_doubt } => (true, in_doubt, HashSet::new()),
+    let (again, in_doubt) = match attempt {
+        Attempt::First => (false, false),
+        Attempt::Recovery { in_doubt } => (true, in_doubt),
     };
     let restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
-    let mut restorer = restorer.in_doubt(in_doubt).beside_others(others);
+    let mut restorer = restorer.in_doubt(in_doubt);
     let mut done = RolledBack::default();
     let mut dressed = HashSet::new();
     let mut failed = None;

@@ -11,6 +11,7 @@
 //! A crash before 3 leaves a guard that is not ready: nobody has changed anything. A crash in 2 leaves a baseline that says
 //! that it is changing: it is made anew.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::sync::mpsc;
@@ -23,12 +24,12 @@ use crate::error::{Error, IoContext, Result};
 use crate::fs::area::{self, Area};
 use crate::fs::clone::Way;
 use crate::fs::copies::Copies;
-use crate::fs::root::{self, Place};
+use crate::fs::root::{self, Kind, Place};
 use crate::fs::watch::Watch;
 use crate::journal::{self, GuardId, GuardedTree, TreeRow};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn};
-use crate::tree::{DirDiff, DirRow, Files, Mirror, Mirrored, PreImage, PreImages, Scan, Update};
+use crate::tree::{DirDiff, DirId, DirRow, Files, Mirror, Mirrored, PreImage, PreImages, Scan, Update};
 
 /// The directory of an area that holds mirrors.
 const BASELINE: &str = "baseline";
@@ -36,6 +37,9 @@ const BASELINE: &str = "baseline";
 const AT_ONCE: usize = 64;
 /// This often a tree is taken into its baseline, when somebody goes on changing it meanwhile.
 const ROUNDS: usize = 4;
+/// To take over this many files, with this many bytes, is a matter of milliseconds.
+const LITTLE: usize = 1024;
+const LITTLE_BYTES: u64 = 16 << 20;
 
 /// A tree that this process's transaction guards.
 #[derive(Debug)]
@@ -114,10 +118,15 @@ fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirro
     // Writers that replace files leave traces in directories; those that do not are looked for file by file.
     let files = if tree.replacing { Files::None } else { Files::All };
     let mut is_true = tree.is_true;
+    // The directories to look at; none is all of them.
+    let mut only: Option<HashSet<DirId>> = None;
     for _ in 0..ROUNDS {
         let clock = area.clock()?;
-        let rows = ground.store.peek(|tx| journal::tree_dirs(tx, tree.id))?;
+        let mut rows = ground.store.peek(|tx| journal::tree_dirs(tx, tree.id))?;
         let fresh = rows.is_empty();
+        if let Some(only) = &only {
+            rows.retain(|row| only.contains(&row.id));
+        }
         let mut diffs = Vec::new();
         differences(ground, Reading::Peek(ground), rows, files, area, |diff| {
             diffs.push(diff);
@@ -131,6 +140,7 @@ fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirro
             is_true = false;
         }
         let adopted = diffs.iter().filter(|diff| !diff.is_empty()).count();
+        only = again(&diffs, fresh);
         adopt(ground, tree, mirror, diffs, fresh, clock, area.place)?;
         if adopted > 0 {
             tracing::info!(directories = adopted, "changes of a guarded tree were taken into its baseline");
@@ -142,20 +152,40 @@ fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirro
     if is_true { Ok(()) } else { area.sync_whole() }
 }
 
+/// The directories to look at once more after little was taken over from them. To look at the whole tree again would take
+/// longer than that did, and so leave more time for changes by hand than it takes away. None when so much was taken over that
+/// anything may have changed meanwhile.
+fn again(diffs: &[DirDiff], fresh: bool) -> Option<HashSet<DirId>> {
+    let (mut files, mut bytes, mut dirs) = (0, 0_u64, false);
+    for diff in diffs {
+        for meta in diff.changed.iter().map(|(_, meta)| meta).chain(diff.new.iter().map(|(_, meta)| meta)) {
+            files += 1;
+            bytes = bytes.saturating_add(meta.size);
+            dirs |= meta.kind == Kind::Directory;
+        }
+    }
+    // Nobody knows yet what lies in a new directory.
+    let much = fresh || dirs || files > LITTLE || bytes > LITTLE_BYTES;
+    (!much).then(|| diffs.iter().map(|diff| diff.row.id).collect())
+}
+
 /// Watches a tree whose writers promised not to write to files in place. None where that cannot be: then every file is
 /// looked at afterwards.
 fn watch(ground: &Ground, tree: &TreeRow) -> Result<Option<Watch>> {
-    let Some(mut watch) = Watch::new() else { return Ok(None) };
     let rows = ground.store.peek(|tx| journal::tree_dirs(tx, tree.id))?;
     let full = |row: &DirRow| row.path.as_ref().map_or(ground.root.path().to_owned(), |path| ground.root.full(path));
-    Ok(rows.iter().all(|row| watch.add(&full(row), row.id.0)).then_some(watch))
+    Ok(ground.watch(tree.id, rows.iter().map(|row| (full(row), row.id.0))))
 }
 
 /// Where the mirror of a tree lies.
 pub(super) fn mirror(area: &Area, tree: &TreeRow) -> Result<Mirror> {
     area::subdirectory(&area.dir, BASELINE, &area.path, 0o700)?;
-    let way = if tree.replacing { Way::Link } else { Way::Reflink };
-    Ok(Mirror { base: area.path.join(BASELINE), way })
+    Ok(mirror_in(area, if tree.replacing { Way::Link } else { Way::Reflink }))
+}
+
+/// A mirror in an area.
+pub(super) fn mirror_in(area: &Area, way: Way) -> Mirror {
+    Mirror { base: area.path.join(BASELINE), way }
 }
 
 /// Forgets a baseline that cannot be relied upon.
@@ -204,6 +234,7 @@ fn adopt(
             clock: Some(clock),
             tell: &mut tell,
             copies: Copies::default(),
+            is_empty: false,
         };
         diffs.into_iter().try_for_each(|diff| update.adopt(diff))?;
         if fresh { update.add(top) } else { Ok(()) }

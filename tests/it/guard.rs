@@ -41,7 +41,7 @@ impl std::fmt::Debug for Entry {
 
 pub(crate) fn full(root: &Path) -> BTreeMap<PathBuf, Entry> {
     let walk = walkdir::WalkDir::new(root).sort_by_file_name().into_iter();
-    let mut inodes: BTreeMap<u64, Vec<PathBuf>> = BTreeMap::new();
+    let mut inodes: BTreeMap<(u64, u64), Vec<PathBuf>> = BTreeMap::new();
     let mut found: BTreeMap<PathBuf, Entry> = walk
         .filter_entry(|entry| entry.file_name() != ".journal" && entry.file_name() != ".journal-stage")
         .map(|entry| {
@@ -62,7 +62,7 @@ pub(crate) fn full(root: &Path) -> BTreeMap<PathBuf, Entry> {
             };
             let path = entry.path().strip_prefix(root).unwrap().to_owned();
             if meta.is_file() && meta.nlink() > 1 {
-                inodes.entry(meta.ino()).or_default().push(path.clone());
+                inodes.entry((meta.dev(), meta.ino())).or_default().push(path.clone());
             }
             (path, found)
         })

@@ -327,3 +327,32 @@ fn a_journal_within_a_guarded_tree_is_nobody_elses_to_put_back() {
     }
     txn.rollback().unwrap();
 }
+
+/// A journal goes on watching a tree between two guards of it.
+#[test]
+fn a_later_guard_for_replacing_watches_the_directories_that_are_there_by_then() {
+    let tree = Tree::new();
+    tree.put("wiki/page", "one\n");
+    tree.put("wiki/old/page", "two\n");
+    tree.put("wiki/gone/page", "three\n");
+    let journal = tree.journal();
+    let guard = || {
+        let mut txn = journal.begin("").unwrap();
+        txn.guard_with(Guard::tree("wiki").replacing()).unwrap();
+        txn
+    };
+    guard().rollback().unwrap();
+    // Nobody's guard: an edit by hand.
+    append(tree.path("wiki/page"), "by hand\n");
+    fs::rename(tree.path("wiki/old"), tree.path("wiki/moved")).unwrap();
+    fs::remove_dir_all(tree.path("wiki/gone")).unwrap();
+    tree.put("wiki/new/page", "four\n");
+    let txn = guard();
+    append(tree.path("wiki/moved/page"), "in place\n");
+    append(tree.path("wiki/new/page"), "in place\n");
+    let done = txn.rollback().unwrap();
+    assert_eq!(done.damaged, [PathBuf::from("wiki/moved/page"), PathBuf::from("wiki/new/page")]);
+    assert_eq!(fs::read(tree.path("wiki/page")).unwrap(), b"one\nby hand\n");
+    let done = guard().rollback().unwrap();
+    assert_eq!((done.restored.len(), done.damaged.len()), (0, 0), "{done:?}");
+}

@@ -6,7 +6,7 @@ use journal_kb_peers::Result;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{memory, recovery, syncs};
+use crate::{guards, memory, recovery, syncs};
 
 /// What a child does. It answers in JSON on its standard output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -14,6 +14,9 @@ pub enum Task {
     Syncs(syncs::Task),
     Memory(memory::Task),
     Recovery(recovery::Task),
+    Guards(guards::rounds::Task),
+    GuardRecovery(guards::recovery::Task),
+    Touch(guards::exec::Task),
 }
 
 /// Does a task, in the child.
@@ -22,6 +25,9 @@ pub fn become_one(task: &str) -> Result<()> {
         Task::Syncs(task) => answer(&task.run()?),
         Task::Memory(task) => answer(&task.run()?),
         Task::Recovery(task) => answer(&task.run()?),
+        Task::Guards(task) => answer(&task.run()?),
+        Task::GuardRecovery(task) => answer(&task.run()?),
+        Task::Touch(task) => answer(&task.run()?),
     }
 }
 
@@ -52,4 +58,9 @@ pub fn answer_of<T: DeserializeOwned>(mut command: Command) -> Result<T> {
         return Err(format!("{command:?}: {status}: {}", String::from_utf8_lossy(&stderr).trim()).into());
     }
     Ok(serde_json::from_slice(&stdout)?)
+}
+
+/// Whether there is something to trace children with.
+pub fn has_strace() -> bool {
+    Command::new("strace").arg("-V").output().is_ok_and(|output| output.status.success())
 }

@@ -38,11 +38,11 @@ pub struct Claim {
 }
 
 impl Claim {
-    fn absolute(work: impl Into<String>, at_most: f64, took: Span, unit: Unit) -> Self {
+    pub fn absolute(work: impl Into<String>, at_most: f64, took: Span, unit: Unit) -> Self {
         Self { work: work.into(), at_most, took, unit, beside: None, is_brief: false }
     }
 
-    fn compared(work: impl Into<String>, at_most: f64, took: Span, what: &'static str, that: Span) -> Self {
+    pub fn compared(work: impl Into<String>, at_most: f64, took: Span, what: &'static str, that: Span) -> Self {
         Self { beside: Some((what, that)), ..Self::absolute(work, at_most, took, Unit::Nanoseconds) }
     }
 

@@ -2,12 +2,14 @@
 //!
 //! - `measure RESULTS` measures, and keeps what it found in a file;
 //! - `report RESULTS CRITERION PERFORMANCE README` writes the page, and the table between the marks of the README;
+//! - `measure-guards RESULTS` and `report-guards RESULTS PAGE` do the same for guards, with the pictures beside the page;
 //! - `child TASK` is a part of a measurement that needs a process of its own.
 
 mod child;
 mod claims;
 mod criterion;
 mod filesystem;
+mod guards;
 mod machine;
 mod markdown;
 mod memory;
@@ -25,7 +27,8 @@ use std::process::ExitCode;
 
 use journal_kb_peers::Result;
 
-const USAGE: &str = "usage: journal-kb-peers measure RESULTS | report RESULTS CRITERION PERFORMANCE README";
+const USAGE: &str = "usage: journal-kb-peers measure RESULTS | report RESULTS CRITERION PERFORMANCE README | \
+    measure-guards RESULTS | report-guards RESULTS PAGE";
 
 fn run(arguments: &[&str]) -> Result<()> {
     match arguments {
@@ -34,6 +37,10 @@ fn run(arguments: &[&str]) -> Result<()> {
             let found = results::Results::load(Path::new(results), Path::new(criterion))?;
             report::write(&found, Path::new(performance))?;
             readme::write(&found, Path::new(readme))
+        }
+        ["measure-guards", results] => guards::results::measure(Path::new(results)),
+        ["report-guards", results, page] => {
+            guards::page::write(&guards::results::Measured::load(Path::new(results))?, Path::new(page))
         }
         ["child", task] => child::become_one(task),
         _ => Err(USAGE.into()),

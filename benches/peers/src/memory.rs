@@ -91,7 +91,12 @@ impl Task {
             }
         }
         journal.close()?;
-        let peak = field(&fs::read_to_string("/proc/self/status")?, "VmHWM").ok_or("this kernel does not say VmHWM")?;
-        Ok(peak.trim_end_matches(" kB").parse::<u64>()? << 10)
+        of_this_process()
     }
+}
+
+/// The most memory that this process had, in bytes.
+pub fn of_this_process() -> Result<u64> {
+    let peak = field(&fs::read_to_string("/proc/self/status")?, "VmHWM").ok_or("this kernel does not say VmHWM")?;
+    Ok(peak.trim_end_matches(" kB").parse::<u64>()? << 10)
 }

@@ -28,6 +28,21 @@ impl Span {
     pub fn by(self, other: Self) -> Self {
         Self { value: self.value / other.value, low: self.low / other.high, high: self.high / other.low }
     }
+
+    /// What this is more than another, between the two that are furthest apart.
+    pub fn less(self, other: Self) -> Self {
+        Self { value: self.value - other.value, low: self.low - other.high, high: self.high - other.low }
+    }
+
+    /// This and so much more.
+    pub fn more(self, by: f64) -> Self {
+        Self { value: self.value + by, low: self.low + by, high: self.high + by }
+    }
+
+    /// One of so many equal parts of this.
+    pub fn divided(self, by: f64) -> Self {
+        Self { value: self.value / by, low: self.low / by, high: self.high / by }
+    }
 }
 
 /// What a figure counts.
@@ -135,9 +150,11 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_lies_between_the_sides_furthest_apart() {
+    fn a_ratio_or_difference_lies_between_the_sides_furthest_apart() {
         let span = |value, low, high| Span { value, low, high };
         assert_eq!(span(4.0, 3.0, 6.0).by(span(2.0, 1.0, 3.0)), span(2.0, 1.0, 6.0));
+        assert_eq!(span(4.0, 3.0, 6.0).less(span(2.0, 1.0, 3.0)), span(2.0, 0.0, 5.0));
+        assert_eq!(span(4.0, 3.0, 6.0).more(1.0).divided(2.0), span(2.5, 2.0, 3.5));
     }
 
     #[test]

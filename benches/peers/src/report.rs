@@ -6,6 +6,7 @@ use std::path::Path;
 use journal_kb_peers::{Kind, Result};
 
 use crate::claims::{self, Claim};
+use crate::machine::Machine;
 use crate::markdown::{paragraph, table};
 use crate::quantity::{Measure, Quantity, Span, Unit, grouped};
 use crate::results::{Found, Results};
@@ -29,7 +30,7 @@ fn text(results: &Results) -> Result<String> {
         let met = claims.iter().filter(|claim| claim.is_met()).count();
         text += &format!("## On {}\n\n", found.place);
         text += &paragraph(&format!("{}. Of {} claims {met} are met.", found.filesystem, claims.len()));
-        text += &table(["work", "at most", "measured", "", "journal-kb", "compared with"], claims.iter().map(row));
+        text += &claimed(&claims);
         text += "\n";
     }
     text += "## The floor\n\n";
@@ -78,10 +79,15 @@ fn ways(results: &Results) -> Result<String> {
     Ok(table(["files", "one after another", "eight at a time", "`syncfs`"], rows))
 }
 
-fn head(results: &Results) -> Result<String> {
-    let machine = &results.measured.machine;
+/// The table of claims.
+pub fn claimed(claims: &[Claim]) -> String {
+    table(["work", "at most", "measured", "", "journal-kb", "compared with"], claims.iter().map(row))
+}
+
+/// When, where and of what something was measured.
+pub fn made(machine: &Machine) -> String {
     let memory = Quantity(machine.memory as f64, Unit::Bytes);
-    let made = format!(
+    format!(
         "on {} at commit {}, on {} with {} cores and {memory} of memory, Linux {}, {}, SQLite {}. Everything is built for \
          release, and both sides of a comparison run one after the other on the same filesystem.",
         machine.date,
@@ -91,7 +97,11 @@ fn head(results: &Results) -> Result<String> {
         machine.kernel,
         machine.rust,
         machine.sqlite,
-    );
+    )
+}
+
+fn head(results: &Results) -> Result<String> {
+    let made = made(&results.measured.machine);
     let sides = format!(
         "Files are of 4 KiB and spread over 10 directories. The *bare loop* writes each file to a temporary name, syncs it, \
          renames it and syncs the directory: what people write by hand, and not one change. fstx {} and fs-transaction {} are \

@@ -62,7 +62,7 @@ fn count(task: Task) -> Result<Syncs> {
     let log = tempfile::NamedTempFile::new()?;
     let log_path = log.path().to_str().ok_or("the name of a temporary file is not UTF-8")?;
     let tracer = ["strace", "-f", "-qq", "--seccomp-bpf", "-e", TRACED, "-o", log_path];
-    let tracer = if has_strace() { tracer.as_slice() } else { &[] };
+    let tracer = if child::has_strace() { tracer.as_slice() } else { &[] };
     let flushes: Vec<Flushes> = child::answer_of(child::command(tracer, &child::Task::Syncs(task))?)?;
     check(&root, files, rounds)?;
     let (mut write, mut settle) = (Counts::default(), Counts::default());
@@ -75,10 +75,6 @@ fn count(task: Task) -> Result<Syncs> {
         settle.calls.push(of_settle);
     }
     Ok(Syncs { kind, settles, files, write, settle })
-}
-
-fn has_strace() -> bool {
-    std::process::Command::new("strace").arg("-V").output().is_ok_and(|output| output.status.success())
 }
 
 /// Everything that was to be written is there.

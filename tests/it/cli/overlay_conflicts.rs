@@ -107,6 +107,29 @@ fn what_others_did_beside_it_stays() {
 }
 
 #[test]
+fn what_a_mirror_links_to_has_no_other_name() {
+    as_everybody(|home| {
+        if home.who == Who::Nobody {
+            // The mirror is made by this process.
+            return;
+        }
+        let journal = journal_kb::Journal::open(home.kb.path()).unwrap();
+        let mut txn = journal.begin("").unwrap();
+        txn.guard_with(journal_kb::Guard::tree("wiki").replacing()).unwrap();
+        txn.rollback().unwrap();
+        home.over("echo more >> wiki/page1.md; mv wiki/page2.md wiki/moved.md").says_nothing();
+        assert_eq!(home.read("wiki/page1.md"), "the page 1\nmore\n");
+        let mut txn = journal.begin("").unwrap();
+        txn.guard_with(journal_kb::Guard::tree("wiki").replacing()).unwrap();
+        fs::remove_dir_all(home.path("wiki")).unwrap();
+        txn.rollback().unwrap();
+        assert_eq!(home.read("wiki/page1.md"), "the page 1\nmore\n");
+        assert_eq!(home.read("wiki/moved.md"), "the page 2\n");
+        journal.close().unwrap();
+    });
+}
+
+#[test]
 fn one_of_several_names_is_not_written_to_behind_the_others() {
     as_everybody(|home| {
         fs::hard_link(home.path("wiki/page1.md"), home.path("outside")).unwrap();

@@ -18,7 +18,8 @@ const CALLS: &[(&str, &[&str])] = &[
     ("open", &["open", "creat"]),
     ("close", &["close"]),
     ("look", &["stat", "newfstatat", "lstat", "fstat", "faccessat", "access", "readlink", "getdents"]),
-    ("xattr", &["listxattr", "llistxattr", "flistxattr", "getxattr", "lgetxattr", "fgetxattr"]),
+    // The second is `listxattrat`, of which strace does not know the name yet.
+    ("xattr", &["listxattr", "syscall_0x1d1", "llistxattr", "flistxattr", "getxattr", "lgetxattr", "fgetxattr"]),
     (
         "attributes",
         &["chmod", "fchmod", "chown", "lchown", "fchown", "utimensat", "setxattr", "lsetxattr", "fsetxattr"],
@@ -81,6 +82,12 @@ pub(super) struct Call {
     /// Of the thread that commits.
     main: bool,
     shown: String,
+}
+
+impl Call {
+    pub(super) fn has_a_name(&self) -> bool {
+        !self.shown.starts_with("syscall_")
+    }
 }
 
 /// The calls of each transaction of the child, all threads mixed; none where strace cannot be used.
