@@ -106,9 +106,6 @@ enum Verb {
     /// Run a command as one transaction: what it does is kept when it exits with 0, and put back otherwise
     #[command(after_help = verbs::exec::HELP)]
     Exec(verbs::exec::Arguments),
-    /// Run a command in namespaces of its own; for the use of `exec`
-    #[command(name = isolate::VERB, hide = true)]
-    ExecInside(isolate::Arguments),
     /// Make the live tree itself durable: do this before a snapshot or a copy by other tools
     #[command(after_help = verbs::settle::HELP)]
     Settle,
@@ -129,12 +126,9 @@ fn run(cli: Cli, out: &mut Out) -> Result<Outcome, Failure> {
     if let Verb::Init { dir } = cli.verb {
         return verbs::init::run(out, dir, root, state_dir, database);
     }
-    if let Verb::ExecInside(arguments) = cli.verb {
-        return isolate::inside(&arguments);
-    }
     let place = Place::find(root, state_dir, database)?;
     match cli.verb {
-        Verb::Init { .. } | Verb::ExecInside(_) | Verb::Status => verbs::status::run(out, &place),
+        Verb::Init { .. } | Verb::Status => verbs::status::run(out, &place),
         Verb::Log { lines, since } => verbs::log::run(out, &place, lines, since),
         Verb::Show { txn } => verbs::show::run(out, &place, txn),
         Verb::Locks => verbs::locks::run(out, &place),

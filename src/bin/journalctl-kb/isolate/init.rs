@@ -1,9 +1,10 @@
-//! The hidden verb: makes the namespaces, and is process 1 in them.
+//! The forked child: makes the namespaces, and is process 1 in them.
 #![expect(clippy::disallowed_methods, reason = "what it writes are files of the kernel's, in /proc")]
 
 use std::ffi::OsString;
-use std::io::{BufReader, Write};
-use std::os::fd::RawFd;
+use std::io::{IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
@@ -11,37 +12,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Pid, Signal, WaitOptions};
 use rustix::thread::UnshareFlags;
 
-use super::{Ended, GRACE, PATIENCE, PAUSE, PassSignals, View, line, mounts, sys};
-use crate::exit::{Failure, Outcome};
+use super::{Ended, GRACE, PATIENCE, PAUSE, PassSignals, View, mounts, sys};
 
-/// What it is told.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
-    /// The socket to the process that started this one
-    #[arg(long, value_name = "FD")]
-    channel: RawFd,
-    #[command(flatten)]
-    view: View,
-    /// The command with its arguments
-    #[arg(last = true, required = true, value_name = "COMMAND")]
-    command: Vec<OsString>,
-}
-
-pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
-    let Some(mut channel) = sys::inherited(arguments.channel) else {
-        return Err(Failure::Usage("this verb is for journalctl-kb's own use"));
-    };
-    // The command has no business with it.
-    let alone = rustix::io::fcntl_setfd(&channel, rustix::io::FdFlags::CLOEXEC).map_err(|e| e.to_string());
-    match alone.and_then(|()| enter()) {
+/// Makes the namespaces. Returns when all is over: in the process that made them, and in their process 1.
+pub(super) fn make(mut channel: UnixStream, command: &[OsString]) {
+    match enter() {
         Err(why) => tell(&mut channel, &format!("failed {why}\n")),
         Ok((_, Some(init))) => tell(&mut channel, &format!("pid {}\n", init.as_raw_nonzero())),
-        Ok((user, None)) => serve(channel, user, arguments),
+        Ok((user, None)) => serve(channel, user, command),
     }
-    Ok(Outcome::Fine)
 }
 
 /// Who is not there any more needs to be told nothing.
@@ -76,29 +59,55 @@ fn enter() -> Result<(bool, Option<Pid>), String> {
 }
 
 /// Process 1: mounts, runs the command, ends what it left, tells how it ended.
-fn serve(channel: UnixStream, user: bool, arguments: &Arguments) {
-    let mut channel = BufReader::new(channel);
+fn serve(mut channel: UnixStream, user: bool, command: &[OsString]) {
+    let child = Arc::new(AtomicI32::new(0));
+    let known = Arc::clone(&child);
+    // From the beginning, so that no signal is lost: process 1 does not get those that it does not handle.
+    let Ok(passing) = PassSignals::to(move || Pid::from_raw(known.load(Ordering::Acquire))) else { return };
     // Nothing is run for somebody who is not there any more.
-    if line(&mut channel) != "go" {
-        return;
+    let Some((view, lock)) = receive(&channel) else { std::process::exit(0) };
+    // Whoever is started from here on holds it.
+    let lent = rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty()).map_err(|e| e.to_string());
+    if let Err(why) = lent.and_then(|()| mounts::mount(&view, user)) {
+        return tell(&mut channel, &format!("failed {why}\n"));
     }
-    if let Err(why) = mounts::mount(&arguments.view, user) {
-        return tell(channel.get_mut(), &format!("failed {why}\n"));
-    }
-    tell(channel.get_mut(), "running\n");
-    let ended = match run_command(&arguments.command) {
+    tell(&mut channel, "running\n");
+    let ended = match run_command(command, &child) {
         Ok(status) => status,
         Err(error) => Ended::NotRun(error.raw_os_error().unwrap_or(libc::EINVAL)),
     };
-    tell(channel.get_mut(), &ended.line());
+    drop(passing);
+    tell(&mut channel, &ended.line());
 }
 
-fn run_command(words: &[OsString]) -> std::io::Result<Ended> {
+/// Waits to be told what to mount, and given the lock.
+fn receive(channel: &UnixStream) -> Option<(View, OwnedFd)> {
+    let mut message = Vec::new();
+    let mut lock = None;
+    while !message.ends_with(b"\0\0") && message != b"\0" {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut buffer = [0; 4096];
+        let slices = &mut [IoSliceMut::new(&mut buffer)];
+        let received = match rustix::net::recvmsg(channel, slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other.ok()?,
+        };
+        if received.bytes == 0 {
+            return None;
+        }
+        for given in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = given {
+                lock = descriptors.last().or(lock);
+            }
+        }
+        message.extend_from_slice(&buffer[..received.bytes]);
+    }
+    Some((View::parse(&message)?, lock?))
+}
+
+fn run_command(words: &[OsString], child: &AtomicI32) -> std::io::Result<Ended> {
     let [program, arguments @ ..] = words else { return Err(std::io::ErrorKind::InvalidInput.into()) };
-    let child = Arc::new(AtomicI32::new(0));
-    let known = Arc::clone(&child);
-    // Before there is a child, so that no signal is lost on it.
-    let passing = PassSignals::to(move || Pid::from_raw(known.load(Ordering::Acquire)))?;
     let spawned = Command::new(program).args(arguments).spawn()?;
     let pid = Pid::from_child(&spawned);
     child.store(pid.as_raw_nonzero().get(), Ordering::Release);
@@ -110,7 +119,8 @@ fn run_command(words: &[OsString]) -> std::io::Result<Ended> {
             Err(error) => return Err(error.into()),
         }
     };
-    drop(passing);
+    // Its number may be another's from here on.
+    child.store(0, Ordering::Release);
     end_the_rest();
     Ok(ended.into())
 }

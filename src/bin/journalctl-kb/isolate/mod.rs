@@ -1,53 +1,92 @@
 //! Runs a command in namespaces of its own: over overlays, and so that nothing it starts outlives it unnoticed.
 //!
-//! 1. [`start`] runs this program once more, as the hidden verb [`inside`]. That unshares mount and pid namespace (for an
-//!    ordinary user within a user namespace), forks, and is gone: its child is process 1 of the new pid namespace, and a child of
-//!    ours, because we adopt what loses its parent.
-//! 2. Process 1 waits until it is told to go on, mounts what is to be mounted, and runs the command.
+//! 1. [`prepare`] forks while this process has one thread. The child unshares mount and pid namespace (for an ordinary user within
+//!    a user namespace), forks, and is gone: its own child is process 1 of the new pid namespace, and a child of ours, because we
+//!    adopt what loses its parent. It waits; meanwhile we open the journal.
+//! 2. Process 1 is told what to mount, and is given the lock, which all inherit that it starts. It mounts, and runs the command.
 //! 3. When that has ended it ends what is left, and tells how the command ended.
 //!
-//! Both ends talk in lines over a socket: `pid N`, `go`, `failed …` or `running`, then how it ended.
+//! Both ends talk over a socket: `pid N`, the [`View`], `failed …` or `running`, then how it ended.
 
 mod init;
 mod mounts;
 mod sys;
 
-use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::ffi::{OsStr, OsString};
+use std::io::{BufRead, BufReader, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
-use std::process::{Command, ExitStatus};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::{Pid, Signal, WaitOptions};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::exfiltrator::origin::WithOrigin;
 use signal_hook::iterator::{Handle, SignalsInfo};
 
-pub(crate) use init::{Arguments, run as inside};
-
-/// The name of the hidden verb.
-pub(crate) const VERB: &str = "exec-inside";
-
 /// How long processes that the command left behind may go on, and how long after SIGTERM.
 pub(crate) const GRACE: Duration = Duration::from_secs(1);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) const PAUSE: Duration = Duration::from_millis(5);
+/// How many pauses a command may take to be started.
+const STARTING: usize = 200;
 
 /// What the command sees in place of what is there.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct View {
-    /// Mount an overlay: its lower directory, where it is also mounted, its upper one, and one to work in
-    #[arg(long = "layer", num_args = 3, value_names = ["LOWER", "UPPER", "WORK"])]
-    pub(crate) layers: Vec<PathBuf>,
-    /// Let nothing be seen in this directory or file
-    #[arg(long = "cover", value_name = "DIR")]
+    /// Overlays: the lower directory, where each is also mounted, the upper one, and one to work in.
+    pub(crate) layers: Vec<[PathBuf; 3]>,
+    /// Directories and files that are seen as empty.
     pub(crate) covers: Vec<PathBuf>,
-    /// Let this file be seen as it is, through the overlays
-    #[arg(long = "through", value_name = "FILE")]
+    /// Files that are seen as they are, through the overlays.
     pub(crate) through: Vec<PathBuf>,
+}
+
+impl View {
+    /// As words, each ended by a zero, which no path can hold; an empty one ends them all.
+    fn message(&self) -> Vec<u8> {
+        let mut message = Vec::new();
+        let mut say = |kind: &str, path: &Path| {
+            for word in [kind.as_bytes(), path.as_os_str().as_bytes()] {
+                message.extend_from_slice(word);
+                message.push(0);
+            }
+        };
+        for [lower, upper, work] in &self.layers {
+            say("lower", lower);
+            say("upper", upper);
+            say("work", work);
+        }
+        self.covers.iter().for_each(|path| say("cover", path));
+        self.through.iter().for_each(|path| say("through", path));
+        message.push(0);
+        message
+    }
+
+    fn parse(message: &[u8]) -> Option<Self> {
+        let words: Vec<&[u8]> = message.strip_suffix(b"\0")?.split_inclusive(|&byte| byte == 0).collect();
+        let mut view = Self::default();
+        let mut layer = Vec::with_capacity(3);
+        for pair in words.chunks(2) {
+            let [kind, path] = pair else { return None };
+            let path = PathBuf::from(OsStr::from_bytes(path.strip_suffix(b"\0")?));
+            match kind.strip_suffix(b"\0")? {
+                b"lower" | b"upper" | b"work" => layer.push(path),
+                b"cover" => view.covers.push(path),
+                b"through" => view.through.push(path),
+                _ => return None,
+            }
+            if layer.len() == 3 {
+                view.layers.push(std::mem::take(&mut layer).try_into().ok()?);
+            }
+        }
+        Some(view)
+    }
 }
 
 /// How a command ended.
@@ -97,41 +136,52 @@ pub(crate) struct Namespaces {
     channel: BufReader<UnixStream>,
 }
 
-/// Makes the namespaces. An error says why they are not to be had.
-pub(crate) fn start(view: &View, command: &[OsString]) -> Result<Namespaces, String> {
+/// A process that makes the namespaces.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    maker: Pid,
+    channel: BufReader<UnixStream>,
+}
+
+/// Has the namespaces made that the command is to be run in. To be called while this process has one thread.
+pub(crate) fn prepare(command: &[OsString]) -> Result<Prepared, String> {
     let told = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
+    if std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count) != 1 {
+        return Err("this process has several threads".to_owned());
+    }
+    let adopts = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    adopts.map_err(|e| told("cannot adopt processes", &e))?;
     let (ours, theirs) = UnixStream::pair().map_err(|e| told("socketpair", &e))?;
-    // Inherited on purpose, until it is closed here.
-    let lent = rustix::io::fcntl_dupfd_cloexec(theirs.as_fd(), 3).map_err(|e| told("dup", &e))?;
-    rustix::io::fcntl_setfd(&lent, rustix::io::FdFlags::empty()).map_err(|e| told("fcntl", &e))?;
-    let mut inside = Command::new("/proc/self/exe");
-    inside.arg(VERB).arg("--channel").arg(lent.as_raw_fd().to_string());
-    for layer in view.layers.chunks(3) {
-        inside.arg("--layer").args(layer);
+    match sys::fork().map_err(|e| told("cannot fork", &e))? {
+        Some(maker) => Ok(Prepared { maker, channel: BufReader::new(ours) }),
+        None => {
+            drop(ours);
+            init::make(theirs, command);
+            // IMPORTANT: the journal, the terminal and all else are the parent's.
+            std::process::exit(0);
+        }
     }
-    for cover in &view.covers {
-        inside.arg("--cover").arg(cover);
-    }
-    for through in &view.through {
-        inside.arg("--through").arg(through);
-    }
-    let mut spawned = inside.arg("--").args(command).spawn().map_err(|e| told("/proc/self/exe", &e))?;
-    drop((lent, theirs));
-    let mut channel = BufReader::new(ours);
-    let first = line(&mut channel);
-    // It only makes the namespaces, and has ended by now.
-    spawned.wait().map_err(|e| told("wait", &e))?;
-    let init = first.strip_prefix("pid ").and_then(|pid| Pid::from_raw(pid.parse().ok()?));
-    match init {
-        Some(init) => Ok(Namespaces { init, channel }),
-        None => Err(first.strip_prefix("failed ").unwrap_or("it ended without a word").to_owned()),
+}
+
+impl Prepared {
+    /// Waits for the namespaces. An error says why they are not to be had.
+    pub(crate) fn namespaces(mut self) -> Result<Namespaces, String> {
+        let first = line(&mut self.channel);
+        // It only makes the namespaces, and has ended by now.
+        reap(self.maker);
+        let init = first.strip_prefix("pid ").and_then(|pid| Pid::from_raw(pid.parse().ok()?));
+        match init {
+            Some(init) => Ok(Namespaces { init, channel: self.channel }),
+            None => Err(first.strip_prefix("failed ").unwrap_or("it ended without a word").to_owned()),
+        }
     }
 }
 
 impl Namespaces {
-    /// Has the mounts made and the command run. An error says why the mounts could not be made; nothing was run then.
-    pub(crate) fn go(mut self) -> Result<Running, String> {
-        let sent = self.channel.get_mut().write_all(b"go\n");
+    /// Has the mounts made and the command run, which holds the lock with all that it starts. An error says why the mounts
+    /// could not be made; nothing was run then.
+    pub(crate) fn go(mut self, view: &View, lock: &OwnedFd) -> Result<Running, String> {
+        let sent = send(self.channel.get_ref(), &view.message(), lock);
         let answer = line(&mut self.channel);
         if let (Ok(()), "running") = (sent, answer.as_str()) {
             return Ok(Running { init: self.init, channel: self.channel });
@@ -139,6 +189,19 @@ impl Namespaces {
         reap(self.init);
         Err(answer.strip_prefix("failed ").unwrap_or("it ended without a word").to_owned())
     }
+}
+
+/// Sends a message, with a descriptor on its first byte.
+fn send(channel: &UnixStream, message: &[u8], descriptor: &OwnedFd) -> rustix::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor.as_fd()];
+    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+    let mut sent = rustix::net::sendmsg(channel, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    while sent < message.len() {
+        sent += rustix::net::send(channel, &message[sent..], SendFlags::NOSIGNAL)?;
+    }
+    Ok(())
 }
 
 /// A command at work.
@@ -188,9 +251,13 @@ impl PassSignals {
         let thread = std::thread::Builder::new().name("pass-signals".into()).spawn(move || {
             for origin in signals.forever() {
                 // A signal without a sender is the kernel's own.
-                if let (Some(_), Some(signal), Some(pid)) =
-                    (origin.process, Signal::from_named_raw(origin.signal), pid())
-                {
+                let (Some(_), Some(signal)) = (origin.process, Signal::from_named_raw(origin.signal)) else { continue };
+                // It may not have been started yet.
+                let started = (0..STARTING).find_map(|n| {
+                    std::thread::sleep(if n == 0 { Duration::ZERO } else { PAUSE });
+                    pid()
+                });
+                if let Some(pid) = started {
                     // Gone by now: then it needs no signal.
                     let _ = rustix::process::kill_process(pid, signal);
                 }
@@ -205,6 +272,25 @@ impl Drop for PassSignals {
         self.handle.close();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_comes_across_as_it_was() {
+        let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+        let layer = || [path(b"/a,b:c\\ \xff"), path(b"upper\n"), path(b"work")];
+        let some =
+            View { layers: vec![layer(), layer()], covers: vec![path(b"/c")], through: vec![path(b"t"), path(b"u")] };
+        for view in [View::default(), some] {
+            assert_eq!(View::parse(&view.message()), Some(view.clone()), "{view:?}");
+        }
+        for bad in [&b""[..], b"x", b"lower\0\0", b"what\0x\0\0"] {
+            assert_eq!(View::parse(bad), None, "{bad:?}");
         }
     }
 }

@@ -23,10 +23,8 @@ pub(super) fn mount(view: &View, user: bool) -> Result<(), String> {
         .map_err(|e| failed("make mounts its own", root, &e))?;
     let through: Vec<(OwnedFd, &PathBuf)> =
         view.through.iter().map(|file| Ok((open(file)?, file))).collect::<Result<_, String>>()?;
-    for layer in view.layers.chunks(3) {
-        if let [lower, upper, work] = layer {
-            overlay(lower, upper, work, user)?;
-        }
+    for [lower, upper, work] in &view.layers {
+        overlay(lower, upper, work, user)?;
     }
     for cover in &view.covers {
         if !cover.is_dir() {

@@ -2,20 +2,9 @@
 #![expect(unsafe_code, reason = "the one place of this program for calls that no safe crate offers")]
 
 use std::io;
-use std::os::fd::{FromRawFd, RawFd};
-use std::os::unix::net::UnixStream;
 
 use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
-
-/// The socket that was inherited under this number.
-pub(super) fn inherited(number: RawFd) -> Option<UnixStream> {
-    if number < 3 {
-        return None;
-    }
-    // SAFETY: the number was given to this process by the one that started it, for this purpose; nothing else here knows it.
-    Some(unsafe { UnixStream::from_raw_fd(number) })
-}
 
 /// Leaves the namespaces that this process was started in.
 pub(super) fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
@@ -25,7 +14,7 @@ pub(super) fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
 
 /// Forks. The child gets none.
 pub(super) fn fork() -> io::Result<Option<Pid>> {
-    // SAFETY: this process has one thread, so the child is a whole copy of it.
+    // SAFETY: `prepare` has seen that this process has one thread, so the child is a whole copy of it.
     match unsafe { libc::fork() } {
         0 => Ok(None),
         child => Pid::from_raw(child).filter(|_| child > 0).map(Some).ok_or_else(io::Error::last_os_error),

@@ -1,7 +1,6 @@
 //! `exec`: any program as one transaction.
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use journal_kb::{Begin, Error, Guard, Journal, Layer, Transaction};
 
 use super::subreaper;
 use crate::exit::{Failure, Outcome};
-use crate::isolate::{self, Ended, PassSignals, View};
+use crate::isolate::{self, Ended, Namespaces, PassSignals, Prepared, View};
 use crate::place::Place;
 
 pub(crate) const HELP: &str = "\
@@ -98,12 +97,14 @@ pub(crate) fn run(place: &Place, arguments: &Arguments) -> Result<Outcome, Failu
 }
 
 fn execute(place: &Place, arguments: &Arguments) -> Result<Outcome, Failure> {
+    // Before anything has a thread; where there can be no namespaces, it is said when they are wanted.
+    let prepared = isolate::prepare(&arguments.command);
     let journal = place.journal(false)?;
     let Some(mut txn) = begin(&journal, arguments)? else {
         eprintln!("journalctl-kb: the lock is held by somebody else: nothing was run");
         return Ok(Outcome::Command(0));
     };
-    let (ended, layers) = work(&journal, &mut txn, arguments)?;
+    let (ended, layers) = work(&journal, &mut txn, arguments, prepared)?;
     if let Ended::NotRun(errno) = ended {
         let program = arguments.command.first().cloned().unwrap_or_default();
         return Err(Failure::NoCommand(program, std::io::Error::from_raw_os_error(errno)));
@@ -184,35 +185,33 @@ fn label(command: &[OsString]) -> String {
 }
 
 /// Guards what is to be guarded and runs the command, over an overlay if it is to be and can be had.
-fn work(journal: &Journal, txn: &mut Transaction, arguments: &Arguments) -> Result<(Ended, Vec<Layer>), Failure> {
-    let adopts = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
-    adopts.map_err(|error| system("adopt what is left by")(error.into()))?;
+fn work(
+    journal: &Journal,
+    txn: &mut Transaction,
+    arguments: &Arguments,
+    prepared: Result<Prepared, String>,
+) -> Result<(Ended, Vec<Layer>), Failure> {
     txn.guard_with(Guard::append(&arguments.append))?;
     let whole = [PathBuf::from(".")];
     let guarded = if arguments.guard.is_empty() { &whole[..] } else { &arguments.guard };
+    let mut namespaces = prepared.and_then(Prepared::namespaces);
     if arguments.isolate != Isolate::Baseline {
-        match over_overlay(journal, txn, arguments, guarded)? {
+        match over_overlay(journal, txn, arguments, guarded, namespaces)? {
             Ok(done) => return Ok(done),
             Err(why) if arguments.isolate == Isolate::Overlay => return Err(Failure::NoOverlay(why)),
-            Err(why) => eprintln!("journalctl-kb: no overlay, the command works on the files themselves: {why}"),
+            Err(why) => {
+                eprintln!("journalctl-kb: no overlay, the command works on the files themselves: {why}");
+                namespaces = Err(why);
+            }
         }
     }
     txn.guard_paths(&arguments.db)?;
     guarded.iter().try_for_each(|path| txn.guard(path))?;
-    let lent = txn.lend_lock()?;
-    let ended = match isolate::start(&View::default(), &arguments.command) {
-        Ok(namespaces) => {
-            txn.record_worker(namespaces.init.as_raw_nonzero().get().cast_unsigned())?;
-            go(namespaces, lent)
-        }
+    let ended = match namespaces {
+        Ok(namespaces) => go(txn, namespaces, &View::default())?,
         Err(why) => Err(why),
     };
-    let ended = match ended {
-        Ok(ended) => ended,
-        // No namespaces either: what it starts is adopted.
-        Err(_) => subreaper::run(&arguments.command, txn)?,
-    };
-    Ok((ended, Vec::new()))
+    Ok((ended.or_else(|_| subreaper::run(&arguments.command, txn))?, Vec::new()))
 }
 
 /// Runs the command over overlays. The inner error says why there can be none; nothing was run then.
@@ -221,7 +220,12 @@ fn over_overlay(
     txn: &mut Transaction,
     arguments: &Arguments,
     guarded: &[PathBuf],
+    namespaces: Result<Namespaces, String>,
 ) -> Result<Result<(Ended, Vec<Layer>), String>, Failure> {
+    let namespaces = match namespaces {
+        Ok(namespaces) => namespaces,
+        Err(why) => return Ok(Err(why)),
+    };
     let root = journal.root();
     let is_directory = |path: &&PathBuf| std::fs::symlink_metadata(root.join(path)).is_ok_and(|meta| meta.is_dir());
     let (trees, others): (Vec<&PathBuf>, Vec<&PathBuf>) = guarded.iter().partition(is_directory);
@@ -243,28 +247,21 @@ fn over_overlay(
             Err(error @ Error::MountInTree { .. }) => return Ok(Err(error.to_string())),
             Err(error) => return Err(error.into()),
         };
-        view.layers.extend([layer.lower().to_owned(), layer.upper(), layer.work()]);
+        view.layers.push([layer.lower().to_owned(), layer.upper(), layer.work()]);
         layers.push(layer);
     }
     let appended = arguments.append.iter().filter(inside).map(|path| root.join(path));
     view.through = appended.filter(|path| path.exists()).collect();
-    let lent = txn.lend_lock()?;
-    let namespaces = match isolate::start(&view, &arguments.command) {
-        Ok(namespaces) => namespaces,
-        Err(why) => return Ok(Err(why)),
-    };
-    txn.record_worker(namespaces.init.as_raw_nonzero().get().cast_unsigned())?;
-    Ok(go(namespaces, lent).map(|ended| (ended, layers)))
+    Ok(go(txn, namespaces, &view)?.map(|ended| (ended, layers)))
 }
 
-fn go(namespaces: isolate::Namespaces, lent: OwnedFd) -> Result<Ended, String> {
-    // All that is started from here on holds it.
-    drop(lent);
+/// Runs the command. The inner error says why it could not be, for want of mounts.
+fn go(txn: &mut Transaction, namespaces: Namespaces, view: &View) -> Result<Result<Ended, String>, Failure> {
     let init = namespaces.init;
-    let passing = PassSignals::to(move || Some(init)).map_err(|error| error.to_string())?;
-    let ended = namespaces.go()?.wait();
-    drop(passing);
-    Ok(ended)
+    txn.record_worker(init.as_raw_nonzero().get().cast_unsigned())?;
+    let lent = txn.lend_lock()?;
+    let _passing = PassSignals::to(move || Some(init)).map_err(system("pass signals on to"))?;
+    Ok(namespaces.go(view, &lent).map(isolate::Running::wait))
 }
 
 pub(super) fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Failure {
