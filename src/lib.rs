@@ -47,6 +47,11 @@ pub mod __fuzz {
         round::<crate::journal::Mark>(bytes);
         round::<crate::journal::EventDetails>(bytes);
         round::<crate::fs::identity::Identity>(bytes);
+        round::<crate::tree::PreImage>(bytes);
+        round::<Vec<crate::tree::Entry>>(bytes);
+        round::<crate::time::Process>(bytes);
+        // What overlayfs notes with a file, and any program may.
+        drop(crate::fs::handle::Handle::from_origin(bytes));
     }
 
     /// Frames bytes as a record, so that a fuzzer gets past the checksum.

@@ -67,12 +67,13 @@ impl Transaction {
         let sets = self.find_databases(layer, &mut writing)?;
         let same = std::mem::take(&mut writing.same);
         for (to, from) in &same {
-            if to == from && !has_new_name(&writing.made, &same, to) {
+            if has_new_name(&writing.made, &same, to) {
+                continue;
+            }
+            if to == from {
                 writing.made.remove(to);
                 writing.seen.remove(to);
-            } else if to != from
-                && let Some(Made::Written { attrs, .. }) = writing.made.remove(to)
-            {
+            } else if let Some(Made::Written { attrs, .. }) = writing.made.remove(to) {
                 writing.made.insert(to.clone(), Made::Live { from: from.clone(), attrs });
             }
         }
@@ -167,7 +168,8 @@ impl Transaction {
     }
 }
 
-/// True when a file that is what the tree has was given a name of which that cannot be told: then all its names go together.
+/// True when a file that is what the tree has is one, in the layer, with another of which that cannot be told: then all its
+/// names go together.
 fn has_new_name(made: &BTreeMap<RelPath, Made>, same: &[(RelPath, RelPath)], path: &RelPath) -> bool {
     let Some(Made::Written { meta: of, .. }) = made.get(path).filter(|made| made.links() > 1) else { return false };
     made.iter().any(|(other, made)| {

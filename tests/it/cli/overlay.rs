@@ -144,7 +144,7 @@ fn the_tree_becomes_what_the_command_saw_last() {
             rm -r d; echo now a file > d; rm file; mkdir file; echo in > file/in
             chmod 711 e; rm e/6; touch -d 2001-02-03T04:05:06.123456789 e wiki/page2.md; chmod 4755 wiki/page3.md
             rm a/link; ln -s /no/where a/link; ln -s gone wiki/dangling
-            ln wiki/page4.md wiki/second; ln wiki/page4.md wiki/third
+            ln wiki/page4.md wiki/second; ln wiki/page4.md wiki/third; ln wiki/page10.md wiki/tenth; chmod 607 wiki/page10.md
             truncate -s 5M wiki/sparse; echo end >> wiki/sparse
             echo x > wiki/{long}; mkdir -p wiki/empty/in/it; mkfifo wiki/fifo
             mv f/7 f/moved; : > f/emptied; cat f/8 >> f/8b; mv wiki/page5.md x/x
@@ -187,6 +187,7 @@ END",
         let ids = |paths: [&str; 3]| paths.map(|path| inode(&format!("wiki/{path}")));
         let [one, two, three] = ids(["page4.md", "second", "third"]);
         assert_eq!([one, one], [two, three]);
+        assert_eq!(inode("wiki/page10.md"), inode("wiki/tenth"));
         assert!(fs::metadata(home.path("wiki/sparse")).unwrap().blocks() < 1000);
         // Opened to be written to, and not written to.
         assert_eq!(inode("wiki/page7.md"), opened);
