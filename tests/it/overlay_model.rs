@@ -1,6 +1,6 @@
 //! Random sequences of real changes made by a command over an overlay: what it saw last is what the tree holds when it ends
 //! well, and otherwise the tree is as it was. The journal's state stays from one sequence to the next.
-//! `JOURNAL_KB_GUARD_SEQUENCES` says how many; a tenth of that is run here, as each is three processes.
+//! `JOURNAL_KB_GUARD_SEQUENCES` says how many; a twentieth of that is run here, as each is three processes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -56,7 +56,7 @@ fn what_a_command_saw_last_is_what_the_tree_holds() {
     if !exec(tree.root(), "t").args(["--", "true"]).output().unwrap().status.success() {
         return skip("this needs overlays");
     }
-    let sequences = std::env::var("JOURNAL_KB_GUARD_SEQUENCES").map_or(40, |n| n.parse::<usize>().unwrap() / 10);
+    let sequences = std::env::var("JOURNAL_KB_GUARD_SEQUENCES").map_or(40, |n| n.parse::<usize>().unwrap() / 20);
     let mut random = Random(0x1234_5678_9abc_def1);
     let (mut kept, mut conflicts) = (0, 0);
     for sequence in 0..sequences {
