@@ -4,6 +4,7 @@
 //! directory is one, and `<top of the mount>/.journal-stage` any other. Names in a stage are
 //! `<session>-<number>`: never reused, and they say whose they are.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -15,7 +16,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME
 use rustix::io::Errno;
 
 use super::exchange;
-use super::root::{self, Dir, Meta, Place, RootDir};
+use super::root::{self, Dir, Kind, Meta, Place, RootDir};
 use crate::error::{Error, IoContext, Result};
 use crate::path::{AREA_DIR, RelPath};
 
@@ -140,7 +141,7 @@ impl Area {
     /// Removes one link of the stage, and nothing below it.
     pub(crate) fn unlink_staged(&self, name: &str) -> Result<()> {
         check_name(name)?;
-        rustix::fs::unlinkat(&self.stage, name, rustix::fs::AtFlags::empty()).at("remove", self.stage_path(name))
+        rustix::fs::unlinkat(&self.stage, name, AtFlags::empty()).at("remove", self.stage_path(name))
     }
 
     /// Looks at a name of the stage.
@@ -178,13 +179,35 @@ impl Area {
             };
             for name in names(&dir, &path())? {
                 let Some(meta) = root::look(&dir, &name).at("look at", path())? else { continue };
-                if meta.kind == root::Kind::Directory {
+                if meta.kind == Kind::Directory {
                     waiting.push(at.join(&name));
                 }
                 found.push(meta);
             }
         }
         Ok(found)
+    }
+
+    /// Removes, from a directory of the stage, further names of these inodes.
+    pub(crate) fn drop_names_below(&self, name: &str, inodes: &HashSet<u64>) -> Result<()> {
+        check_name(name)?;
+        let mut waiting = vec![PathBuf::from(name)];
+        while let Some(at) = waiting.pop() {
+            let path = || self.stage_dir.join(&at);
+            let dir = match rustix::fs::openat(&self.stage, &at, OPEN_DIRECTORY, Mode::empty()) {
+                Ok(dir) => dir,
+                Err(Errno::ACCESS | Errno::NAMETOOLONG) => continue,
+                Err(error) => return Err(error).at("open", path()),
+            };
+            for name in names(&dir, &path())? {
+                match root::look(&dir, &name).at("look at", path())? {
+                    Some(meta) if meta.kind == Kind::Directory => waiting.push(at.join(&name)),
+                    Some(meta) if meta.links > 1 && inodes.contains(&meta.ino) => unlink(&dir, &name, &path())?,
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Removes a name from the stage that nothing refers to any more.
@@ -291,54 +314,74 @@ pub(crate) fn open_own(path: &Path) -> Result<OwnedFd> {
 
 /// Removes one link in a directory of the engine's own; missing is fine.
 pub(crate) fn unlink(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<()> {
-    match rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty()) {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error).at("remove", path.join(name)),
     }
 }
 
-/// Removes a name and, where it is a directory, all that lies below it. Follows nothing; missing is fine.
+/// Removes a name and, where it is a directory, all that lies below it. Follows nothing; missing is fine. Holds one descriptor,
+/// however much and however deep that is. What its maker closed, to its owner too, is opened up.
 pub(crate) fn remove_below(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<()> {
     let path = path.join(name);
-    // Depth first with an own stack: a tree may be deeper than the thread's.
-    let mut stack = vec![(duplicate(dir, &path)?, name.to_owned())];
-    while let Some((parent, name)) = stack.last() {
-        match rustix::fs::unlinkat(parent, name, rustix::fs::AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {
-                stack.pop();
-                continue;
+    let gone = |done: Result<(), Errno>| match done {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        other => other.at("remove", &path),
+    };
+    if remove_one(dir, name).at("remove", &path)? {
+        return Ok(());
+    }
+    let mut at = open_closed(dir, name).at("open", &path)?;
+    let mut levels = vec![(name.to_owned(), names(&at, &path)?)];
+    while let Some((_, waiting)) = levels.last_mut() {
+        if let Some(child) = waiting.pop() {
+            let mut removed = remove_one(&at, &child);
+            if removed == Err(Errno::ACCESS) {
+                rustix::fs::fchmod(&at, Mode::from_raw_mode(0o700)).at("open", &path)?;
+                removed = remove_one(&at, &child);
             }
-            Err(Errno::ISDIR | Errno::PERM) => {}
-            Err(error) => return Err(error).at("remove", path),
+            if !removed.at("remove", &path)? {
+                at = open_closed(&at, &child).at("open", &path)?;
+                levels.push((child, names(&at, &path)?));
+            }
+            continue;
         }
-        match rustix::fs::unlinkat(parent, name, rustix::fs::AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT) => {
-                stack.pop();
-            }
-            Err(Errno::NOTEMPTY | Errno::EXIST) => {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let open = || rustix::fs::openat(parent, name, flags, Mode::empty());
-                let inner = match open() {
-                    // Closed by whoever made it, to its owner too: overlayfs does so, and programs may.
-                    Err(Errno::ACCESS) => {
-                        let mode = Mode::from_raw_mode(0o700);
-                        let opened = rustix::fs::chmodat(parent, name, mode, rustix::fs::AtFlags::empty());
-                        opened.at("open", &path)?;
-                        open()
-                    }
-                    other => other,
-                }
-                .at("open", &path)?;
-                for child in names(&inner, &path)? {
-                    stack.push((duplicate(&inner, &path)?, child));
-                }
-            }
-            Err(error) => return Err(error).at("remove", path),
+        let Some((name, _)) = levels.pop() else { break };
+        if levels.is_empty() {
+            gone(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))?;
+            break;
         }
+        at = rustix::fs::openat(&at, "..", OPEN_DIRECTORY, Mode::empty()).at("open", &path)?;
+        gone(rustix::fs::unlinkat(&at, name, AtFlags::REMOVEDIR))?;
     }
     Ok(())
 }
 
-fn duplicate(dir: &OwnedFd, path: &Path) -> Result<OwnedFd> {
-    rustix::io::fcntl_dupfd_cloexec(dir, 3).at("open", path)
+const OPEN_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Removes a file, or an empty directory. False for one that is not empty.
+fn remove_one(dir: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(true),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error) => return Err(error),
+    }
+    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(true),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
+        // It was no directory: then it could not be removed.
+        Err(Errno::NOTDIR) => Err(Errno::PERM),
+        Err(error) => Err(error),
+    }
+}
+
+fn open_closed(dir: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+    let open = || rustix::fs::openat(dir, name, OPEN_DIRECTORY, Mode::empty());
+    match open() {
+        Err(Errno::ACCESS) => {
+            rustix::fs::chmodat(dir, name, Mode::from_raw_mode(0o700), AtFlags::empty())?;
+            open()
+        }
+        other => other,
+    }
 }

@@ -229,7 +229,10 @@ impl RootDir {
     }
 }
 
-/// Directories of the tree, each opened once for as long as this lives.
+/// This many directories are open at once.
+const MOST_OPEN: usize = 256;
+
+/// Directories of the tree, open for as long as this lives, or until they are too many.
 #[derive(Debug)]
 pub(crate) struct Dirs<'r> {
     root: &'r RootDir,
@@ -260,12 +263,12 @@ impl<'r> Dirs<'r> {
         match self.root.open_dir(&parent) {
             Ok(dir) => {
                 let dir = Arc::new(dir);
-                self.open.insert(parent, Some(dir.clone()));
+                self.insert(parent, Some(dir.clone()));
                 Ok(dir)
             }
             Err(error) => {
                 if matches!(error, Error::NotFound { .. }) {
-                    self.open.insert(parent, None);
+                    self.insert(parent, None);
                 }
                 Err(error)
             }
@@ -287,10 +290,21 @@ impl<'r> Dirs<'r> {
             return known.is_some();
         }
         match self.root.open_dir(path) {
-            Ok(dir) => self.open.insert(path.clone(), Some(Arc::new(dir))).is_none(),
+            Ok(dir) => {
+                self.insert(path.clone(), Some(Arc::new(dir)));
+                true
+            }
             // What stands there instead, others say.
             Err(_) => false,
         }
+    }
+
+    fn insert(&mut self, path: RelPath, dir: Option<Arc<Dir>>) {
+        if self.open.len() >= MOST_OPEN {
+            // Each is a descriptor, of which a process has some hundred.
+            self.open.clear();
+        }
+        self.open.insert(path, dir);
     }
 
     /// Forgets what was found at or below a path that is about to change.

@@ -22,6 +22,8 @@ use crate::path::RelPath;
 pub(crate) struct Upper {
     fd: OwnedFd,
     path: PathBuf,
+    /// The overlay was mounted with `userxattr`.
+    by_user: bool,
 }
 
 /// A directory of it.
@@ -49,7 +51,25 @@ impl Upper {
     /// Makes one in an open directory of the engine's own.
     pub(crate) fn make(dir: &OwnedFd, path: PathBuf) -> Result<Self> {
         let fd = area::subdirectory(dir, "upper", &path, 0o700)?;
-        Ok(Self { fd, path: path.join("upper") })
+        Ok(Self { fd, path: path.join("upper"), by_user: false })
+    }
+
+    /// Says how the overlay was mounted, which decides where overlayfs keeps its notes.
+    pub(crate) fn mounted(&mut self, by_user: bool) {
+        self.by_user = by_user;
+    }
+
+    /// What the xattrs begin with that overlayfs keeps for itself, and shows to nobody.
+    fn prefix(&self) -> &'static [u8] {
+        if self.by_user { b"user.overlay." } else { b"trusted.overlay." }
+    }
+
+    /// Adds what a live file has and an overlay does not show.
+    pub(crate) fn add_hidden(&self, live: &Xattrs, attrs: &mut Attrs) {
+        let hidden = live.iter().filter(|(key, _)| key.starts_with(self.prefix()));
+        let new: Xattrs =
+            hidden.filter(|(key, _)| !attrs.xattrs.iter().any(|(known, _)| known == key)).cloned().collect();
+        attrs.xattrs.extend(new);
     }
 
     pub(crate) fn path(&self) -> &PathBuf {
@@ -137,8 +157,15 @@ impl UpperDir<'_> {
         let name = at.map_or(OsStr::new("."), RelPath::name);
         let mut notes = Notes::default();
         let mut kept = Xattrs::new();
+        let prefix = self.upper.prefix();
         for (key, value) in attrs::xattrs(self.fd.as_fd(), name, &self.upper.path)? {
-            match overlay_note(&key) {
+            let note = key.strip_prefix(prefix);
+            // The program's own of such a name are kept behind the same words once more.
+            if let Some(own) = note.and_then(|note| note.strip_prefix(b"overlay.")) {
+                kept.push(([prefix, own].concat(), value));
+                continue;
+            }
+            match note {
                 None => kept.push((key, value)),
                 Some(b"opaque") => notes.opaque = value == b"y",
                 Some(b"redirect") => notes.redirect = Some(value),
@@ -170,9 +197,4 @@ pub(crate) fn is_whiteout(meta: &Meta) -> bool {
 /// Gives a live file a second name, in the stage.
 pub(crate) fn link(dir: impl AsFd, name: &OsStr, area: &Area, staged: &str) -> Result<()> {
     rustix::fs::linkat(dir, name, &area.stage, staged, AtFlags::empty()).at("link", area.stage_path(staged))
-}
-
-/// The name behind overlayfs's own prefix: of mounts by root, and of those in a user namespace.
-fn overlay_note(key: &[u8]) -> Option<&[u8]> {
-    key.strip_prefix(b"trusted.overlay.").or_else(|| key.strip_prefix(b"user.overlay."))
 }

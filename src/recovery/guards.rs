@@ -15,7 +15,7 @@ use crate::tree::PreImages;
 use crate::txn::{self, Attempt, Drained, Ground};
 
 /// Why nobody is at work under a guard.
-enum Over {
+pub(super) enum Over {
     /// This process knows: it was its own transaction, or it has the lock by now.
     Known,
     /// Nobody has the lock; it is held here meanwhile.
@@ -38,7 +38,7 @@ pub(super) fn put_back_dead(ground: &Ground, turn: &mut Turn<'_>, drained: &mut 
     Ok(())
 }
 
-fn is_over(ground: &Ground, guard: &GuardRow) -> Result<Option<Over>> {
+pub(super) fn is_over(ground: &Ground, guard: &GuardRow) -> Result<Option<Over>> {
     if SessionId::from_slice(&guard.session) == Some(ground.session.id) {
         return Ok((!ground.guarding().contains(&guard.id)).then_some(Over::Known));
     }

@@ -17,6 +17,12 @@ pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
     let mut swept = 0;
     let mut alive: HashSet<SessionId> = HashSet::from([ground.session.id]);
     alive.extend(turn.look(lock::open_sessions)?);
+    // Somebody may still be at work in what a dead session has laid.
+    for guard in turn.look(journal::guards)? {
+        if !guard.quarantined && super::guards::is_over(ground, &guard)?.is_none() {
+            alive.extend(SessionId::from_slice(&guard.session));
+        }
+    }
     let mut referred: Option<HashSet<String>> = None;
     let mut history: Option<HashSet<(i64, String)>> = None;
     for area in ground.areas() {

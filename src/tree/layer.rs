@@ -8,81 +8,15 @@
 //! What has changed in the live tree since the layer was laid is a [`Clash`] where the layer touches it too: a change moves the
 //! ctime on, and a directory that was exchanged for another is told by its handle.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
+use super::writing::{CHANGED, Clash, DRESSED, FIXED, JOURNAL, LINKED, Made, REPLACED, SUBVOLUME, Writing};
 use crate::error::{Error, IoContext, Result};
 use crate::fs::attrs::{self, Attrs, Xattrs};
 use crate::fs::handle::{self, Handle};
 use crate::fs::root::{self, Dirs, Kind, Meta, Place};
 use crate::fs::upper::{self, Notes, Upper, UpperDir};
 use crate::path::{AREA_DIR, RelPath, STATE_DIR};
-
-/// What is to lie at a path.
-#[derive(Debug)]
-pub(crate) enum Made {
-    Nothing,
-    /// A directory; whether it is the one that is there already, its path tells.
-    Directory(Attrs),
-    Symlink(Vec<u8>, Attrs),
-    /// What lies at this path of the layer: a file, or a device, socket or FIFO.
-    Written {
-        at: RelPath,
-        meta: Meta,
-        attrs: Attrs,
-    },
-    /// The very file that lies at another path, or did until now.
-    Live {
-        from: RelPath,
-        attrs: Attrs,
-    },
-}
-
-impl Made {
-    /// How many names it has in the layer.
-    pub(crate) fn links(&self) -> u32 {
-        match self {
-            Self::Written { meta, .. } => meta.links,
-            _ => 1,
-        }
-    }
-}
-
-/// What a layer makes of its tree.
-#[derive(Debug, Default)]
-pub(crate) struct Writing {
-    pub(crate) made: BTreeMap<RelPath, Made>,
-    /// What goes with a directory that is removed or replaced.
-    pub(crate) below: BTreeSet<RelPath>,
-    /// Files that seem to be what the live tree has at a path: at their own, or where they came from. Their bytes decide.
-    pub(crate) same: Vec<(RelPath, RelPath)>,
-    /// Directories where nothing is yet: what comes with them needs no guard of its own.
-    new: BTreeSet<RelPath>,
-    /// What lay at those paths when they were looked at.
-    pub(crate) seen: BTreeMap<RelPath, Meta>,
-}
-
-impl Writing {
-    /// The paths that will not be what they are.
-    pub(crate) fn touched(&self) -> impl Iterator<Item = &RelPath> {
-        let in_new =
-            |path: &RelPath| std::iter::successors(path.parent(), RelPath::parent).any(|at| self.new.contains(&at));
-        self.made.keys().chain(&self.below).filter(move |path| self.new.is_empty() || !in_new(path))
-    }
-}
-
-/// Somebody else did something to the tree that the layer knows nothing of.
-#[derive(Debug)]
-pub(crate) struct Clash {
-    pub(crate) path: RelPath,
-    pub(crate) reason: &'static str,
-}
-
-const CHANGED: &str = "somebody else changed it meanwhile";
-const REPLACED: &str = "somebody else replaced or removed it meanwhile";
-const LINKED: &str = "it has other names, which would keep the old content";
-const JOURNAL: &str = "it belongs to a journal of its own";
-const SUBVOLUME: &str = "it lies on a subvolume of its own, which a layer over another does not reach";
-const DRESSED: &str = "somebody else changed its mode or owner meanwhile";
 
 /// Why reading came to an end.
 enum Stop {
@@ -128,6 +62,8 @@ struct Reader<'r> {
     place: Place,
     dirs: Dirs<'r>,
     own_names: OwnNames<'r>,
+    /// The journal's own paths.
+    reserved: &'r [RelPath],
     todo: Vec<Todo>,
     out: Writing,
     /// Directories that stay, and whose content does not.
@@ -146,6 +82,7 @@ pub(crate) fn read<'r>(
     began: (i64, u32),
     dirs: Dirs<'r>,
     own_names: OwnNames<'r>,
+    reserved: &'r [RelPath],
 ) -> Result<std::result::Result<Writing, Clash>> {
     let todo = vec![Todo { at: None, to: top.cloned(), through: Through::Live(top.cloned()) }];
     let (out, vacated, stay, moved) = (Writing::default(), Vec::new(), HashMap::new(), Vec::new());
@@ -153,7 +90,7 @@ pub(crate) fn read<'r>(
         Some(top) => dirs.root().open_dir(top)?.meta.place,
         None => dirs.root().top().meta.place,
     };
-    let reader = Reader { upper, top, began, place, dirs, own_names, todo, out, vacated, stay, moved };
+    let reader = Reader { upper, top, began, place, dirs, own_names, reserved, todo, out, vacated, stay, moved };
     match reader.read() {
         Ok(writing) => Ok(Ok(writing)),
         Err(Stop::Clash(clash)) => Ok(Err(clash)),
@@ -179,7 +116,12 @@ impl Reader<'_> {
         let dir = self.upper.dir(None)?;
         let meta = dir.meta()?;
         match self.live(top)? {
-            Some(live) if live.kind == Kind::Directory => self.dress(top, &live, dir.notes(None, &meta)?.attrs),
+            Some(live) if live.kind == Kind::Directory => {
+                let mut attrs = dir.notes(None, &meta)?.attrs;
+                let xattrs = self.live_xattrs(top)?;
+                self.upper.add_hidden(&xattrs, &mut attrs);
+                self.dress(top, &live, attrs)
+            }
             _ => clash(top, REPLACED),
         }
     }
@@ -233,7 +175,11 @@ impl Reader<'_> {
                 }
                 continue;
             }
-            let notes = dir.notes(Some(&at), &meta)?;
+            let mut notes = dir.notes(Some(&at), &meta)?;
+            if here.is_some_and(|here| here.kind == meta.kind) {
+                let live = self.live_xattrs(&to)?;
+                self.upper.add_hidden(&live, &mut notes.attrs);
+            }
             if meta.kind == Kind::Directory {
                 dir.open_up(&at, &meta)?;
                 self.subdirectory(at, to, here, through, notes)?;
@@ -336,6 +282,9 @@ impl Reader<'_> {
 
     /// What lies at a path makes room for something else, or for nothing.
     fn goes(&mut self, path: &RelPath, here: &Meta, made: Made) -> Step {
+        if here.fixed {
+            return clash(path, FIXED);
+        }
         self.out.seen.insert(path.clone(), *here);
         self.out.made.insert(path.clone(), made);
         if here.kind == Kind::Directory {
@@ -356,11 +305,14 @@ impl Reader<'_> {
                 let path = RelPath::join(Some(&path), &listed.name);
                 let live = root::look(&dir.fd, path.name()).at_in("look at", self.dirs.root().path(), &path)?;
                 let Some(live) = live else { continue };
-                if is_journal(&listed.name) {
+                if is_journal(&listed.name) || self.reserved.contains(&path) {
                     return clash(&path, JOURNAL);
                 }
                 if self.changed(&live) {
                     return clash(&path, CHANGED);
+                }
+                if live.fixed {
+                    return clash(&path, FIXED);
                 }
                 if live.kind == Kind::Directory {
                     waiting.push(path.clone());
@@ -375,7 +327,7 @@ impl Reader<'_> {
     fn dress(&mut self, path: &RelPath, live: &Meta, mut want: Attrs) -> Step {
         let same = is_dressed(live, self.live_xattrs(path)?, &want);
         let others_came = live.mtime >= self.began;
-        if !same && self.changed(live) && !others_came {
+        if !same && self.changed(live) {
             return clash(path, DRESSED);
         }
         if others_came {
@@ -401,6 +353,9 @@ impl Reader<'_> {
                 let (from, to) = (RelPath::join(Some(&dir), &listed.name), RelPath::join(Some(&into), &listed.name));
                 let live = root::look(&open.fd, from.name()).at_in("look at", self.dirs.root().path(), &from)?;
                 let Some(live) = live else { continue };
+                if is_journal(&listed.name) || self.reserved.contains(&from) {
+                    return clash(&from, JOURNAL);
+                }
                 if self.changed(&live) {
                     return clash(&from, CHANGED);
                 }

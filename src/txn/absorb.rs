@@ -61,7 +61,7 @@ impl Transaction {
         forget_untouched(layer)?;
         let own_names = |path: &RelPath, live: &Meta| own_names(ground, path, live);
         let dirs = Dirs::new(&ground.root);
-        let read = tree::read_layer(&layer.upper, layer.top.as_ref(), layer.began, dirs, &own_names)?;
+        let read = tree::read_layer(&layer.upper, layer.top.as_ref(), layer.began, dirs, &own_names, &ground.reserved)?;
         let mut writing = read.map_err(|Clash { path, reason }| self.conflict(&path, reason))?;
         self.compare(layer, &mut writing)?;
         let sets = self.find_databases(layer, &mut writing)?;
@@ -137,14 +137,14 @@ impl Transaction {
         let _turn = ground.enter()?;
         ground.touch();
         let mut restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
-        let outcomes = restorer.put_back(&staged.images);
-        let images = staged.keep();
-        for (path, outcome) in outcomes {
+        // Until all of it is in place: what is not goes back to the layer, and the rest, once it is rolled back, to history.
+        for (path, outcome) in restorer.put_back(&staged.images) {
             if outcome? == PutBack::Damaged {
                 let reason = "it cannot be moved out of the way: immutable, append-only, or a mount point";
                 return Err(self.conflict(&path, reason));
             }
         }
+        let images = staged.keep();
         self.clear_away(&layer.area, &restorer, &images)
     }
 
@@ -182,7 +182,8 @@ fn has_new_name(made: &BTreeMap<RelPath, Made>, same: &[(RelPath, RelPath)], pat
 struct Staged<'l> {
     layer: &'l Layer,
     images: PreImages,
-    moved: Vec<(String, RelPath)>,
+    /// Under which names what is staged, with its inode.
+    moved: Vec<(String, RelPath, u64)>,
 }
 
 impl Staged<'_> {
@@ -193,8 +194,8 @@ impl Staged<'_> {
             Made::Nothing => Was::Absent,
             Made::Directory(attrs) => Was::Directory { ino: 0, attrs: attrs.clone() },
             Made::Symlink(target, attrs) => Was::Symlink { ino: 0, target: target.clone(), attrs: attrs.clone() },
-            Made::Written { at, attrs, .. } => {
-                self.moved.push((name.clone(), at.clone()));
+            Made::Written { at, attrs, meta } => {
+                self.moved.push((name.clone(), at.clone(), meta.ino));
                 layer.upper.take(at, area, &name, attrs)?;
                 staged_file(area, &name, attrs, database)?
             }
@@ -217,9 +218,9 @@ impl Staged<'_> {
 impl Drop for Staged<'_> {
     fn drop(&mut self) {
         let area = &self.layer.area;
-        for (name, at) in &self.moved {
-            let staged = area.look_staged(name);
-            if matches!(staged, Ok(None)) {
+        for (name, at, ino) in &self.moved {
+            // Or it is in the tree, and what lies there was displaced by it.
+            if area.look_staged(name).is_ok_and(|staged| staged.is_none_or(|staged| staged.ino != *ino)) {
                 continue;
             }
             if let Err(error) = self.layer.upper.give_back(at, area, name) {

@@ -101,7 +101,11 @@ impl Guarding {
         let files = touched.iter().filter_map(|touched| Some((touched.change.path.clone(), touched.change.size?)));
         let mut hashes = ground.opener.examine(files.collect())?.into_iter();
         for touched in touched.iter_mut().filter(|touched| touched.change.size.is_some()) {
-            touched.change.hash = hashes.next().transpose()?.flatten().and_then(|found| found.hash);
+            touched.change.hash = match hashes.next().transpose() {
+                // Closed to its owner: its bytes are what they are.
+                Err(error) if error.errno() == Some(libc::EACCES) => None,
+                found => found?.flatten().and_then(|found| found.hash),
+            };
         }
         self.sync(ground, &touched)?;
         Ok(touched)
@@ -111,7 +115,10 @@ impl Guarding {
         if touched.is_empty() {
             return Ok(());
         }
-        let whole = |touched: &Touched| touched.live.is_some_and(|live| live.kind == Kind::Directory);
+        let root = rustix::process::geteuid().is_root();
+        // What cannot be opened cannot be synced by itself.
+        let closed = |live: &Meta| !root && live.mode & 0o400 == 0;
+        let whole = |touched: &Touched| touched.live.is_some_and(|live| live.kind == Kind::Directory || closed(&live));
         let mut targets = Vec::new();
         let mut directories = BTreeSet::new();
         for Touched { change, live } in touched {
@@ -237,9 +244,12 @@ fn created_below(ground: &Ground, path: &RelPath, area: i64, found: &mut Vec<Tou
         names.sort_by(|a, b| a.name.cmp(&b.name));
         for listed in names {
             let path = RelPath::join(Some(&path), &listed.name);
-            let Some(live) = root::look(&dir.fd, path.name()).at_in("look at", ground.root.path(), &path)? else {
-                continue;
+            let live = match root::look(&dir.fd, path.name()) {
+                // In a directory that is closed to its owner: that it is there is all that can be told.
+                Ok(None) | Err(Errno::ACCESS) => continue,
+                other => other.at_in("look at", ground.root.path(), &path)?,
             };
+            let Some(live) = live else { continue };
             let (name, born) = (String::new(), (0, 0));
             let nothing = PreImage { area, name, named: true, born, was: Was::Absent };
             found.push(Touched { change: change(&path, &nothing, Some(&live)), live: Some(live) });

@@ -76,6 +76,12 @@ impl Layer {
         self.path.join("work")
     }
 
+    /// Says that the overlay was mounted with `userxattr`, as in a user namespace: overlayfs keeps its notes elsewhere then, and what
+    /// is not told would be taken for the program's.
+    pub fn mounted_with_userxattr(&mut self) {
+        self.upper.mounted(true);
+    }
+
     /// Keeps what was written where a person finds it, in the quarantine of the journal: nothing of it becomes part of the
     /// tree, and nothing removes it. Answers where.
     pub fn set_aside(mut self) -> Result<PathBuf> {

@@ -1,12 +1,13 @@
 //! Puts back what was done to guarded paths: for a transaction that does not commit, and for one that died.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::ground::Ground;
 use super::guarding::{change, sync_whole};
 use super::renames;
 use crate::error::Result;
+use crate::fs::clone::Way;
 use crate::fs::root::{Kind, Meta};
 use crate::id::TxnId;
 use crate::journal::{self, Change, ChangeKind, GuardRow, Level};
@@ -75,16 +76,30 @@ pub(crate) fn put_back(
     let mut displaced = Vec::new();
     let mut history = 0;
     let mut counted = HashSet::new();
+    let mut linked: HashMap<i64, HashSet<u64>> = HashMap::new();
+    for image in images.values() {
+        if let Was::File { kept, way: Way::Link, .. } = &image.was {
+            linked.entry(image.area).or_default().insert(kept.ino);
+        }
+    }
     let restored: HashSet<&Path> = done.restored.iter().map(PathBuf::as_path).collect();
     for (path, image) in images {
         let touched = restored.contains(path.as_path());
         let found = restorer.displaced(image)?;
+        let back = linked.get(&image.area);
         for (name, meta) in &found {
-            changes.push((
-                Change { preimage: Some(name.clone()), ..change(path, image, Some(meta)) },
-                Some(*meta),
-                false,
-            ));
+            // What has gone back to where it was is no old version of anything, and must not be linked to.
+            let is_back =
+                meta.links > 1 && meta.kind == Kind::File && back.is_some_and(|back| back.contains(&meta.ino));
+            let preimage = (!is_back).then(|| name.clone());
+            changes.push((Change { preimage, ..change(path, image, Some(meta)) }, Some(*meta), false));
+            if is_back {
+                ground.area(image.area)?.drop_staged(name)?;
+                continue;
+            }
+            if let (Kind::Directory, Some(back)) = (meta.kind, back) {
+                ground.area(image.area)?.drop_names_below(name, back)?;
+            }
             displaced.push((image.area, name.clone()));
             history += area_bytes(ground, image.area, name, meta, &mut counted)?;
         }

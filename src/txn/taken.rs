@@ -7,13 +7,13 @@ use super::ground::Ground;
 use super::guarding::Guarding;
 use super::prepare::SYNC_ONE_BY_ONE;
 use super::shared::share;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::fs::area::Area;
 use crate::fs::clone::{Keep, Kept, Way};
 use crate::fs::database::KeepSet;
 use crate::fs::opener::{SIDECARS, SyncTarget};
 use crate::fs::owned;
-use crate::fs::root::Dirs;
+use crate::fs::root::{self, Dirs};
 use crate::path::RelPath;
 use crate::store::Turn;
 use crate::tree::{PreImage, PreImages, Was};
@@ -56,6 +56,11 @@ impl<'g> Taken<'g> {
             for (path, end) in paths.iter().zip(self.ground.opener.ends(paths.to_vec())?) {
                 // What is not there is not there again.
                 let Some(end) = end? else { continue };
+                let live = root::look(&dirs.parent(path)?.fd, path.name());
+                if live.at_in("look at", self.ground.root.path(), path)?.is_some_and(|live| live.fixed) {
+                    let reason = "it is append-only or immutable, so what is appended to it could not be cut off";
+                    return Err(Error::CannotRestore { path: self.ground.root.full(path), reason });
+                }
                 let (area, name) = (area_for(self.ground, turn, &mut dirs, path)?, self.ground.fresh_name());
                 let image = PreImage { area: area.id, name, named: true, born: (0, 0), was: Was::Appended(end) };
                 self.images.insert(path.clone(), image);

@@ -19,6 +19,7 @@ mod looking;
 mod overlay;
 mod overlay_conflicts;
 mod overlay_database;
+mod overlay_strange;
 mod programs;
 
 /// The verbs that only look.

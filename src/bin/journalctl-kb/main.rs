@@ -126,7 +126,10 @@ fn run(cli: Cli, out: &mut Out) -> Result<Outcome, Failure> {
     if let Verb::Init { dir } = cli.verb {
         return verbs::init::run(out, dir, root, state_dir, database);
     }
-    let place = Place::find(root, state_dir, database)?;
+    let is_exec = matches!(cli.verb, Verb::Exec(_));
+    // Of `exec` 1 and 74 are the command's.
+    let place = Place::find(root, state_dir, database)
+        .map_err(|failure| if is_exec { Failure::Exec(Box::new(failure)) } else { failure })?;
     match cli.verb {
         Verb::Init { .. } | Verb::Status => verbs::status::run(out, &place),
         Verb::Log { lines, since } => verbs::log::run(out, &place, lines, since),

@@ -71,7 +71,7 @@ fn serve(mut channel: UnixStream, user: bool, command: &[OsString]) {
     if let Err(why) = lent.and_then(|()| mounts::mount(&view, user)) {
         return tell(&mut channel, &format!("failed {why}\n"));
     }
-    tell(&mut channel, "running\n");
+    tell(&mut channel, if user { "running user\n" } else { "running root\n" });
     let ended = match run_command(command, &child) {
         Ok(status) => status,
         Err(error) => Ended::NotRun(error.raw_os_error().unwrap_or(libc::EINVAL)),

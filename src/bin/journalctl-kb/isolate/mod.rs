@@ -146,8 +146,10 @@ pub(crate) struct Prepared {
 /// Has the namespaces made that the command is to be run in. To be called while this process has one thread.
 pub(crate) fn prepare(command: &[OsString]) -> Result<Prepared, String> {
     let told = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
-    if std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count) != 1 {
-        return Err("this process has several threads".to_owned());
+    match std::fs::read_dir("/proc/self/task").map(Iterator::count) {
+        Ok(1) => {}
+        Ok(_) => return Err("this process has several threads".to_owned()),
+        Err(error) => return Err(told("cannot read /proc/self", &error)),
     }
     let adopts = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     adopts.map_err(|e| told("cannot adopt processes", &e))?;
@@ -183,8 +185,8 @@ impl Namespaces {
     pub(crate) fn go(mut self, view: &View, lock: &OwnedFd) -> Result<Running, String> {
         let sent = send(self.channel.get_ref(), &view.message(), lock);
         let answer = line(&mut self.channel);
-        if let (Ok(()), "running") = (sent, answer.as_str()) {
-            return Ok(Running { init: self.init, channel: self.channel });
+        if let (Ok(()), Some(who)) = (sent, answer.strip_prefix("running ")) {
+            return Ok(Running { init: self.init, channel: self.channel, by_user: who == "user" });
         }
         reap(self.init);
         Err(answer.strip_prefix("failed ").unwrap_or("it ended without a word").to_owned())
@@ -206,8 +208,10 @@ fn send(channel: &UnixStream, message: &[u8], descriptor: &OwnedFd) -> rustix::i
 
 /// A command at work.
 pub(crate) struct Running {
-    pub(crate) init: Pid,
+    init: Pid,
     channel: BufReader<UnixStream>,
+    /// In a user namespace.
+    pub(crate) by_user: bool,
 }
 
 impl Running {
@@ -237,6 +241,13 @@ fn reap(pid: Pid) {
     while let Err(rustix::io::Errno::INTR) = rustix::process::waitpid(Some(pid), WaitOptions::empty()) {}
 }
 
+/// The signals that this process was told to ignore, by `nohup` for instance: they stay so, for the command too.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
 /// Passes on to a process what somebody sends to this one, until it is dropped. What a terminal sends to all of its foreground
 /// processes reaches that one by itself.
 pub(crate) struct PassSignals {
@@ -246,7 +257,9 @@ pub(crate) struct PassSignals {
 
 impl PassSignals {
     pub(crate) fn to(pid: impl Fn() -> Option<Pid> + Send + 'static) -> std::io::Result<Self> {
-        let mut signals = SignalsInfo::<WithOrigin>::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+        let ignored = ignored();
+        let passed = [SIGHUP, SIGINT, SIGQUIT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
+        let mut signals = SignalsInfo::<WithOrigin>::new(passed)?;
         let handle = signals.handle();
         let thread = std::thread::Builder::new().name("pass-signals".into()).spawn(move || {
             for origin in signals.forever() {

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -17,6 +18,7 @@ const BY_ROOT: (&str, &str) = ("redirect_dir", "on");
 /// Mounts all of it, in this process's own mount namespace.
 pub(super) fn mount(view: &View, user: bool) -> Result<(), String> {
     let here = std::env::current_dir().map_err(|e| failed("find", Path::new("."), &e))?;
+    let here = by_way_of_overlay(&here, view);
     let root = Path::new("/");
     // What is mounted outside from now on shows up here, and nothing from here shows up there.
     rustix::mount::mount_change(root, MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
@@ -43,6 +45,19 @@ pub(super) fn mount(view: &View, user: bool) -> Result<(), String> {
     let _ = rustix::mount::mount("proc", "/proc", "proc", flags, None);
     // IMPORTANT: the working directory from before leads past the overlays, into the live tree.
     std::env::set_current_dir(&here).map_err(|e| failed("enter", &here, &e))
+}
+
+/// The same directory by a path that leads through the overlays, should it lead to one of their trees by another mount.
+fn by_way_of_overlay(here: &Path, view: &View) -> PathBuf {
+    let identity = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    for [lower, ..] in &view.layers {
+        let tree = identity(lower);
+        let above = here.ancestors().find(|above| tree.is_some() && identity(above) == tree);
+        if let Some(rest) = above.and_then(|above| here.strip_prefix(above).ok()) {
+            return lower.join(rest);
+        }
+    }
+    here.to_owned()
 }
 
 fn failed(what: &str, path: &Path, error: &dyn Display) -> String {

@@ -194,6 +194,13 @@ fn work(
     txn.guard_with(Guard::append(&arguments.append))?;
     let whole = [PathBuf::from(".")];
     let guarded = if arguments.guard.is_empty() { &whole[..] } else { &arguments.guard };
+    for path in guarded {
+        let full = journal.root().join(path);
+        // What it leads to would not be guarded.
+        if full.is_symlink() && full.is_dir() {
+            return Err(Error::SymlinkOnTheWay { path: full }.into());
+        }
+    }
     let mut namespaces = prepared.and_then(Prepared::namespaces);
     if arguments.isolate != Isolate::Baseline {
         match over_overlay(journal, txn, arguments, guarded, namespaces)? {
@@ -208,7 +215,7 @@ fn work(
     txn.guard_paths(&arguments.db)?;
     guarded.iter().try_for_each(|path| txn.guard(path))?;
     let ended = match namespaces {
-        Ok(namespaces) => go(txn, namespaces, &View::default())?,
+        Ok(namespaces) => go(txn, namespaces, &View::default())?.map(|(ended, _)| ended),
         Err(why) => Err(why),
     };
     Ok((ended.or_else(|_| subreaper::run(&arguments.command, txn))?, Vec::new()))
@@ -238,10 +245,12 @@ fn over_overlay(
     let inside = |path: &&PathBuf| trees.iter().any(|tree| within(path, tree));
     txn.guard_paths(arguments.db.iter().filter(|path| !inside(path)))?;
     txn.guard_paths(others.into_iter().filter(|path| !inside(path)))?;
-    let mut view = View { covers: journal.own_paths(), ..View::default() };
+    let mut view = View::default();
     let mut layers = Vec::with_capacity(trees.len());
     for tree in &trees {
-        let databases = arguments.db.iter().filter(|path| within(path, tree));
+        // One that is not there yet is made in the overlay, like any file.
+        let is_there = |path: &&PathBuf| root.join(path).symlink_metadata().is_ok();
+        let databases = arguments.db.iter().filter(|path| within(path, tree)).filter(is_there);
         let layer = match txn.layer(tree, databases) {
             Ok(layer) => layer,
             Err(error @ Error::MountInTree { .. }) => return Ok(Err(error.to_string())),
@@ -250,18 +259,29 @@ fn over_overlay(
         view.layers.push([layer.lower().to_owned(), layer.upper(), layer.work()]);
         layers.push(layer);
     }
+    // By now with all that the layers have made.
+    view.covers = journal.own_paths();
     let appended = arguments.append.iter().filter(inside).map(|path| root.join(path));
     view.through = appended.filter(|path| path.exists()).collect();
-    Ok(go(txn, namespaces, &view)?.map(|ended| (ended, layers)))
+    Ok(go(txn, namespaces, &view)?.map(|(ended, by_user)| {
+        if by_user {
+            layers.iter_mut().for_each(Layer::mounted_with_userxattr);
+        }
+        (ended, layers)
+    }))
 }
 
-/// Runs the command. The inner error says why it could not be, for want of mounts.
-fn go(txn: &mut Transaction, namespaces: Namespaces, view: &View) -> Result<Result<Ended, String>, Failure> {
+/// Runs the command, and says too whether overlays were mounted in a user namespace. The inner error says why it could not be
+/// run, for want of mounts.
+fn go(txn: &mut Transaction, namespaces: Namespaces, view: &View) -> Result<Result<(Ended, bool), String>, Failure> {
     let init = namespaces.init;
     txn.record_worker(init.as_raw_nonzero().get().cast_unsigned())?;
     let lent = txn.lend_lock()?;
     let _passing = PassSignals::to(move || Some(init)).map_err(system("pass signals on to"))?;
-    Ok(namespaces.go(view, &lent).map(isolate::Running::wait))
+    Ok(namespaces
+        .go(view, &lent)
+        .map(|running| (running.by_user, running))
+        .map(|(by_user, running)| (running.wait(), by_user)))
 }
 
 pub(super) fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Failure {
