@@ -20,7 +20,8 @@ are given a second, then SIGTERM, then SIGKILL, before anything is decided.
 It works on an overlay: nobody else sees what it does before it has ended well, and that costs what it touches, \
 however much is stored. Should somebody else change one of the same paths meanwhile, nothing is taken over, this \
 program exits with 1, and what the command wrote is kept in a directory that is named. The state directory of the \
-journal is empty to the command. --append files and guarded paths that are no directories are not in the overlay: there \
+journal is empty to the command, and so is its database, where that is the application's. Another mount of the same tree \
+leads past the overlay. --append files and guarded paths that are no directories are not in the overlay: there \
 others see its work as it goes, and it is put back as need be. A database that others use meanwhile has to be named with \
 --db, inside of guarded directories too.
 
