@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Mutex;
 
 use super::ground::Ground;
 use super::old_versions;
@@ -24,6 +25,9 @@ use crate::tree::{
     DirDiff, DirId, DirRow, Entry, Files, Mirror, PreImage, PreImages, Scan, Stamp, TreeRestorer, Was, is_shared_memory,
 };
 
+/// From so many directories on, looking at all of their files is shared out, to so many threads at most.
+const MANY: usize = 8;
+const MOST_THREADS: usize = 4;
 /// This many files are read by the opener's thread at once.
 const AT_ONCE: usize = 256;
 
@@ -141,10 +145,26 @@ pub(super) fn differences(
     mut visit: impl FnMut(DirDiff) -> Result<()>,
 ) -> Result<()> {
     let scan = Scan { root: &ground.root, reserved: &ground.reserved, files, place: area.place };
+    let load = |dir| reading.look(|tx| journal::entries(tx, dir));
     let mut gone: Vec<RelPath> = Vec::new();
+    // To look at each file takes long enough to be shared out.
+    if let (Reading::Peek(ground), Files::All, MANY..) = (reading, files, rows.len()) {
+        let mut todo = Vec::with_capacity(rows.len());
+        for row in rows {
+            let above_gone = row.path.as_ref().is_some_and(|path| gone.iter().any(|gone| path.is_within(gone)));
+            if !above_gone && scan.look(row.path.as_ref())?.is_none() {
+                gone.extend(row.path.clone());
+            }
+            todo.push((row, above_gone));
+        }
+        let load = |dir| ground.store.peek(|tx| journal::entries(tx, dir));
+        return share_out(todo, |(row, above_gone)| scan.diff(row, above_gone, load))
+            .into_iter()
+            .try_for_each(|diff| diff?.map_or(Ok(()), &mut visit));
+    }
     for row in rows {
         let above_gone = row.path.as_ref().is_some_and(|path| gone.iter().any(|gone| path.is_within(gone)));
-        let Some(diff) = scan.diff(row, above_gone, |dir| reading.look(|tx| journal::entries(tx, dir)))? else {
+        let Some(diff) = scan.diff(row, above_gone, load)? else {
             continue;
         };
         if diff.live.is_none()
@@ -156,6 +176,32 @@ pub(super) fn differences(
         visit(diff)?;
     }
     Ok(())
+}
+
+/// Has work done by as many threads as there are processors, up to a few. The answers are in the order of the work.
+fn share_out<W: Send, T: Send>(work: Vec<W>, done: impl Fn(W) -> T + Sync) -> Vec<T> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    let waiting = Mutex::new(work.into_iter().enumerate());
+    let answers = Mutex::new(Vec::new());
+    let turn = || {
+        let mut own = Vec::new();
+        loop {
+            let next = waiting.lock().unwrap_or_else(|poison| poison.into_inner()).next();
+            let Some((n, work)) = next else { break };
+            own.push((n, done(work)));
+        }
+        answers.lock().unwrap_or_else(|poison| poison.into_inner()).append(&mut own);
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // Without it the others do all of it.
+            let _ = std::thread::Builder::new().name("journal-look".into()).spawn_scoped(scope, turn);
+        }
+        turn();
+    });
+    let mut answers = answers.into_inner().unwrap_or_else(|poison| poison.into_inner());
+    answers.sort_unstable_by_key(|(n, _)| *n);
+    answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
 /// Reads the files that look as they were, and counts those as changed whose bytes are not those of the copy. Where the
