@@ -145,7 +145,6 @@ pub(super) fn differences(
     mut visit: impl FnMut(DirDiff) -> Result<()>,
 ) -> Result<()> {
     let scan = Scan { root: &ground.root, reserved: &ground.reserved, files, place: area.place };
-    let load = |dir| reading.look(|tx| journal::entries(tx, dir));
     let mut gone: Vec<RelPath> = Vec::new();
     // To look at each file takes long enough to be shared out.
     if let (Reading::Peek(ground), Files::All, MANY..) = (reading, files, rows.len()) {
@@ -164,6 +163,7 @@ pub(super) fn differences(
     }
     for row in rows {
         let above_gone = row.path.as_ref().is_some_and(|path| gone.iter().any(|gone| path.is_within(gone)));
+        let load = |dir| reading.look(|tx| journal::entries(tx, dir));
         let Some(diff) = scan.diff(row, above_gone, load)? else {
             continue;
         };

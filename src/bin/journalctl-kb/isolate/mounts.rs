@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
 use super::View;
@@ -106,39 +106,17 @@ fn overlay(lower: &Path, upper: &Path, work: &Path, user: bool) -> Result<(), St
     Ok(())
 }
 
-/// The options of the overlay that was mounted last at a path, as the kernel lists them.
+/// The options of the overlay that is seen at a path, as the kernel lists them by the numbers of mounts.
 fn options_at(path: &Path) -> Option<String> {
-    use std::os::unix::ffi::OsStrExt;
+    let seen = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID).ok()?;
+    // Paths in it may be any bytes; what is read here is not.
     let list = std::fs::read("/proc/self/mountinfo").ok()?;
-    let overlay_here = |line: &[u8]| {
-        let mut fields = line.split(|&byte| byte == b' ');
-        let point = fields.nth(4)?;
-        // Behind the dash: kind, source, options.
-        let mut behind = fields.skip_while(|field| *field != b"-").skip(1);
-        let here = behind.next() == Some(b"overlay") && unescape(point) == path.as_os_str().as_bytes();
-        behind.nth(1).filter(|_| here).map(|options| String::from_utf8_lossy(options).into_owned())
-    };
-    list.split(|&byte| byte == b'\n').filter_map(overlay_here).next_back()
-}
-
-/// Space, tab, newline and backslash stand there as three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, behind)) = rest.split_first() {
-        let digits = behind.get(..3).filter(|_| byte == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(escaped) => {
-                plain.push(escaped);
-                rest = &behind[3..];
-            }
-            None => {
-                plain.push(byte);
-                rest = behind;
-            }
-        }
-    }
-    plain
+    let list = String::from_utf8_lossy(&list);
+    let mount = list.lines().find(|line| line.split(' ').next() == Some(seen.stx_mnt_id.to_string().as_str()))?;
+    // Behind the dash: kind, source, options.
+    let mut behind = mount.split_once(" - ")?.1.split(' ');
+    let options = behind.clone().nth(2)?;
+    (behind.next() == Some("overlay")).then(|| options.to_owned())
 }
 
 /// What an overlay does; where it does as the module was told to by default, only that says it.

@@ -279,10 +279,10 @@ fn go(txn: &mut Transaction, namespaces: Namespaces, view: &View) -> Result<Resu
     txn.record_worker(init.as_raw_nonzero().get().cast_unsigned())?;
     let lent = txn.lend_lock()?;
     let _passing = PassSignals::to(move || Some(init)).map_err(system("pass signals on to"))?;
-    Ok(namespaces
-        .go(view, &lent)
-        .map(|running| (running.by_user, running))
-        .map(|(by_user, running)| (running.wait(), by_user)))
+    Ok(namespaces.go(view, &lent).map(|running| {
+        let by_user = running.by_user;
+        (running.wait(), by_user)
+    }))
 }
 
 pub(super) fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Failure {
