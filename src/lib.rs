@@ -3,6 +3,7 @@
 mod codec;
 mod engine;
 mod error;
+mod fault;
 mod fs;
 mod history;
 mod id;

@@ -8,7 +8,7 @@ use walkdir::WalkDir;
 
 /// The floors, ground first: a module may use those of lower floors.
 const FLOORS: &[&[&str]] = &[
-    &["error", "id", "time"],
+    &["error", "fault", "id", "time"],
     &["codec", "path"],
     &["fs"],
     &["store", "tree"],
