@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::reserved;
-use crate::error::{IoContext, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::fs::area::{Area, STATE_AREA};
 use crate::fs::clone::Way;
 use crate::fs::opener::Opener;
@@ -101,19 +101,10 @@ impl<'a> PutBack<'a> {
         let row = journal::guards(tx)?.into_iter().find(|row| row.id == GuardId(self.guard.id));
         let mark = row.and_then(|row| row.mark);
         self.in_doubt = !mark.is_some_and(|mark| mark.counts_in(&self.scene.mark()));
-        self.paths(tx, &died)?;
-        if self.guard.quarantined {
-            for tree in &self.guard.trees {
-                let reason = "in quarantine: a person has to look; of its old versions the baseline has what there is";
-                self.step(&tree.path, "leave", reason);
-            }
-        } else {
-            for tree in journal::guarded_trees(tx, GuardId(self.guard.id))? {
-                match tree {
-                    Ok(tree) => self.tree(tx, &tree, &died)?,
-                    Err(error) => self.step(RelPath::unknown().as_path(), QUARANTINE, &error.to_string()),
-                }
-            }
+        match self.paths(tx, &died).and_then(|()| self.trees(tx, &died)) {
+            // What of it can be read is told all the same, and so are the others.
+            Err(error @ Error::Corrupt { .. }) => self.step(RelPath::unknown().as_path(), QUARANTINE, &error.to_string()),
+            other => other?,
         }
         if self.steps.is_empty() {
             self.step(Path::new("."), "end the guard", &format!("{died}, and nothing is different"));
@@ -124,6 +115,23 @@ impl<'a> PutBack<'a> {
 
     fn step(&mut self, path: &Path, action: &str, reason: &str) {
         self.steps.entry(path.to_owned()).or_insert_with(|| (action.to_owned(), reason.to_owned()));
+    }
+
+    fn trees(&mut self, tx: &Tx<'_>, died: &str) -> Result<()> {
+        if self.guard.quarantined {
+            for tree in &self.guard.trees {
+                let reason = "in quarantine: a person has to look; of its old versions the baseline has what there is";
+                self.step(&tree.path, "leave", reason);
+            }
+            return Ok(());
+        }
+        for tree in journal::guarded_trees(tx, GuardId(self.guard.id))? {
+            match tree {
+                Ok(tree) => self.tree(tx, &tree, died)?,
+                Err(error) => self.step(RelPath::unknown().as_path(), QUARANTINE, &error.to_string()),
+            }
+        }
+        Ok(())
     }
 
     /// What is recorded path by path.
