@@ -4,10 +4,60 @@
 /// A fault. The name of the variant, in the variable `JOURNAL_KB_PLANTED`, has it happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Staged content too large for the journal is not synced before the commit point.
+    /// Staged content that does not ride in the log is not synced before the COMMIT.
     StagedContentUnsynced,
-    /// Settling does not sync the live files before redo content goes.
+    /// It is, but its name in the stage is not.
+    StageDirectoryUnsynced,
+    /// The COMMIT of a transaction is not synced.
+    CommitNotDurable,
+    /// Settling syncs nothing before redo content goes.
     LiveFilesUnsynced,
+    /// Settling syncs files, but not their directories.
+    LiveDirectoriesUnsynced,
+    /// "Settled" is not synced, so that a power cut brings redo content back.
+    SettledNotDurable,
+    /// Redo content goes before the tree is synced.
+    SettledBeforeSync,
+    /// A failed sync of the tree is tried again.
+    FailedSyncTriedAgain,
+    /// A failed sync of the log is forgotten by the next process.
+    FailedLogSyncForgotten,
+    /// Effects are applied before the COMMIT.
+    AppliedBeforeCommit,
+    /// Old versions of guarded paths are not synced before the guard is recorded.
+    OldVersionsUnsynced,
+    /// They are synced afterwards.
+    GuardRecordedBeforeSync,
+    /// The record of a guard is not synced before anybody may write.
+    GuardNotDurable,
+    /// What was written under a guard is not synced before the COMMIT.
+    GuardedWorkUnsynced,
+    /// What was put back is not synced before the guard ends.
+    PutBackUnsynced,
+    /// A baseline is not synced before it is said to be true.
+    BaselineUnsynced,
+    /// A baseline changes without being marked as changing.
+    BaselineNotMarkedChanging,
+    /// A baseline is believed without a look at the tree.
+    StaleBaselineTrusted,
+    /// After a power cut a file's times are believed.
+    TimesBelieved,
+    /// A note "applied" counts in another boot or on another mount.
+    StaleMarkTrusted,
+    /// Recovery replays the oldest effect on a path, not the newest.
+    OldestEffectWins,
+    /// What was displaced and is somebody's is dropped.
+    DisplacedDropped,
+    /// An attempt to recover is not counted.
+    AttemptNotCounted,
+    /// An attempt to put a guard back is not counted.
+    GuardAttemptNotCounted,
+    /// An attempt that failed for want of room is not given back.
+    AttemptNotGivenBack,
+    /// A path in the database is believed as it stands there.
+    StoredPathsBelieved,
+    /// What living sessions have staged is swept.
+    LivingSessionsSwept,
 }
 
 /// True when a test has planted this fault in this process.

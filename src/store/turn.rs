@@ -22,7 +22,7 @@ use super::caller::{CallerMode, Rows, refuse_reentry};
 use super::connect::{self, Database};
 use super::migrate;
 use crate::error::{Error, Result, SqlContext};
-use crate::fault::step;
+use crate::fault::{Fault, planted, step};
 use crate::fs::os_lock::OsLock;
 use crate::fs::state::StateDir;
 use crate::time::Deadline;
@@ -250,7 +250,7 @@ impl Turn<'_> {
     }
 
     fn cure_failed_sync(&mut self) -> Result<()> {
-        if !self.store.state_dir.has_mark(MARKER) {
+        if !self.store.state_dir.has_mark(MARKER) || planted(Fault::FailedLogSyncForgotten) {
             return Ok(());
         }
         self.carry_over()?;
