@@ -39,6 +39,11 @@ pub fn frame(payload: &[u8]) -> Vec<u8> {
     codec::frame(payload)
 }
 
+/// Has this process be killed at the `nth` step of the engine from now, from 1, when it has called `last`.
+pub fn die_at_step(nth: u64, last: fn(&'static str)) {
+    crate::fault::steps::end_at(nth, last);
+}
+
 /// Parses arbitrary bytes as a path of the tree, and gives its normal form.
 pub fn path(bytes: &[u8]) -> Option<Vec<u8>> {
     use std::os::unix::ffi::OsStrExt;

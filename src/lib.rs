@@ -14,6 +14,8 @@ mod options;
 mod path;
 mod recovery;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod time;
 mod tree;
 mod txn;
@@ -31,6 +33,7 @@ pub use store::Rows;
 pub use txn::{Guard, Layer, Receipt, RolledBack, Settled, Transaction, Warning};
 
 /// Entrances for fuzzing, which `cargo test` replays too. Not part of the interface.
+#[cfg(feature = "testing")]
 #[doc(hidden)]
 #[path = "fuzz.rs"]
 pub mod __fuzz;

@@ -31,16 +31,43 @@ const TABLES: [(&str, &str, &[&str]); 15] = [
         "journal_lock",
         "name",
         &[
-            "name", "fence", "session", "pid", "purpose", "acquired_ms", "heartbeat_ms", "progress", "acquisitions",
-            "crashes", "losses",
+            "name",
+            "fence",
+            "session",
+            "pid",
+            "purpose",
+            "acquired_ms",
+            "heartbeat_ms",
+            "progress",
+            "acquisitions",
+            "crashes",
+            "losses",
         ],
     ),
     (
         "journal_txn",
         "id",
         &[
-            "id", "state", "lock", "fence", "session", "label", "key", "digest", "ran_sql", "structural", "changes", "bytes",
-            "kept", "history", "attempts", "began_ms", "committed_ms", "applied_mark", "settled_ms", "rolled_back",
+            "id",
+            "state",
+            "lock",
+            "fence",
+            "session",
+            "label",
+            "key",
+            "digest",
+            "ran_sql",
+            "structural",
+            "changes",
+            "bytes",
+            "kept",
+            "history",
+            "attempts",
+            "began_ms",
+            "committed_ms",
+            "applied_mark",
+            "settled_ms",
+            "rolled_back",
         ],
     ),
     ("journal_redo", "id", &["id", "path", "record", "content"]),
@@ -72,15 +99,65 @@ const TABLES: [(&str, &str, &[&str]); 15] = [
 
 /// Words that the engine knows.
 const WORDS: [&str; 22] = [
-    "committed", "pending", "applied", "settling", "settled", "quarantined", "active", "open", "closed", "dead", "any",
-    "replacing", "layer", "true", "changing", "created", "replaced", "removed", "renamed", "directory", "main", "",
+    "committed",
+    "pending",
+    "applied",
+    "settling",
+    "settled",
+    "quarantined",
+    "active",
+    "open",
+    "closed",
+    "dead",
+    "any",
+    "replacing",
+    "layer",
+    "true",
+    "changing",
+    "created",
+    "replaced",
+    "removed",
+    "renamed",
+    "directory",
+    "main",
+    "",
 ];
 
 /// Names and paths that lead out of the root, into the engine's own, nowhere, or to what is there.
 const PATHS: [&str; 34] = [
-    "../../outside/secret", "../outside", "/", "..", ".", "", "a/..", "out/secret", "out/dir/file", "out", "d/secret",
-    ".journal", ".journal/journal.db", ".journal/locks/main.lock", ".journal-stage", "d/.journal-stage", "a//b", "a/", "a",
-    "b", "d", "d/x", "d/y", "d/e", "d/e/z", "f", "f/w", "g", "g/new", "f/link", "a/below", "new\n\u{1b}[2J", "a\0b",
+    "../../outside/secret",
+    "../outside",
+    "/",
+    "..",
+    ".",
+    "",
+    "a/..",
+    "out/secret",
+    "out/dir/file",
+    "out",
+    "d/secret",
+    ".journal",
+    ".journal/journal.db",
+    ".journal/locks/main.lock",
+    ".journal-stage",
+    "d/.journal-stage",
+    "a//b",
+    "a/",
+    "a",
+    "b",
+    "d",
+    "d/x",
+    "d/y",
+    "d/e",
+    "d/e/z",
+    "f",
+    "f/w",
+    "g",
+    "g/new",
+    "f/link",
+    "a/below",
+    "new\n\u{1b}[2J",
+    "a\0b",
     "/dev/shm",
 ];
 
@@ -113,7 +190,9 @@ pub(crate) fn damage(input: &mut Input<'_>, root: &Path, database: Connection) -
     drop(database);
     for (which, at, change) in bytes {
         let name = if which < 160 { "journal.db" } else { "journal.db-wal" };
-        let Ok(file) = fs::File::options().read(true).write(true).open(root.join(".journal").join(name)) else { continue };
+        let Ok(file) = fs::File::options().read(true).write(true).open(root.join(".journal").join(name)) else {
+            continue;
+        };
         let length = file.metadata().unwrap().len();
         let mut byte = [0];
         if length > 0 && change > 0 && file.read_exact_at(&mut byte, at % length).is_ok() {
@@ -124,7 +203,8 @@ pub(crate) fn damage(input: &mut Input<'_>, root: &Path, database: Connection) -
     depth
 }
 
-fn edit_rows(input: &mut Input<'_>, database: &Connection) -> Depth {
+/// Damages some row of some table.
+pub(crate) fn edit_rows(input: &mut Input<'_>, database: &Connection) -> Depth {
     let wanted = input.below(TABLES.len());
     let rows = |table: &str| {
         database.query_row(&format!("SELECT count(*) FROM {table}"), (), |row| row.get::<_, usize>(0)).unwrap_or(0)
@@ -179,7 +259,8 @@ fn edit_rows(input: &mut Input<'_>, database: &Connection) -> Depth {
         }
         235..=249 => database.execute(&format!("DELETE FROM {table} WHERE {}", one(row)), ()),
         _ => {
-            let column = *input.one(&["schema", "app_schema", "created_ms", "fence", "fence_ceiling", "fence_mark", "id"]);
+            let column =
+                *input.one(&["schema", "app_schema", "created_ms", "fence", "fence_ceiling", "fence_mark", "id"]);
             let value = value(input, if column == "fence_mark" { "blob" } else { "integer" });
             let done = database.execute(&format!("UPDATE journal_meta SET {column} = ?1"), params![value]);
             return if done.is_ok() { Depth::Database } else { Depth::Rows };

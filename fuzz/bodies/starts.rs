@@ -161,7 +161,10 @@ fn quarantined(root: &Path) -> Kept {
 fn guarded(root: &Path) -> Kept {
     plant(root);
     fs::write(root.join("growing"), "a line\n").unwrap();
-    Connection::open(root.join("rows.db")).unwrap().execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(x)").unwrap();
+    Connection::open(root.join("rows.db"))
+        .unwrap()
+        .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(x)")
+        .unwrap();
     let journal = options().open(root).unwrap();
     let mut txn = journal.begin("a guard").unwrap();
     txn.guard_paths(["a", "b", "d/e", "d/e/z", "f/absent", "d/secret", "rows.db"]).unwrap();
@@ -283,7 +286,8 @@ impl Start {
         for entry in &self.entries {
             let meta = root.join(&entry.path).symlink_metadata().unwrap();
             let since = |time: std::io::Result<SystemTime>| {
-                let since = time.ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default();
+                let since =
+                    time.ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default();
                 (since.as_secs() as i64, since.subsec_nanos())
             };
             let ctime = (meta.ctime(), meta.ctime_nsec() as u32);

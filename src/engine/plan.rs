@@ -103,7 +103,9 @@ impl<'a> PutBack<'a> {
         self.in_doubt = !mark.is_some_and(|mark| mark.counts_in(&self.scene.mark()));
         match self.paths(tx, &died).and_then(|()| self.trees(tx, &died)) {
             // What of it can be read is told all the same, and so are the others.
-            Err(error @ Error::Corrupt { .. }) => self.step(RelPath::unknown().as_path(), QUARANTINE, &error.to_string()),
+            Err(error @ Error::Corrupt { .. }) => {
+                self.step(RelPath::unknown().as_path(), QUARANTINE, &error.to_string())
+            }
             other => other?,
         }
         if self.steps.is_empty() {
