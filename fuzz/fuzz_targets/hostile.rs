@@ -2,5 +2,6 @@
 
 #[path = "../bodies/mod.rs"]
 mod bodies;
+mod limit;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::hostile::run(bytes));
