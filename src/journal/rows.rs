@@ -398,9 +398,12 @@ pub(crate) fn insert_area(tx: &Tx<'_>, top: &[u8]) -> Result<i64> {
 pub(crate) fn staged_names(tx: &Tx<'_>) -> Result<std::collections::HashSet<String>> {
     let base = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
     let mut names: std::collections::HashSet<String> = tx
-        .query_map("SELECT preimage FROM main.journal_change WHERE preimage IS NOT NULL", (), |row| {
-            row.get::<_, String>(0)
-        })?
+        .query_map(
+            "SELECT c.preimage FROM main.journal_change c JOIN main.journal_txn t ON t.id = c.txn \
+             WHERE t.state <> 'settled' AND c.preimage IS NOT NULL",
+            (),
+            |row| row.get::<_, String>(0),
+        )?
         .iter()
         .map(|name| base(name))
         .collect();
