@@ -9,6 +9,7 @@
 //! This shows that no *order* of calls is wrong. That what was synced is what is needed after a power cut is another
 //! question, which a killed process cannot answer.
 
+mod exec;
 pub(crate) mod guards;
 pub(crate) mod manifest;
 mod plain;
@@ -282,7 +283,7 @@ impl Sweep {
 }
 
 /// Does `work` for each point, several at once: most of it is waiting for the disk. The answers are in order.
-fn at_each<T: Send>(points: &[Point], work: impl Fn(&Point) -> T + Sync) -> Vec<T> {
+fn at_each<P: Sync, T: Send>(points: &[P], work: impl Fn(&P) -> T + Sync) -> Vec<T> {
     let next = AtomicUsize::new(0);
     let worker = || {
         let mut done = Vec::new();

@@ -19,7 +19,7 @@ use std::process::{self, Command, Stdio};
 
 /// Calls that change files, directories or what of them is durable. The question mark is strace's: an architecture may
 /// lack the call.
-const MUTATING: &str = "?write,?pwrite64,?writev,?pwritev,?pwritev2,?rename,?renameat,?renameat2,?link,?linkat,\
+pub(crate) const MUTATING: &str = "?write,?pwrite64,?writev,?pwritev,?pwritev2,?rename,?renameat,?renameat2,?link,?linkat,\
     ?unlink,?unlinkat,?mkdir,?mkdirat,?rmdir,?symlink,?symlinkat,?fsync,?fdatasync,?syncfs,?sync_file_range,\
     ?truncate,?ftruncate,?fallocate,?chmod,?fchmod,?fchmodat,?fchmodat2,?chown,?fchown,?lchown,?fchownat,\
     ?utimensat,?setxattr,?lsetxattr,?fsetxattr,?removexattr,?lremovexattr,?fremovexattr,?copy_file_range,?sendfile,\
@@ -132,7 +132,7 @@ fn inject(test: &str, workload: &str, root: &Path, point: &Point, what: &str, on
 
 /// Waits until the kernel has let go of the locks of whoever was killed, which under load is a little later than its end is
 /// told: what is tested is what the next one finds.
-fn wait_for_locks(root: &Path) {
+pub(crate) fn wait_for_locks(root: &Path) {
     let files = walkdir::WalkDir::new(root.join(".journal")).max_depth(2).into_iter().filter_map(Result::ok);
     let locks: BTreeSet<u64> = files
         .filter(|file| file.path().extension().is_some_and(|extension| extension == "lock"))
@@ -227,7 +227,7 @@ impl Child {
 
 /// Reads the lines of a trace: `1234<name> call(arguments…) = result`. A call that another thread interrupts is printed
 /// in two parts; the second, `<... call resumed>`, is not counted again.
-fn parse(trace: &str, threads: &BTreeMap<u32, Thread>) -> Vec<Point> {
+pub(crate) fn parse(trace: &str, threads: &BTreeMap<u32, Thread>) -> Vec<Point> {
     let mut counts: BTreeMap<(u32, &str), usize> = BTreeMap::new();
     let mut points = Vec::new();
     for line in trace.lines() {

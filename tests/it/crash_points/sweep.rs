@@ -234,7 +234,7 @@ impl<'w> Sweep<'w> {
 }
 
 /// Some of the points, evenly over all of them.
-pub(crate) fn some(points: Vec<Point>, what: &str) -> Vec<Point> {
+pub(crate) fn some<P>(points: Vec<P>, what: &str) -> Vec<P> {
     let all = points.len();
     let wanted = match std::env::var(POINTS) {
         Ok(all_of_them) if all_of_them == "all" => all,
