@@ -1,6 +1,7 @@
 //! The open journal: wires the floors together, and owns the background thread.
 
 mod plan;
+mod quarantine;
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use crate::txn::{
 };
 
 pub use plan::{PlannedStep, recovery_plan};
+pub use quarantine::Quarantine;
 
 /// The lock of a transaction that names none.
 const MAIN_LOCK: &str = "main";

@@ -16,12 +16,12 @@ use super::decide::Decision;
 use super::evidence::{Decided, Newest, Unreadable, decisions, newest};
 use super::guards::put_back_dead;
 use crate::error::{Error, IoContext, Result};
-use crate::fs::area::Area;
+use crate::fs::area::{self, Area};
 use crate::fs::exchange::{self};
 use crate::fs::root::{Dir, Dirs, Kind};
 use crate::fs::temp;
 use crate::id::TxnId;
-use crate::journal::{self, Level, Mark, TxnState, Unsettled, What};
+use crate::journal::{self, Level, Mark, RedoRow, TxnState, Unsettled, What};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
 use crate::txn::{self, AGAIN, Again, Drained, Ground, Outcome, Scene, Step, Which};
@@ -30,7 +30,7 @@ use crate::txn::{self, AGAIN, Again, Drained, Ground, Outcome, Scene, Step, Whic
 pub(super) const MAX_ATTEMPTS: i64 = 5;
 
 /// How many new versions are recorded at once, and open at once.
-const AT_ONCE: usize = 64;
+pub(super) const AT_ONCE: usize = 64;
 
 /// One row of what recovery would do.
 #[derive(Clone, Debug)]
@@ -52,6 +52,7 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
         return Ok(drained);
     }
     ground.write_late(turn)?;
+    set_unknown_aside(turn)?;
     let unsettled = turn.look(journal::unsettled)?;
     if unsettled.is_empty() {
         return Ok(drained);
@@ -103,6 +104,26 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
     }
     note(ground, turn, &mut ended)?;
     Ok(drained)
+}
+
+/// A state that nobody knows says nothing of how far a transaction came: it is left for a person.
+fn set_unknown_aside(turn: &mut Turn<'_>) -> Result<()> {
+    let unknown = turn.look(journal::unknown_states)?;
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    turn.write(Durability::Full, |tx| {
+        unknown.iter().try_for_each(|(txn, word)| {
+            let message = format!("its state is {word:?}, which this version does not know; everything is kept");
+            journal::insert_event(tx, Level::Error, "quarantined", Some(*txn), None, &message)?;
+            journal::quarantine_unknown(tx, *txn)
+        })
+    })
+}
+
+/// True for what is nobody's fault: a full or read-only disk, a quota, a busy file. An attempt that ended so is given back.
+pub(super) fn is_excused(error: &Error) -> bool {
+    matches!(error.errno(), Some(libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EBUSY)) || error.is_full()
 }
 
 /// A transaction with a row that cannot be read: the others were carried out, and everything is kept for a person.
@@ -202,7 +223,7 @@ fn begin_attempt(turn: &mut Turn<'_>, due: Vec<Unsettled>) -> Result<Vec<Unsettl
 }
 
 /// Carries out a few decisions, recording what it needs to for all of them at once.
-fn carry_out_some(
+pub(super) fn carry_out_some(
     ground: &Ground,
     turn: &mut Turn<'_>,
     dirs: &mut Dirs<'_>,
@@ -368,16 +389,19 @@ fn parent_again(dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<Dir>> {
 }
 
 /// The steps of a structural transaction, from its rows.
-fn steps(ground: &Ground, turn: &mut Turn<'_>, txn: TxnId) -> Result<Vec<Step>> {
-    let mut steps = Vec::new();
-    for row in turn.look(|tx| journal::redo_rows(tx, txn))? {
-        let (path, redo) = (row.path?, row.redo?);
-        let area = ground.area(redo.area)?;
-        ground.path(path.as_path())?;
-        let content = if row.content { turn.look(|tx| journal::redo_content(tx, txn, row.n))? } else { None };
-        steps.push(Step::again(row.n, path, redo, area, content.map(Into::into)));
-    }
-    Ok(steps)
+fn steps(ground: &Ground, turn: &Turn<'_>, txn: TxnId) -> Result<Vec<Step>> {
+    let rows = turn.look(|tx| journal::redo_rows(tx, txn))?;
+    rows.into_iter().map(|row| step(ground, turn, row)).collect()
+}
+
+/// The step of one row.
+pub(super) fn step(ground: &Ground, turn: &Turn<'_>, row: RedoRow) -> Result<Step> {
+    let (path, redo) = (row.path?, row.redo?);
+    area::check_name(&redo.staged)?;
+    let area = ground.area(redo.area)?;
+    ground.path(path.as_path())?;
+    let content = if row.content { turn.look(|tx| journal::redo_content(tx, row.txn, row.n))? } else { None };
+    Ok(Step::again(row.n, path, redo, area, content.map(Into::into)))
 }
 
 /// Notes how the attempts on some transactions ended.
@@ -389,10 +413,7 @@ fn note(ground: &Ground, turn: &mut Turn<'_>, ended: &mut Vec<(&Unsettled, Outco
 }
 
 fn note_one(tx: &Tx<'_>, mark: &Mark, txn: &Unsettled, outcome: &Outcome) -> Result<()> {
-    // A full or read-only disk, or a busy file, is nobody's fault: the attempt is given back.
-    let excused = outcome.failed.iter().any(|(_, error)| {
-        matches!(error.errno(), Some(libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EBUSY)) || error.is_full()
-    });
+    let excused = outcome.failed.iter().any(|(_, error)| is_excused(error));
     for (path, message) in outcome.messages() {
         journal::insert_event(tx, Level::Warn, "recovery", Some(txn.id), Some(&path), &message)?;
     }

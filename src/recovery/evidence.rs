@@ -106,6 +106,29 @@ pub(super) fn decisions<'n>(
         .collect()
 }
 
+/// What is to be done so that the tree has the recorded versions of a transaction, whatever lies there now and whatever is known
+/// of how far it came: a person has said so.
+pub(super) fn forced<'n>(scene: &Scene<'_>, effects: &'n BTreeMap<RelPath, Newest>) -> Result<Vec<Decided<'n>>> {
+    let size = |effect: &Newest| if let What::Content { size, .. } = effect.redo.what { size } else { 0 };
+    let found = scene.opener.examine(effects.iter().map(|(path, effect)| (path.clone(), size(effect))).collect())?;
+    effects
+        .iter()
+        .zip(found)
+        .map(|((path, effect), found)| {
+            let found = found.unwrap_or_default();
+            let mut live = classify(scene, effect, found.as_ref())?;
+            if let (What::Content { hash, .. }, Live::New, Some(found)) = (&effect.redo.what, live, &found)
+                && found.hash != Some(*hash)
+            {
+                // The very file, written to in place since.
+                live = Live::Other;
+            }
+            let available = is_available(scene, effect)?;
+            Ok((path, effect, decide(Evidence { applied: false, live, available })))
+        })
+        .collect()
+}
+
 fn classify(scene: &Scene<'_>, effect: &Newest, found: Option<&Found>) -> Result<Live> {
     let Some(found) = found else {
         return Ok(if effect.redo.what == What::Absence { Live::New } else { Live::Empty });

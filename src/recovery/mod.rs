@@ -4,13 +4,18 @@
 //! - [`evidence`] is what the rows, the tree and the stage say.
 //! - [`drain`] carries the decisions out, under the turnstile.
 //! - [`guards`] puts back what dead transactions guarded.
+//! - [`quarantine`] is what a person decides about what could not be recovered; [`keeping`] moves what is kept then.
 //! - [`sweep`] removes what dead sessions left in the stages and nobody refers to.
 
 mod decide;
 mod drain;
 mod evidence;
 mod guards;
+mod keeping;
+mod quarantine;
 mod sweep;
 
 pub(crate) use drain::{drain, plan};
+pub use quarantine::{Resolved, Standing};
+pub(crate) use quarantine::{discard, keep_live, restore, retry};
 pub(crate) use sweep::sweep;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::ground::Ground;
 use super::guarding::{change, sync_whole};
 use super::renames;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fs::clone::Way;
 use crate::fs::root::{Kind, Meta};
 use crate::id::TxnId;
@@ -34,9 +34,36 @@ pub struct RolledBack {
 pub(crate) enum Attempt {
     /// The transaction itself.
     First,
-    /// Recovery: an attempt before this one may have put things back and not synced them. `in_doubt`: there may have been a
-    /// power cut, too, so that bytes changed and times did not.
-    Recovery { in_doubt: bool },
+    /// Recovery: the transaction may have put things back and not synced them. `in_doubt`: there may have been a power cut,
+    /// too, so that bytes changed and times did not. `again`: recovery has begun it before.
+    Recovery { in_doubt: bool, again: bool },
+}
+
+/// Puts back what it can, and leaves the guard as it is: what is displaced stays in its hands. Durable on return. Answers what
+/// is as before again, and what is not, and why.
+pub(crate) fn put_back_some(
+    ground: &Ground,
+    images: &PreImages,
+    in_doubt: bool,
+) -> Result<(Vec<PathBuf>, Vec<(RelPath, String)>)> {
+    ground.touch();
+    let mut restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas()).in_doubt(in_doubt);
+    let (mut restored, mut left) = (Vec::new(), Vec::new());
+    for (path, outcome) in restorer.put_back(images) {
+        match outcome {
+            Ok(PutBack::Unchanged) => {}
+            Ok(PutBack::Restored | PutBack::Dressed) => restored.push(path.to_path_buf()),
+            Ok(PutBack::Damaged) => left.push((
+                path,
+                "it cannot be put back: it was written to in place, cannot be moved out \
+                                                      of the way, or is no file, directory or symlink"
+                    .to_owned(),
+            )),
+            Err(error) => left.push((path, error.to_string())),
+        }
+    }
+    sync_whole(ground, images)?;
+    Ok((restored, left))
 }
 
 /// Puts everything back that a guard's transaction changed, and ends the guard. Durable on return.
@@ -48,12 +75,14 @@ pub(crate) fn put_back(
     attempt: Attempt,
 ) -> Result<RolledBack> {
     ground.touch();
-    let (again, in_doubt) = match attempt {
-        Attempt::First => (false, false),
-        Attempt::Recovery { in_doubt } => (true, in_doubt),
+    let (first, in_doubt, again) = match attempt {
+        Attempt::First => (true, false, false),
+        Attempt::Recovery { in_doubt, again } => (false, in_doubt, again),
     };
     let restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
     let mut restorer = restorer.in_doubt(in_doubt);
+    // IMPORTANT: before any live file is touched. A tree of which some is put back is neither as before nor as found.
+    refuse_missing(&restorer.missing(images, again)?)?;
     let mut done = RolledBack::default();
     let mut dressed = HashSet::new();
     let mut failed = None;
@@ -118,7 +147,7 @@ pub(crate) fn put_back(
     renames::tell(images, moves.map(|(change, now, _)| (change, *now)));
     let changes: Vec<Change> = changes.into_iter().map(|(change, ..)| change).collect();
     // IMPORTANT: what an earlier attempt put back is as it was, so nothing tells that it was never synced.
-    if again || !changes.is_empty() || !done.restored.is_empty() {
+    if !first || !changes.is_empty() || !done.restored.is_empty() {
         sync_whole(ground, images)?;
     }
     done.id = turn.write(Durability::Full, |tx| {
@@ -155,6 +184,13 @@ pub(crate) fn put_back(
         }
     }
     Ok(done)
+}
+
+/// Refuses to begin where old versions are not there.
+fn refuse_missing(missing: &[(RelPath, String)]) -> Result<()> {
+    let Some(((path, why), others)) = missing.split_first() else { return Ok(()) };
+    let more = if others.is_empty() { String::new() } else { format!(" (and of {} paths more)", others.len()) };
+    Err(Error::corrupt(format!("the old version of {}{more}", path.as_path().display()), why))
 }
 
 /// How many bytes were displaced under a name, with all that lies below a directory. A file of several names counts once.
