@@ -171,9 +171,10 @@ pub(crate) fn plan(scene: &Scene<'_>, tx: &Tx<'_>) -> Result<Vec<Plan>> {
     }
     let due: HashSet<TxnId> = due.iter().map(|txn| txn.id).collect();
     for txn in unsettled.iter().filter(|txn| !due.contains(&txn.id)) {
+        let in_quarantine = format!("in quarantine: see `journalctl-kb quarantine show {}`", txn.id);
         let (action, reason) = match txn.state {
             TxnState::Settling => ("rewrite and settle", "a settle was cut short"),
-            TxnState::Quarantined => ("leave", "in quarantine: a person has to look"),
+            TxnState::Quarantined => ("leave", in_quarantine.as_str()),
             _ => ("settle", "applied"),
         };
         plan.extend(journal::redo_paths(tx, txn.id)?.into_iter().map(|path| Plan {

@@ -75,12 +75,11 @@ fn give_up(turn: &mut Turn<'_>, guard: &GuardRow, why: &str, drained: &mut Drain
     })
 }
 
+/// A path of which it cannot be read what it was, and why.
+pub(super) type Unreadable = (RelPath, String);
+
 /// What is recorded of the paths of a guard, and of which it cannot be read.
-pub(super) fn images(
-    ground: &Ground,
-    turn: &Turn<'_>,
-    guard: &GuardRow,
-) -> Result<(PreImages, Vec<(RelPath, String)>)> {
+pub(super) fn images(ground: &Ground, turn: &Turn<'_>, guard: &GuardRow) -> Result<(PreImages, Vec<Unreadable>)> {
     let (mut images, mut unreadable) = (PreImages::new(), Vec::new());
     for row in turn.look(|tx| journal::guarded(tx, guard.id))? {
         let path = row.path.and_then(|path| ground.scene().check(&path).map(|()| path));

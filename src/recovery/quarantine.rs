@@ -309,14 +309,12 @@ fn restore_guard(ground: &Ground, turn: &mut Turn<'_>, row: &GuardRow) -> Result
     missing.extend(unmounted.into_iter().map(|path| (path, "the mount it lies on is not there".to_owned())));
     missing.iter().for_each(|(path, _)| drop(images.remove(path)));
     let mut restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas()).in_doubt(in_doubt);
-    missing.extend(restorer.missing(&images, true)?.into_iter().chain(restorer.missing(&images, false)?));
-    missing.sort();
-    missing.dedup_by(|next, before| next.0 == before.0);
+    missing.extend(restorer.missing(&images, false)?);
     missing.iter().for_each(|(path, _)| drop(images.remove(path)));
     resolved.leave(missing);
-    let (restored, left) = txn::put_back_some(ground, &images, in_doubt)?;
-    resolved.restored = restored;
-    resolved.leave(left);
+    let done = txn::put_back_some(ground, &images, in_doubt)?;
+    resolved.restored = done.restored;
+    resolved.leave(done.left);
     if !resolved.left.is_empty() {
         return Ok(resolved);
     }

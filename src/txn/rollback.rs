@@ -39,31 +39,32 @@ pub(crate) enum Attempt {
     Recovery { in_doubt: bool, again: bool },
 }
 
-/// Puts back what it can, and leaves the guard as it is: what is displaced stays in its hands. Durable on return. Answers what
-/// is as before again, and what is not, and why.
-pub(crate) fn put_back_some(
-    ground: &Ground,
-    images: &PreImages,
-    in_doubt: bool,
-) -> Result<(Vec<PathBuf>, Vec<(RelPath, String)>)> {
+/// Why something is not put back.
+const DAMAGED: &str = "it cannot be put back: it was written to in place, nobody can move it away, or it is no file, directory or symlink";
+
+/// What came of putting back what can be.
+#[derive(Debug, Default)]
+pub(crate) struct PutBackSome {
+    pub(crate) restored: Vec<PathBuf>,
+    /// What is not as before, and why.
+    pub(crate) left: Vec<(RelPath, String)>,
+}
+
+/// Puts back what it can, and leaves the guard as it is: what is displaced stays in its hands. Durable on return.
+pub(crate) fn put_back_some(ground: &Ground, images: &PreImages, in_doubt: bool) -> Result<PutBackSome> {
     ground.touch();
     let mut restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas()).in_doubt(in_doubt);
-    let (mut restored, mut left) = (Vec::new(), Vec::new());
+    let mut done = PutBackSome::default();
     for (path, outcome) in restorer.put_back(images) {
         match outcome {
             Ok(PutBack::Unchanged) => {}
-            Ok(PutBack::Restored | PutBack::Dressed) => restored.push(path.to_path_buf()),
-            Ok(PutBack::Damaged) => left.push((
-                path,
-                "it cannot be put back: it was written to in place, cannot be moved out \
-                                                      of the way, or is no file, directory or symlink"
-                    .to_owned(),
-            )),
-            Err(error) => left.push((path, error.to_string())),
+            Ok(PutBack::Restored | PutBack::Dressed) => done.restored.push(path.to_path_buf()),
+            Ok(PutBack::Damaged) => done.left.push((path, DAMAGED.to_owned())),
+            Err(error) => done.left.push((path, error.to_string())),
         }
     }
     sync_whole(ground, images)?;
-    Ok((restored, left))
+    Ok(done)
 }
 
 /// Puts everything back that a guard's transaction changed, and ends the guard. Durable on return.

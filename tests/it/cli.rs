@@ -23,7 +23,8 @@ mod overlay_strange;
 mod programs;
 
 /// The verbs that only look.
-const READING: [&[&str]; 5] = [&["status"], &["log"], &["show", "1"], &["locks"], &["recover", "--dry-run"]];
+const READING: [&[&str]; 6] =
+    [&["status"], &["log"], &["show", "1"], &["locks"], &["recover", "--dry-run"], &["quarantine"]];
 
 /// A command line, without the terminal's habits of whoever runs the tests.
 fn cli(args: &[&str]) -> Command {
@@ -405,7 +406,7 @@ fn status_tells_what_needs_a_person() {
     let pending = at(dir.path(), &["status"]).says(&["pending", "journalctl-kb show 3", "pages/first.md"]);
     assert_eq!(pending.code, Some(1), "{pending:?}");
     sql(dir.path(), "UPDATE journal_txn SET state = 'quarantined' WHERE id = 2");
-    let quarantined = at(dir.path(), &["status"]).says(&["a person is needed", "journalctl-kb show 2"]);
+    let quarantined = at(dir.path(), &["status"]).says(&["a person is needed", "journalctl-kb quarantine show 2"]);
     assert_eq!(quarantined.code, Some(76), "{quarantined:?}");
     let status = &at(dir.path(), &["status", "--json"]).json()[0];
     assert_eq!(status["health"], "quarantined", "{status}");

@@ -274,7 +274,7 @@ fn used_up_attempts_end_in_quarantine_and_block_only_their_paths() {
     let refused = journal.transact(|txn| txn.write("replaced", b"x"));
     match refused {
         Err(error @ Error::PathQuarantined { .. }) => {
-            assert!(error.is_quarantined() && error.to_string().contains("journalctl-kb show 1"), "{error}");
+            assert!(error.is_quarantined() && error.to_string().contains("journalctl-kb quarantine show 1"), "{error}");
         }
         other => panic!("{other:?}"),
     }
