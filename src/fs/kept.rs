@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use super::area::{Area, check_name, names, remove_below, subdirectory};
+use super::calls;
 use super::root::{self, Kind};
 use super::temp;
 use crate::error::{Error, IoContext, Result};
@@ -28,7 +29,7 @@ impl Area {
         }
         let put = |dir: &OwnedFd, name: &OsStr| match root::look(dir, name)? {
             Some(_) => Err(Errno::EXIST),
-            None => rustix::fs::renameat(&self.stage, staged, dir, name),
+            None => calls::renameat(&self.stage, staged, dir, name),
         };
         self.keep_in(id, section, path, put).map(Some)
     }
@@ -42,7 +43,7 @@ impl Area {
         temp::write_all(&file, bytes, &partial)?;
         drop(file);
         let kept = self.keep_in(id, section, path, |dir, name| match root::look(dir, name)? {
-            None => rustix::fs::renameat(&of_id, PARTIAL, dir, name),
+            None => calls::renameat(&of_id, PARTIAL, dir, name),
             Some(there) => {
                 match there.kind == Kind::File && there.size == bytes.len() as u64 && holds(dir, name, bytes)? {
                     true => Ok(()),
@@ -56,7 +57,7 @@ impl Area {
 
     /// Makes a symlink there, unless it is there.
     pub(crate) fn keep_symlink(&self, id: &str, section: &str, path: &Path, target: &[u8]) -> Result<PathBuf> {
-        self.keep_in(id, section, path, |dir, name| match rustix::fs::symlinkat(OsStr::from_bytes(target), dir, name) {
+        self.keep_in(id, section, path, |dir, name| match calls::symlinkat(OsStr::from_bytes(target), dir, name) {
             Err(Errno::EXIST) => match rustix::fs::readlinkat(dir, name, Vec::new()) {
                 Ok(there) if there.as_bytes() == target => Ok(()),
                 _ => Err(Errno::EXIST),
@@ -127,7 +128,7 @@ impl Area {
 
 /// Opens a directory of what is kept, made first where it is missing.
 fn make(dir: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
-    match rustix::fs::mkdirat(dir, name, rustix::fs::Mode::from_raw_mode(0o700)) {
+    match calls::mkdirat(dir, name, rustix::fs::Mode::from_raw_mode(0o700)) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error),
     }

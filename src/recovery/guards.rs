@@ -9,6 +9,7 @@
 use super::drain::{MAX_ATTEMPTS, is_excused};
 use super::keeping;
 use crate::error::{Error, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::area;
 use crate::fs::os_lock::OsLock;
 use crate::id::{QuarantineId, SessionId};
@@ -96,7 +97,7 @@ pub(super) fn images(ground: &Ground, turn: &Turn<'_>, guard: &GuardRow) -> Resu
 /// True when a power cut may have come since the guard began: bytes that were written in place may be there, and the times
 /// that would tell may not.
 pub(super) fn is_in_doubt(ground: &Ground, guard: &GuardRow) -> bool {
-    !guard.mark.as_ref().is_some_and(|mark| mark.counts_in(&ground.mark_now()))
+    !planted(Fault::TimesBelieved) && !guard.mark.as_ref().is_some_and(|mark| mark.counts_in(&ground.mark_now()))
 }
 
 pub(super) fn put_back(ground: &Ground, turn: &mut Turn<'_>, guard: &GuardRow, drained: &mut Drained) -> Result<()> {
@@ -104,7 +105,9 @@ pub(super) fn put_back(ground: &Ground, turn: &mut Turn<'_>, guard: &GuardRow, d
         let why = format!("given up after {MAX_ATTEMPTS} attempts to put it back; everything is kept");
         return give_up(turn, guard, &why, drained);
     }
-    turn.write(Durability::Full, |tx| journal::set_guard_attempts(tx, guard.id, guard.attempts + 1))?;
+    if !planted(Fault::GuardAttemptNotCounted) {
+        turn.write(Durability::Full, |tx| journal::set_guard_attempts(tx, guard.id, guard.attempts + 1))?;
+    }
     ground.refresh_areas(turn)?;
     let (mut images, unreadable) = images(ground, turn, guard)?;
     if let Some((_, error)) = unreadable.first() {
