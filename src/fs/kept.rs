@@ -24,12 +24,29 @@ const MOST_SECTIONS: u32 = 1000;
 impl Area {
     /// Moves what lies under a name of the stage there. None when nothing does. Answers where it is.
     pub(crate) fn keep_staged(&self, staged: &str, id: &str, section: &str, path: &Path) -> Result<Option<PathBuf>> {
-        if self.look_staged(staged)?.is_none() {
+        self.keep_from(&self.stage, staged, id, section, path)
+    }
+
+    /// The same with a name of history.
+    pub(crate) fn keep_history(&self, name: &str, id: &str, section: &str, path: &Path) -> Result<Option<PathBuf>> {
+        self.keep_from(&self.history, name, id, section, path)
+    }
+
+    fn keep_from(
+        &self,
+        from: &OwnedFd,
+        old: &str,
+        id: &str,
+        section: &str,
+        path: &Path,
+    ) -> Result<Option<PathBuf>> {
+        check_name(old)?;
+        if root::look(from, old).at("look at", path)?.is_none() {
             return Ok(None);
         }
         let put = |dir: &OwnedFd, name: &OsStr| match root::look(dir, name)? {
             Some(_) => Err(Errno::EXIST),
-            None => calls::renameat(&self.stage, staged, dir, name),
+            None => calls::renameat(from, old, dir, name),
         };
         self.keep_in(id, section, path, put).map(Some)
     }

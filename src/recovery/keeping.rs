@@ -73,6 +73,10 @@ pub(super) fn keep_transaction(ground: &Ground, turn: &mut Turn<'_>, txn: TxnId)
             && let Ok(area) = ground.area(change.area)
         {
             moving.all_of(&area, name, change.path.as_path(), |_| OLD)?;
+            // Settling may have come so far.
+            if area.keep_history(name, &id, OLD, change.path.as_path())?.is_some() {
+                moving.touched.insert(area.id);
+            }
         }
     }
     let session = turn.look(|tx| journal::session_of(tx, txn))?;

@@ -10,8 +10,8 @@
 //! question, which a killed process cannot answer.
 
 mod guards;
-mod manifest;
-mod strace;
+pub(crate) mod manifest;
+pub(crate) mod strace;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -279,7 +279,7 @@ impl Sweep {
 }
 
 /// Does `work` for each point, several at once: most of it is waiting for the disk. The answers are in order.
-fn at_each<T: Send>(points: &[Point], work: impl Fn(&Point) -> T + Sync) -> Vec<T> {
+pub(crate) fn at_each<T: Send>(points: &[Point], work: impl Fn(&Point) -> T + Sync) -> Vec<T> {
     let next = AtomicUsize::new(0);
     let worker = || {
         let mut done = Vec::new();
