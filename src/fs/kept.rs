@@ -32,14 +32,7 @@ impl Area {
         self.keep_from(&self.history, name, id, section, path)
     }
 
-    fn keep_from(
-        &self,
-        from: &OwnedFd,
-        old: &str,
-        id: &str,
-        section: &str,
-        path: &Path,
-    ) -> Result<Option<PathBuf>> {
+    fn keep_from(&self, from: &OwnedFd, old: &str, id: &str, section: &str, path: &Path) -> Result<Option<PathBuf>> {
         check_name(old)?;
         if root::look(from, old).at("look at", path)?.is_none() {
             return Ok(None);

@@ -195,7 +195,7 @@ impl<'r> TreeRestorer<'r> {
         Ok(found)
     }
 
-    pub(super) fn area(&self, image: &PreImage) -> Result<Arc<Area>> {
+    pub(crate) fn area(&self, image: &PreImage) -> Result<Arc<Area>> {
         self.areas.get(&image.area).cloned().ok_or(Error::NotMounted { area: image.area })
     }
 

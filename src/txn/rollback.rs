@@ -14,7 +14,7 @@ use crate::id::TxnId;
 use crate::journal::{self, Change, ChangeKind, GuardRow, Level};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn};
-use crate::tree::{PreImages, PutBack, TreeRestorer, Was};
+use crate::tree::{PreImage, PreImages, PutBack, TreeRestorer, Was};
 
 /// What a rollback put back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub(crate) enum Attempt {
     Recovery { in_doubt: bool, again: bool },
 }
 
+/// What is kept of a path that could not be put back is called, below `quarantine/`.
+const OLD: &str = "old";
 /// Why something is not put back.
 const DAMAGED: &str = "it cannot be put back: it was written to in place, nobody can move it away, or it is no file, directory or symlink";
 
@@ -153,6 +155,7 @@ pub(crate) fn put_back(
     if back && !planted(Fault::PutBackUnsynced) {
         sync_whole(ground, images)?;
     }
+    let unplaced = unplaced(&mut restorer, images, &done.damaged)?;
     done.id = turn.write(Durability::Full, |tx| {
         journal::delete_guard(tx, row.id)?;
         if changes.is_empty() && done.damaged.is_empty() {
@@ -169,9 +172,19 @@ pub(crate) fn put_back(
         }
         for path in &done.damaged {
             let path = RelPath::parse(path)?;
-            let message = "written to in place under a guard for replacing writers, or no file at all: it could not be put \
-                           back, and is as it was found";
-            journal::insert_event(tx, Level::Error, "damaged", Some(id), Some(&path), message)?;
+            let mut message =
+                "written to in place under a guard for replacing writers, immovable, or no file at all: it could \
+                               not be put back, and is as it was found"
+                    .to_owned();
+            if let Some(image) = unplaced.get(&path) {
+                // IMPORTANT: before the COMMIT after which nothing refers to it in the stage.
+                let area = ground.area(image.area)?;
+                let of_it = id.to_string();
+                let kept = area.keep_staged(&image.name, &of_it, OLD, path.as_path())?;
+                area.sync_whole()?;
+                message.extend(kept.map(|kept| format!("; its old version is kept at {}", kept.display())));
+            }
+            journal::insert_event(tx, Level::Error, "damaged", Some(id), Some(&path), &message)?;
         }
         Ok(Some(id))
     })?;
@@ -187,6 +200,23 @@ pub(crate) fn put_back(
         }
     }
     Ok(done)
+}
+
+/// The old versions that are kept of what could not be put back: nobody could move away what is in their places.
+fn unplaced<'i>(
+    restorer: &mut TreeRestorer<'_>,
+    images: &'i PreImages,
+    damaged: &[PathBuf],
+) -> Result<HashMap<&'i RelPath, &'i PreImage>> {
+    let mut unplaced = HashMap::new();
+    for (path, image) in images.iter().filter(|(path, _)| damaged.iter().any(|damaged| damaged == path.as_path())) {
+        let live = restorer.compare(path, image)?.0;
+        let kept = restorer.area(image)?.look_staged(&image.name)?.filter(|staged| image.is_kept(staged));
+        if kept.is_some_and(|kept| live.is_none_or(|live| live.ino != kept.ino)) {
+            unplaced.insert(path, image);
+        }
+    }
+    Ok(unplaced)
 }
 
 /// Refuses to begin where old versions are not there.

@@ -10,7 +10,7 @@
 //! question, which a killed process cannot answer.
 
 mod guards;
-pub(crate) mod manifest;
+mod manifest;
 pub(crate) mod strace;
 
 use std::collections::BTreeSet;

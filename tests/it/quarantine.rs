@@ -112,7 +112,8 @@ fn only(journal: &Journal) -> QuarantineEntry {
 /// What is kept under an id: where, below `quarantine/<id>`, and what it says.
 fn kept(tree: &Tree, id: &str) -> BTreeMap<String, String> {
     let dir = tree.path(".journal/quarantine").join(id);
-    let files = walkdir::WalkDir::new(&dir).into_iter().filter_map(Result::ok).filter(|entry| !entry.file_type().is_dir());
+    let files =
+        walkdir::WalkDir::new(&dir).into_iter().filter_map(Result::ok).filter(|entry| !entry.file_type().is_dir());
     let says = |path: &Path| match fs::read_link(path) {
         Ok(target) => format!("-> {}", target.display()),
         Err(_) => String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned(),

@@ -63,7 +63,8 @@ fn keep_live_keeps_old_versions_and_large_content_too() {
     committed(&tree);
     forget_applied(&tree);
     // Large content that never left the stage, and old versions that did leave the tree.
-    let staged: Vec<_> = fs::read_dir(tree.path(".journal/stage")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let staged: Vec<_> =
+        fs::read_dir(tree.path(".journal/stage")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(staged.len(), 2, "the old versions: {staged:?}");
     let name = String::from_utf8(large_name(&tree)).unwrap();
     fs::rename(tree.path("large"), tree.path(".journal/stage").join(name)).unwrap();
@@ -82,9 +83,9 @@ fn keep_live_keeps_old_versions_and_large_content_too() {
 fn large_name(tree: &Tree) -> Vec<u8> {
     let sql = "SELECT record FROM journal_redo WHERE path = CAST('large' AS BLOB)";
     let record: Vec<u8> = db(tree).query_row(sql, (), |row| row.get(0)).unwrap();
-    let dash = record.windows(34).position(|at| {
-        at[..32].iter().all(u8::is_ascii_hexdigit) && at[32] == b'-' && at[33].is_ascii_digit()
-    });
+    let dash = record
+        .windows(34)
+        .position(|at| at[..32].iter().all(u8::is_ascii_hexdigit) && at[32] == b'-' && at[33].is_ascii_digit());
     let name = &record[dash.unwrap()..];
     name[..33 + name[33..].iter().take_while(|byte| byte.is_ascii_digit()).count()].to_vec()
 }
@@ -125,7 +126,10 @@ fn a_restore_goes_on_past_what_cannot_be_had_and_stays_in_quarantine() {
     assert_eq!((read(&tree, "made/new"), fs::read_link(tree.path("made/link")).unwrap()), ("new".into(), "new".into()));
     assert!(matches!(journal.transact(|txn| txn.write("replaced", b"x")), Err(Error::PathQuarantined { .. })));
     // What it says is lost is the record alone: the bytes are kept.
-    let journal = { drop(journal); tree.journal() };
+    let journal = {
+        drop(journal);
+        tree.journal()
+    };
     journal.quarantine().keep_live(txn(1)).unwrap();
     let kept = kept(&tree, "1");
     assert_eq!(kept.get("new/replaced").map(String::as_str), Some("after"), "{kept:?}");
