@@ -10,7 +10,7 @@ use crate::id::SessionId;
 use crate::path::RelPath;
 use crate::store::Tx;
 use crate::time::{Process, now_ms};
-use crate::tree::PreImage;
+use crate::tree::{PreImage, Was};
 
 /// So many paths one guard may come to. Guards are numbered from 1 again when there are none, and by a process on and on: there
 /// is room for 2^31 of them.
@@ -137,8 +137,16 @@ pub(crate) fn guarded(tx: &Tx<'_>, guard: GuardId) -> Result<Vec<Guarded>> {
         image_ids(guard),
         |row| {
             let path: Vec<u8> = row.get(0)?;
-            let record: Vec<u8> = row.get(1)?;
-            Ok(Guarded { path: RelPath::from_stored_or_root(&path), image: codec::decode(&record) })
+            let image: Result<PreImage> = codec::decode(&row.get::<_, Vec<u8>>(1)?);
+            let mut path = RelPath::from_stored_or_root(&path);
+            // All paths overlap the root, so one row that names it for something else would keep everybody from everything.
+            if let (Ok(at), Ok(image)) = (&path, &image)
+                && at.is_root()
+                && !matches!(image.was, Was::Directory { .. })
+            {
+                path = Err(Error::corrupt("a guarded path", "the root is said to be no directory"));
+            }
+            Ok(Guarded { path, image })
         },
     )
 }

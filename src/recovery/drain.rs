@@ -22,7 +22,7 @@ use crate::fs::exchange::{self};
 use crate::fs::root::{Dir, Dirs, Kind};
 use crate::fs::temp;
 use crate::id::TxnId;
-use crate::journal::{self, Level, Mark, RedoRow, TxnState, Unsettled, What};
+use crate::journal::{self, Level, Mark, Redo, RedoRow, TxnState, Unsettled, What};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
 use crate::txn::{self, AGAIN, Again, Drained, Ground, Outcome, Scene, Step, Which};
@@ -85,8 +85,11 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
         }
         if txn.structural && rows.is_empty() && outcome.failed.is_empty() {
             note(ground, turn, &mut ended)?;
-            let steps = steps(ground, turn, txn.id)?;
-            outcome = txn::apply(ground, &mut dirs, txn.id, &steps, Some(turn));
+            match steps(ground, turn, txn.id) {
+                Ok(steps) => outcome = txn::apply(ground, &mut dirs, txn.id, &steps, Some(turn)),
+                // In part it would be worse than not at all.
+                Err(error) => outcome.failed.push((RelPath::unknown(), error)),
+            }
         }
         drained.aside += outcome.aside.len() as u64;
         if !rows.is_empty() {
@@ -319,9 +322,20 @@ fn begin_carrying_out(
         true => None,
         false => turn.look(|tx| journal::redo_content(tx, effect.txn, effect.n))?,
     };
+    check_content(&effect.redo, content.as_deref())?;
     let step = Step::again(effect.n, path.clone(), effect.redo.clone(), area, content.map(Into::into));
     let again = if large { None } else { Some(Again::begin(&step, again)?) };
     Ok(Begun::ToPlace(Box::new(Placing { step, again, occupied: live.is_some(), left })))
+}
+
+/// Refuses bytes that are not those that were committed.
+fn check_content(redo: &Redo, content: Option<&[u8]>) -> Result<()> {
+    match (&redo.what, content) {
+        (What::Content { hash, .. }, Some(content)) if blake3::hash(content) != *hash => {
+            Err(Error::corrupt("the content of a redo record", "it is not what was committed"))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Placing {
@@ -405,6 +419,7 @@ pub(super) fn step(ground: &Ground, turn: &Turn<'_>, row: RedoRow) -> Result<Ste
     let area = ground.area(redo.area)?;
     ground.path(path.as_path())?;
     let content = if row.content { turn.look(|tx| journal::redo_content(tx, row.txn, row.n))? } else { None };
+    check_content(&redo, content.as_deref())?;
     Ok(Step::again(row.n, path, redo, area, content.map(Into::into)))
 }
 

@@ -8,7 +8,7 @@ use crate::fault::{Fault, planted};
 use crate::fs::area;
 use crate::fs::identity::Identity;
 use crate::fs::opener::Found;
-use crate::fs::root::Kind;
+use crate::fs::root::{Kind, Meta};
 use crate::id::TxnId;
 use crate::journal::{self, Redo, TxnState, Unsettled, What};
 use crate::path::RelPath;
@@ -185,10 +185,12 @@ fn has_left_stage(scene: &Scene<'_>, effect: &Newest) -> Result<bool> {
 
 /// True when the new version can be had.
 fn is_available(scene: &Scene<'_>, effect: &Newest) -> Result<bool> {
-    let What::Content { ino, .. } = effect.redo.what else { return Ok(true) };
+    let What::Content { ino, size, attrs, .. } = &effect.redo.what else { return Ok(true) };
     if effect.inline {
         return Ok(true);
     }
     let area = scene.area(effect.redo.area)?;
-    Ok(area.look_staged(&effect.redo.staged)?.is_some_and(|staged| staged.ino == ino))
+    // Nobody writes to it once it is recorded: with another size or time it is not what was committed.
+    let whole = |staged: Meta| (staged.ino, staged.size, staged.mtime) == (*ino, *size, attrs.mtime);
+    Ok(area.look_staged(&effect.redo.staged)?.is_some_and(whole))
 }

@@ -60,7 +60,11 @@ pub(super) fn is_over(ground: &Ground, guard: &GuardRow) -> Result<Option<Over>>
     if ground.locks.holds(&guard.lock) {
         return Ok(Some(Over::Known));
     }
-    Ok(ground.locks.try_os_lock(&guard.lock)?.map(|lock| Over::Free { _lock: lock }))
+    match ground.locks.try_os_lock(&guard.lock) {
+        // No lock can have that name, so nobody has it.
+        Err(Error::BadPath { .. }) => Ok(Some(Over::Known)),
+        lock => Ok(lock?.map(|lock| Over::Free { _lock: lock })),
+    }
 }
 
 fn give_up(turn: &mut Turn<'_>, guard: &GuardRow, why: &str, drained: &mut Drained) -> Result<()> {

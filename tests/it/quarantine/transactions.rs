@@ -80,7 +80,7 @@ fn keep_live_keeps_old_versions_and_large_content_too() {
 }
 
 /// The name that large content had in the stage: the one in its record.
-fn large_name(tree: &Tree) -> Vec<u8> {
+pub(super) fn large_name(tree: &Tree) -> Vec<u8> {
     let sql = "SELECT record FROM journal_redo WHERE path = CAST('large' AS BLOB)";
     let record: Vec<u8> = db(tree).query_row(sql, (), |row| row.get(0)).unwrap();
     let dash = record
