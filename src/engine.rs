@@ -124,6 +124,7 @@ impl Journal {
         };
         let journal = Self { inner: Arc::new(inner) };
         let mut turn = journal.ground().enter()?;
+        recovery::arrive(journal.ground(), &mut turn)?;
         journal.recover_in(&mut turn)?;
         if !turn.look(journal::unsettled)?.is_empty() {
             // Left by a process that is gone: the background thread settles it.
@@ -357,6 +358,7 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
         },
         state_path,
         state_ino: state.ino,
+        state_born: state.btime,
         sessions,
         boot,
         reserved,

@@ -98,3 +98,64 @@ pub(crate) fn being_kept(tx: &Tx<'_>) -> Result<Vec<TxnId>> {
         |row| Ok(TxnId(row.get(0)?)),
     )
 }
+
+/// Which directories the root and the state directory were when this was last asked; none when that is not known.
+pub(crate) fn home(tx: &Tx<'_>) -> Result<Option<Vec<u8>>> {
+    tx.query_row("SELECT home FROM main.journal_meta WHERE id = 1", (), |row| row.get(0))
+}
+
+/// Records which directories they are.
+pub(crate) fn set_home(tx: &Tx<'_>, home: &[u8]) -> Result<()> {
+    tx.execute("UPDATE main.journal_meta SET home = ?1 WHERE id = 1", [home]).map(drop)
+}
+
+/// Replaces what is recorded of a guarded path.
+pub(crate) fn update_image(tx: &Tx<'_>, guard: GuardId, n: i64, record: &[u8]) -> Result<()> {
+    let id = super::guard::image_ids(guard).0.saturating_add(n);
+    tx.execute("UPDATE main.journal_preimage SET record = ?2 WHERE id = ?1", (id, record)).map(drop)
+}
+
+/// Has the baselines of all trees made anew that no transaction guards now.
+pub(crate) fn distrust_trees(tx: &Tx<'_>) -> Result<()> {
+    tx.execute(
+        "UPDATE main.journal_tree SET state = 'changing' WHERE id NOT IN (SELECT tree FROM main.journal_guard_tree)",
+        (),
+    )
+    .map(drop)
+}
+
+/// A version of a path that the tree should have, unless somebody has edited it by hand.
+#[derive(Debug)]
+pub(crate) struct Expected {
+    pub(crate) path: RelPath,
+    pub(crate) size: u64,
+    pub(crate) hash: [u8; 32],
+}
+
+/// What settled transactions left last at some paths, the newest first: of small files, so many at most.
+pub(crate) fn expected(tx: &Tx<'_>, largest: u64, most: usize) -> Result<Vec<Expected>> {
+    /// So many changes are looked through.
+    const CHANGES: i64 = 4096;
+    let rows = tx.query_map(
+        "SELECT c.path, c.size, c.hash, c.kind FROM main.journal_change c JOIN main.journal_txn t ON t.id = c.txn \
+         WHERE t.state = 'settled' AND t.rolled_back = 0 ORDER BY c.txn DESC, c.n DESC LIMIT ?1",
+        [CHANGES],
+        |row| {
+            let hash = row.get_ref(2)?.as_blob().ok().and_then(|hash| hash.try_into().ok());
+            let size = row.get::<_, Option<u64>>(1).unwrap_or(None);
+            Ok((RelPath::from_stored(&row.get::<_, Vec<u8>>(0)?).ok(), size, hash))
+        },
+    )?;
+    let mut seen = std::collections::HashSet::new();
+    let mut found = Vec::new();
+    for (path, size, hash) in rows {
+        let Some(path) = path.filter(|path| seen.insert(path.clone())) else { continue };
+        if let (Some(size), Some(hash)) = (size, hash)
+            && size <= largest
+            && found.len() < most
+        {
+            found.push(Expected { path, size, hash });
+        }
+    }
+    Ok(found)
+}

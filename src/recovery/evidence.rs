@@ -110,6 +110,18 @@ pub(super) fn decisions<'n>(
         .collect()
 }
 
+/// True when a path has what an effect leaves there, or what was there before.
+pub(super) fn as_expected(scene: &Scene<'_>, path: &RelPath, effect: &Newest) -> Result<bool> {
+    let size = if let What::Content { size, .. } = effect.redo.what { size } else { 0 };
+    let found = scene.opener.examine(vec![(path.clone(), size)])?.pop().transpose()?.flatten();
+    let live = classify(scene, effect, found.as_ref())?;
+    Ok(match live {
+        Live::New | Live::PreImage => true,
+        Live::Empty => found.is_some() || effect.redo.old.is_none(),
+        Live::Other => false,
+    })
+}
+
 /// What is to be done so that the tree has the recorded versions of a transaction, whatever lies there now and whatever is known
 /// of how far it came: a person has said so.
 pub(super) fn forced<'n>(scene: &Scene<'_>, effects: &'n BTreeMap<RelPath, Newest>) -> Result<Vec<Decided<'n>>> {

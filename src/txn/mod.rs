@@ -60,4 +60,4 @@ pub(crate) use rollback::{Attempt, put_back, put_back_some};
 pub use settle::Settled;
 pub(crate) use settle::settle;
 pub use transaction::Transaction;
-pub(crate) use trees::complete;
+pub(crate) use trees::{complete, mirror};

@@ -187,7 +187,7 @@ fn watch(ground: &Ground, tree: &TreeRow) -> Result<Option<Watch>> {
 }
 
 /// Where the mirror of a tree lies.
-pub(super) fn mirror(area: &Area, tree: &TreeRow) -> Result<Mirror> {
+pub(crate) fn mirror(area: &Area, tree: &TreeRow) -> Result<Mirror> {
     area::subdirectory(&area.dir, BASELINE, &area.path, 0o700)?;
     Ok(mirror_in(area, if tree.replacing { Way::Link } else { Way::Reflink }))
 }
