@@ -455,7 +455,10 @@ pub(crate) fn preimages(tx: &Tx<'_>, txn: TxnId) -> Result<Vec<(i64, String)>> {
     tx.query_map(
         "SELECT area, preimage FROM main.journal_change WHERE txn = ?1 AND preimage IS NOT NULL",
         [txn.get()],
-        |row| Ok((row.get(0)?, row.get(1)?)),
+        |row| {
+            let name = String::from_utf8_lossy(row.get_ref(1)?.as_bytes().unwrap_or_default()).into_owned();
+            Ok((row.get(0)?, name))
+        },
     )
 }
 

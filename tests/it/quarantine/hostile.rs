@@ -72,6 +72,7 @@ fn states_that_nobody_knows_stop_nothing_anywhere() {
         "UPDATE journal_txn SET rolled_back = 9, ran_sql = 9, structural = 0",
         "UPDATE journal_change SET kind = 'strange', preimage = CAST(x'ff' AS TEXT)",
         "UPDATE journal_change SET preimage = '../../../victim', area = 99",
+        "UPDATE journal_change SET preimage = '../../../victim'",
         "UPDATE journal_guard SET lock = CAST(x'ff' AS TEXT), label = CAST(x'fe' AS TEXT)",
         "UPDATE journal_guard SET lock = ''",
         "UPDATE journal_guard SET lock = '../../../victim'",
@@ -101,6 +102,11 @@ fn states_that_nobody_knows_stop_nothing_anywhere() {
             journal.transact(|txn| txn.write("free/of it", b"x")).unwrap();
         }
         journal.settle().unwrap();
+        journal.close().unwrap();
+        // Nor is what retention is to drop kept for ever.
+        let options = journal_kb::Journal::options().history(journal_kb::Retention::OFF);
+        options.open(tree.root()).unwrap().settle().unwrap();
+        assert_eq!(count(&tree, "SELECT count(*) FROM journal_txn WHERE kept > 0 AND state = 'settled'"), 0, "{row}");
         assert!(!outside.exists(), "{row}");
     }
 }
