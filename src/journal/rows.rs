@@ -409,9 +409,12 @@ pub(crate) struct StagedNames {
 pub(crate) fn staged_names(tx: &Tx<'_>) -> Result<StagedNames> {
     let base = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
     let mut names: HashSet<String> = tx
-        .query_map("SELECT preimage FROM main.journal_change WHERE preimage IS NOT NULL", (), |row| {
-            Ok(row.get_ref(0)?.as_str().map(base).unwrap_or_default())
-        })?
+        .query_map(
+            "SELECT c.preimage FROM main.journal_change c JOIN main.journal_txn t ON t.id = c.txn \
+             WHERE t.state <> 'settled' AND c.preimage IS NOT NULL",
+            (),
+            |row| Ok(row.get_ref(0)?.as_str().map(base).unwrap_or_default()),
+        )?
         .into_iter()
         .collect();
     let mut in_doubt = HashSet::new();

@@ -301,16 +301,19 @@ impl<'r> TreeRestorer<'r> {
             .filter_map(|path| images.get(&path).map(|image| (path, image)))
             .collect();
         let mut differs = difference != Difference::None;
-        for (path, image) in beside.iter().filter(|(path, _)| !path.as_bytes().ends_with(b"-shm")) {
-            differs |= self.compare(path, image)?.1 != Difference::None;
+        // It holds nothing, and changes when anybody looks; but an attempt before this one may have been cut short just there.
+        let mut shm_differs = false;
+        for (path, image) in &beside {
+            let what = if path.as_bytes().ends_with(b"-shm") { &mut shm_differs } else { &mut differs };
+            *what |= self.compare(path, image)?.1 != Difference::None;
         }
-        if !differs {
+        if !differs && !shm_differs {
             return Ok(PutBack::Unchanged);
         }
         let is_file = live.is_some_and(|live| live.kind == Kind::File);
         let locked = if is_file { self.opener.lock_alone(path.clone())? } else { None };
         if is_file && locked.is_none() {
-            return self.content(path, image);
+            return if differs { self.content(path, image) } else { Ok(PutBack::Unchanged) };
         }
         // Sidecars first, and the database last: who waits for the lock finds the set whole.
         for (path, image) in beside {
@@ -324,6 +327,9 @@ impl<'r> TreeRestorer<'r> {
             }
         }
         let Some(locked) = locked else { return self.one(path, image) };
+        if !differs {
+            return self.opener.unlock(locked).map(|()| PutBack::Unchanged);
+        }
         let (kept, aside) = (area.stage_path(&image.name), area.stage_path(&format!("{}{WAS}", image.name)));
         let done = self.opener.write_back(path.clone(), kept, attrs.clone(), aside);
         self.opener.unlock(locked)?;

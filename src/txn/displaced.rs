@@ -97,7 +97,10 @@ pub(crate) fn reconcile(
                 let begun = meta.kind == Kind::File && (meta.size == 0 || meta.ino == *ino);
                 // Or it was in the tree once, and nobody has written to it since.
                 let untouched = meta.kind == Kind::File && meta.size == *size && meta.mtime == attrs.mtime;
-                (begun && !exchanged) || untouched
+                // Made after what is in the tree, and never written to: it was cut short before it could be recorded.
+                let fresh =
+                    meta.kind == Kind::File && meta.size == 0 && live.is_some_and(|live| live.btime < meta.btime);
+                (begun && !exchanged) || untouched || fresh
             }
             What::Symlink { target, .. } => temp::symlink_says(area, &name, target),
             _ => false,

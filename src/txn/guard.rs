@@ -173,15 +173,17 @@ impl Transaction {
         let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
         let row = self.guard_row(&mut turn)?;
         let durability = if planted(Fault::GuardNotDurable) { Durability::Normal } else { Durability::Full };
-        let id = turn.write(durability, |tx| {
+        let recorded = turn.write(durability, |tx| {
             let id = ground.record_guard(tx, own, &row)?;
             for (n, (path, image)) in taken.images.iter().enumerate() {
                 journal::insert_preimage(tx, id, first + n as i64, path, image)?;
             }
             Ok(id)
-        })?;
+        });
+        // IMPORTANT: rows that may be there refer to it.
+        taken.kept = matches!(recorded, Ok(_) | Err(Error::OutcomeUnknown { .. }));
+        let id = recorded?;
         ground.guarding().insert(id);
-        taken.kept = true;
         if planted(Fault::GuardRecordedBeforeSync) {
             taken.sync()?;
         }

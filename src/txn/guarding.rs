@@ -11,7 +11,7 @@ use super::renames;
 use super::rollback::{Attempt, RolledBack, put_back};
 use super::shared::share;
 use super::trees::{self, Guarded};
-use crate::error::{IoContext, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::fault::{Fault, planted};
 use crate::fs::attrs;
 use crate::fs::opener::SyncTarget;
@@ -202,7 +202,10 @@ impl Guarding {
         let mine = turn.look(|tx| journal::is_guarding(tx, self.id)).and_then(is_mine);
         let new = self.images.iter().filter(|(path, _)| self.unrecorded.contains(*path));
         if let Err(error) = mine.and_then(|()| record_images(ground, &mut turn, self.id, self.rows, new)) {
-            self.forget_unrecorded(ground);
+            // IMPORTANT: rows that may be there refer to it.
+            if !matches!(error, Error::OutcomeUnknown { .. }) {
+                self.forget_unrecorded(ground);
+            }
             return Err(error);
         }
         put_back(ground, &mut turn, row, &self.images, Attempt::First)
