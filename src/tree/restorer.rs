@@ -38,7 +38,7 @@ pub(crate) struct TreeRestorer<'r> {
     /// Times and sizes prove nothing.
     in_doubt: bool,
     /// Names of files of several names, one of which was touched: what was kept takes the place of all.
-    torn: HashSet<RelPath>,
+    pub(super) torn: HashSet<RelPath>,
     /// Unnamed directories, as they were found.
     pub(super) found: HashMap<RelPath, Meta>,
 }
@@ -154,7 +154,7 @@ impl<'r> TreeRestorer<'r> {
     }
 
     /// Files of several names come back as one file: where one of the names was touched, so were all.
-    fn find_torn(&mut self, images: &PreImages) -> HashSet<RelPath> {
+    pub(super) fn find_torn(&mut self, images: &PreImages) -> HashSet<RelPath> {
         let mut names: HashMap<(i64, u64), Vec<(&RelPath, &PreImage)>> = HashMap::new();
         for (path, image) in images {
             if let Was::File { kept, way: Way::Reflink | Way::Copy, .. } = &image.was {
@@ -195,7 +195,7 @@ impl<'r> TreeRestorer<'r> {
         Ok(found)
     }
 
-    pub(super) fn area(&self, image: &PreImage) -> Result<Arc<Area>> {
+    pub(crate) fn area(&self, image: &PreImage) -> Result<Arc<Area>> {
         self.areas.get(&image.area).cloned().ok_or(Error::NotMounted { area: image.area })
     }
 
@@ -390,7 +390,7 @@ impl<'r> TreeRestorer<'r> {
 }
 
 /// The database that a path is, or lies beside, among these.
-fn set_of(path: &RelPath, images: &PreImages) -> Option<RelPath> {
+pub(super) fn set_of(path: &RelPath, images: &PreImages) -> Option<RelPath> {
     let is_database = |path: &RelPath| images.get(path).is_some_and(|image| matches!(image.was, Was::Database { .. }));
     [Some(path.clone()), opener::database_beside(path)].into_iter().flatten().find(|path| is_database(path))
 }

@@ -14,7 +14,7 @@ pub(crate) mod guards;
 pub(crate) mod manifest;
 mod plain;
 pub(crate) mod registry;
-mod strace;
+pub(crate) mod strace;
 pub(crate) mod sweep;
 
 use std::collections::BTreeSet;
@@ -283,7 +283,7 @@ impl Sweep {
 }
 
 /// Does `work` for each point, several at once: most of it is waiting for the disk. The answers are in order.
-fn at_each<P: Sync, T: Send>(points: &[P], work: impl Fn(&P) -> T + Sync) -> Vec<T> {
+pub(crate) fn at_each<P: Sync, T: Send>(points: &[P], work: impl Fn(&P) -> T + Sync) -> Vec<T> {
     let next = AtomicUsize::new(0);
     let worker = || {
         let mut done = Vec::new();
