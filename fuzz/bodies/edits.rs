@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use journal_kb::__fuzz::frame;
 use journal_kb::rusqlite::types::Value;
@@ -24,78 +25,33 @@ pub(crate) enum Depth {
     Database,
 }
 
-/// Every table, the columns that are its key, and all columns. `journal_meta`, without which there is no journal, comes last.
-const TABLES: [(&str, &str, &[&str]); 15] = [
-    ("journal_session", "id", &["id", "pid", "started", "boot", "program", "opened_ms", "ended_ms", "state"]),
-    (
-        "journal_lock",
-        "name",
-        &[
-            "name",
-            "fence",
-            "session",
-            "pid",
-            "purpose",
-            "acquired_ms",
-            "heartbeat_ms",
-            "progress",
-            "acquisitions",
-            "crashes",
-            "losses",
-        ],
-    ),
-    (
-        "journal_txn",
-        "id",
-        &[
-            "id",
-            "state",
-            "lock",
-            "fence",
-            "session",
-            "label",
-            "key",
-            "digest",
-            "ran_sql",
-            "structural",
-            "changes",
-            "bytes",
-            "kept",
-            "history",
-            "attempts",
-            "began_ms",
-            "committed_ms",
-            "applied_mark",
-            "settled_ms",
-            "rolled_back",
-        ],
-    ),
-    ("journal_redo", "id", &["id", "path", "record", "content"]),
-    (
-        "journal_guard",
-        "id",
-        &["id", "state", "lock", "session", "label", "attempts", "began_ms", "fence", "mark", "worker"],
-    ),
-    ("journal_preimage", "id", &["id", "path", "record"]),
-    ("journal_tree", "id", &["id", "path", "writers", "area", "state"]),
-    (
-        "journal_tree_dir",
-        "id",
-        &["id", "tree", "path", "ino", "mtime_s", "mtime_ns", "ctime_s", "ctime_ns", "racy", "looks", "attrs"],
-    ),
-    ("journal_tree_part", "id", &["id", "record"]),
-    ("journal_guard_tree", "guard, tree", &["guard", "tree", "ready", "began_s", "began_ns"]),
-    (
-        "journal_change",
-        "txn, n",
-        &["txn", "n", "path", "kind", "origin", "size", "hash", "old_size", "preimage", "area"],
-    ),
-    ("journal_area", "id", &["id", "path"]),
-    ("journal_event", "id", &["id", "at_ms", "level", "kind", "txn", "path", "details"]),
-    // The three that most hangs on come up twice as often.
-    ("journal_redo", "id", &["path", "record", "content"]),
-    ("journal_preimage", "id", &["path", "record"]),
-];
+/// A table.
+struct Table {
+    name: String,
+    /// The columns that are its key.
+    key: String,
+    columns: Vec<String>,
+}
+
+/// Every table of the engine's, as the schema has them; but for `journal_meta`, without which there is no journal.
+fn tables(database: &Connection) -> &'static [Table] {
+    static TABLES: OnceLock<Vec<Table>> = OnceLock::new();
+    TABLES.get_or_init(|| {
+        let words = |sql: &str| {
+            let mut words = database.prepare(sql).unwrap();
+            let words = words.query_map((), |row| row.get::<_, String>(0)).unwrap();
+            words.collect::<Result<Vec<_>, _>>().unwrap()
+        };
+        let names =
+            words("SELECT name FROM sqlite_schema WHERE type = 'table' AND name GLOB 'journal_*' ORDER BY name");
+        let tables = names.into_iter().filter(|name| name != "journal_meta").map(|name| Table {
+            key: words(&format!("SELECT name FROM pragma_table_info('{name}') WHERE pk > 0 ORDER BY pk")).join(", "),
+            columns: words(&format!("SELECT name FROM pragma_table_info('{name}')")),
+            name,
+        });
+        tables.collect()
+    })
+}
 
 /// Words that the engine knows.
 const WORDS: [&str; 22] = [
@@ -176,7 +132,7 @@ pub(crate) fn damage(input: &mut Input<'_>, root: &Path, database: Connection) -
             }
             226..=245 => bytes.push((input.byte(), input.number() as u64, input.byte())),
             _ => {
-                let (table, ..) = input.one(&TABLES);
+                let table = &input.one(tables(&database)).name;
                 let verb = input.one(&["DROP TABLE", "DELETE FROM"]);
                 let _ = database.execute(&format!("{verb} {table}"), ());
                 depth = depth.max(if *verb == "DELETE FROM" { Depth::Rows } else { Depth::Database });
@@ -205,15 +161,16 @@ pub(crate) fn damage(input: &mut Input<'_>, root: &Path, database: Connection) -
 
 /// Damages some row of some table.
 pub(crate) fn edit_rows(input: &mut Input<'_>, database: &Connection) -> Depth {
-    let wanted = input.below(TABLES.len());
+    let all = tables(database);
+    let wanted = input.below(all.len());
     let rows = |table: &str| {
         database.query_row(&format!("SELECT count(*) FROM {table}"), (), |row| row.get::<_, usize>(0)).unwrap_or(0)
     };
     // Of those that have rows, from the wanted one on.
-    let filled = (0..TABLES.len()).map(|n| TABLES[(wanted + n) % TABLES.len()]).find(|table| rows(table.0) > 0);
-    let Some((table, key, columns)) = filled else { return Depth::Rows };
+    let filled = (0..all.len()).map(|n| &all[(wanted + n) % all.len()]).find(|table| rows(&table.name) > 0);
+    let Some(Table { name: table, key, columns }) = filled else { return Depth::Rows };
     let count = rows(table);
-    let (column, row) = (*input.one(columns), input.below(count));
+    let (column, row) = (input.one(columns), input.below(count));
     let one = |row: usize| format!("({key}) IN (SELECT {key} FROM {table} LIMIT 1 OFFSET {row})");
     let kind = |column: &str| {
         let kind = format!("SELECT typeof({column}) FROM {table} WHERE {}", one(row));
@@ -252,7 +209,7 @@ pub(crate) fn edit_rows(input: &mut Input<'_>, database: &Connection) -> Depth {
             database.execute(&format!("UPDATE {table} SET {column} = {other} WHERE {}", one(row)), ())
         }
         210..=234 => {
-            let others = columns.iter().map(|other| if *other == column { "?1" } else { other }).collect::<Vec<_>>();
+            let others = columns.iter().map(|other| if other == column { "?1" } else { other }).collect::<Vec<_>>();
             let (names, others) = (columns.join(", "), others.join(", "));
             let copy = format!("INSERT INTO {table} ({names}) SELECT {others} FROM {table} WHERE {}", one(row));
             database.execute(&copy, params![value(input, &kind(column))])

@@ -29,7 +29,7 @@ pub(crate) fn run(bytes: &[u8]) {
     if early {
         look(&root, depth);
     }
-    work(&root, depth);
+    work(&root, depth, input.byte());
     again(&root, depth);
     if !early {
         look(&root, depth);
@@ -68,20 +68,53 @@ fn expect<T>(what: &str, depth: Depth, answer: Result<T, Error>) -> Option<T> {
     }
 }
 
+/// A person says what is to become of what is in quarantine.
+fn decide(journal: &Journal, depth: Depth, person: u8) {
+    let quarantine = journal.quarantine();
+    for entry in expect("the quarantine", depth, quarantine.list()).unwrap_or_default().iter().take(3) {
+        expect("what is in quarantine", depth, quarantine.show(entry.id));
+        let _ = match person % 5 {
+            0 => quarantine.retry(entry.id),
+            1 => quarantine.keep_live(entry.id),
+            2 => quarantine.restore(entry.id),
+            3 => quarantine.discard(entry.id),
+            _ => return,
+        };
+    }
+}
+
+/// True when a path was refused because of what a row says of it, or of the tree that it lies in.
+fn is_refusal(error: &Error) -> bool {
+    error.is_quarantined()
+        || matches!(
+            error,
+            Error::PathBusy { .. }
+                | Error::PathPending { .. }
+                | Error::SymlinkOnTheWay { .. }
+                | Error::NotADirectory { .. }
+                | Error::IsADirectory { .. }
+                | Error::NotMounted { .. }
+        )
+}
+
 /// Opens, commits, guards, settles, closes.
-fn work(root: &Path, depth: Depth) {
+fn work(root: &Path, depth: Depth, person: u8) {
     let Some(journal) = expect("opening", depth, starts::options().open(root)) else { return };
     for lock in ["main", "other"] {
         let Some(txn) = expect("taking a lock", depth, journal.begin_with(Begin::new("after").lock(lock))) else {
             continue;
         };
         // What is refused is refused with a reason, and leaves the lock free.
-        let _ = touch(txn, &journal, lock);
+        match touch(txn, &journal, lock) {
+            Err(error) if is_refusal(&error) => {}
+            other => drop(expect("work", depth, other)),
+        }
     }
     let _ = journal.transact(|txn| txn.remove("a").and_then(|()| txn.rename("d", "e")));
-    let _ = journal.settle();
-    let _ = journal.recover();
-    let _ = journal.close();
+    expect("settling", depth, journal.settle());
+    expect("recovery", depth, journal.recover());
+    decide(&journal, depth, person);
+    expect("closing", depth, journal.close());
 }
 
 /// The next one to come finds nothing locked either.
@@ -110,6 +143,7 @@ fn look(root: &Path, depth: Depth) {
     expect("status", depth, inspector.status());
     expect("events", depth, inspector.events(0));
     expect("the plan", depth, recovery_plan(&inspector));
+    expect("the quarantine", depth, inspector.quarantine());
     let all = TransactionFilter { limit: None, since_ms: None };
     // What `status` shows of locks, sessions and guards is what they show of themselves.
     for transaction in expect("log", depth, inspector.transactions(all)).unwrap_or_default().iter().take(2) {

@@ -25,7 +25,7 @@ pub(crate) fn run(bytes: &[u8]) {
     let root = home.join("root");
     let _ = std::fs::remove_dir_all(&root);
     let mut input = Input::new(bytes);
-    let verb = input.byte() % 4;
+    let verb = input.byte() % 6;
     let database = input.one(starts::all()).lay(&root);
     put(&mut input, &database);
     let alone = InspectOptions::default().alone(true);
@@ -43,7 +43,14 @@ pub(crate) fn run(bytes: &[u8]) {
                 assert_eq!((told["id"].as_i64(), told["label"].as_str()), (Some(id), Some(label.as_str())));
             }
         }
-        2 => drop(compare(&root, &["locks"], &inspector.locks().expect("locks"))),
+        2 => drop(compare(&root, &["quarantine"], &inspector.quarantine().expect("the quarantine"))),
+        3 => {
+            let all = inspector.quarantine().expect("the quarantine");
+            let Some(entry) = all.get(input.below(all.len())) else { return };
+            let shown = inspector.quarantined(entry.id).expect("what is in quarantine").expect("it is there");
+            compare(&root, &["quarantine", "show", &entry.id.to_string()], &[shown]);
+        }
+        4 => drop(compare(&root, &["locks"], &inspector.locks().expect("locks"))),
         _ => {
             let ids = labels(&database);
             let Some((id, _)) = ids.get(input.below(ids.len())).filter(|(id, _)| *id > 0) else { return };
