@@ -9,8 +9,8 @@
 //! This shows that no *order* of calls is wrong. That what was synced is what is needed after a power cut is another
 //! question, which a killed process cannot answer.
 
-mod guards;
-mod manifest;
+pub(crate) mod guards;
+pub(crate) mod manifest;
 mod strace;
 
 use std::collections::BTreeSet;
@@ -97,14 +97,14 @@ fn child() {
 }
 
 /// As every program does it: opening recovers, and makes what is missing.
-fn open(root: &Path) -> Journal {
+pub(crate) fn open(root: &Path) -> Journal {
     let journal = Journal::open(root).unwrap();
     journal.migrate(&["CREATE TABLE doc (path TEXT PRIMARY KEY, title TEXT NOT NULL) STRICT"]).unwrap();
     journal
 }
 
 /// A tree of every kind of thing a transaction can meet, each with a time of its own, and rows beside it.
-fn prepare(root: &Path) -> Result<()> {
+pub(crate) fn prepare(root: &Path) -> Result<()> {
     fs::create_dir(root).unwrap();
     let journal = open(root);
     journal.transact(|txn| {
@@ -125,7 +125,7 @@ fn prepare(root: &Path) -> Result<()> {
 }
 
 /// The transaction that is killed.
-fn change(txn: &mut Transaction, workload: &str, outside: &Path) -> Result<()> {
+pub(crate) fn change(txn: &mut Transaction, workload: &str, outside: &Path) -> Result<()> {
     txn.write("pages/new.md", "new\n")?;
     txn.write("made/on/the/way.md", "way\n")?;
     txn.write("pages/old.md", "overwritten\n")?;

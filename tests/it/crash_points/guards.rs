@@ -28,16 +28,16 @@ const SOME: usize = 12;
 
 /// What a child does, in words: which guard, with a past or without, and how it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Workload {
-    name: &'static str,
-    guard: How,
+pub(crate) struct Workload {
+    pub(crate) name: &'static str,
+    pub(crate) guard: How,
     /// The baseline exists, and somebody has changed the tree by hand since.
-    past: bool,
-    ends: Ends,
+    pub(crate) past: bool,
+    pub(crate) ends: Ends,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ends {
+pub(crate) enum Ends {
     Committed,
     RolledBack,
     /// The commit fails, which puts everything back.
@@ -45,7 +45,7 @@ enum Ends {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum How {
+pub(crate) enum How {
     Paths,
     Tree,
     Replacing,
@@ -55,7 +55,7 @@ enum How {
     Layer,
 }
 
-const WORKLOADS: [Workload; 11] = [
+pub(crate) const WORKLOADS: [Workload; 11] = [
     Workload { name: "paths, committed", guard: How::Paths, past: false, ends: Ends::Committed },
     Workload { name: "paths, rolled back", guard: How::Paths, past: false, ends: Ends::RolledBack },
     Workload { name: "first baseline, rolled back", guard: How::Tree, past: false, ends: Ends::RolledBack },
@@ -134,40 +134,40 @@ fn guards_child() {
         edit_by_hand(&root);
     }
     strace::ready();
-    work(&journal, workload);
+    work(&journal, workload, &strace::say);
     match journal.close() {
         Ok(()) => strace::say("done"),
         Err(error) => strace::say(&format!("not closed: {error}")),
     }
 }
 
-/// The transaction that is killed, or meets an error.
-fn work(journal: &Journal, workload: Workload) {
+/// The transaction that is killed, or meets an error; `say` hears how far it came.
+pub(crate) fn work(journal: &Journal, workload: Workload, say: &dyn Fn(&str)) {
     let root = journal.root().to_owned();
     let begun = journal.begin("guarded").and_then(|mut txn| guard(&mut txn, workload.guard).map(|layer| (txn, layer)));
     let (mut txn, layer) = match begun {
         Ok(begun) => begun,
-        Err(error) => return strace::say(&format!("not guarded: {error}")),
+        Err(error) => return say(&format!("not guarded: {error}")),
     };
-    strace::say("guarded");
+    say("guarded");
     // What the program under the guard does is not what is tried here, so nothing of it may fail.
     match &layer {
         None => {
             change(&root, workload.guard);
-            strace::say("changed");
+            say("changed");
         }
         Some(layer) => {
             write_layer(&root, &layer.upper());
             // What was written to it is lost with it, until it is in the tree.
             if let Err(error) = txn.absorb(std::slice::from_ref(layer)) {
-                return strace::say(&format!("not absorbed: {error}"));
+                return say(&format!("not absorbed: {error}"));
             }
         }
     }
     if workload.ends == Ends::RolledBack {
         return match txn.rollback() {
-            Ok(done) => strace::say(if done.damaged.is_empty() { "rolled back" } else { "damaged" }),
-            Err(error) => strace::say(&format!("not rolled back: {error}")),
+            Ok(done) => say(if done.damaged.is_empty() { "rolled back" } else { "damaged" }),
+            Err(error) => say(&format!("not rolled back: {error}")),
         };
     }
     let refuses = workload.ends == Ends::Refused;
@@ -184,8 +184,8 @@ fn work(journal: &Journal, workload: Workload) {
         txn.commit()
     });
     match committed {
-        Ok(_) => strace::say("committed"),
-        Err(error) => strace::say(&format!("not committed: {error}")),
+        Ok(_) => say("committed"),
+        Err(error) => say(&format!("not committed: {error}")),
     }
 }
 
@@ -218,7 +218,7 @@ const NAMED: [&str; 13] = [
 ];
 
 /// A tree of everything a guard can meet.
-fn prepare(root: &Path) {
+pub(crate) fn prepare(root: &Path) {
     fs::create_dir(root).unwrap();
     open(root).close().unwrap();
     fs::create_dir_all(root.join("pages/sub")).unwrap();
@@ -233,14 +233,14 @@ fn prepare(root: &Path) {
 }
 
 /// Makes the baseline that the workload is to find.
-fn past(journal: &Journal, how: How) {
+pub(crate) fn past(journal: &Journal, how: How) {
     let mut txn = journal.begin("before").unwrap();
     guard(&mut txn, how).unwrap();
     txn.rollback().unwrap();
 }
 
 /// What somebody does between two transactions; with times of its own, so that every run does the same.
-fn edit_by_hand(root: &Path) {
+pub(crate) fn edit_by_hand(root: &Path) {
     let pages = root.join("pages");
     fs::write(pages.join("by-hand.md"), "by hand\n").unwrap();
     fs::remove_file(pages.join("by-hand-too.md")).unwrap();

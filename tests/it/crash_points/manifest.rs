@@ -59,6 +59,14 @@ impl Manifest {
         self
     }
 
+    /// The same, where a directory may have any time.
+    pub(crate) fn without_times_of_directories(mut self) -> Self {
+        for entry in self.0.values_mut().filter(|entry| entry.content == Content::Directory) {
+            entry.mtime = None;
+        }
+        self
+    }
+
     pub(crate) fn file(&self, path: &str) -> Option<&[u8]> {
         match &self.0.get(Path::new(path))?.content {
             Content::File(bytes) => Some(bytes),
