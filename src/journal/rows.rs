@@ -394,13 +394,17 @@ pub(crate) fn insert_area(tx: &Tx<'_>, top: &[u8]) -> Result<i64> {
     tx.query_row("SELECT id FROM main.journal_area WHERE path = ?1", [top], |row| row.get(0))
 }
 
-/// The numbers of all names in stages that a row refers to, without what the engine puts behind them.
+/// The numbers of all names in stages that are needed to carry out a transaction, or to put a guard back, without what the
+/// engine puts behind them.
 pub(crate) fn staged_names(tx: &Tx<'_>) -> Result<std::collections::HashSet<String>> {
     let base = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
     let mut names: std::collections::HashSet<String> = tx
-        .query_map("SELECT preimage FROM main.journal_change WHERE preimage IS NOT NULL", (), |row| {
-            row.get::<_, String>(0)
-        })?
+        .query_map(
+            "SELECT c.preimage FROM main.journal_change c JOIN main.journal_txn t ON t.id = c.txn \
+             WHERE t.state <> 'settled' AND c.preimage IS NOT NULL",
+            (),
+            |row| row.get::<_, String>(0),
+        )?
         .iter()
         .map(|name| base(name))
         .collect();

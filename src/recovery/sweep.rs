@@ -34,6 +34,15 @@ pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
             if alive.contains(&owner) {
                 continue;
             }
+            let history = match &mut history {
+                Some(history) => history,
+                none => none.insert(turn.look(journal::history_names)?),
+            };
+            // An old version whose transaction is over, and whose process died on its way here.
+            if history.contains(&(area.id, name.to_owned())) {
+                area.to_history(name)?;
+                continue;
+            }
             let referred = match &mut referred {
                 Some(referred) => referred,
                 none => none.insert(turn.look(journal::staged_names)?),
@@ -41,14 +50,6 @@ pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
             // What the engine derives from a recorded name goes with it.
             let base = name.find('.').map_or(name, |at| &name[..at]);
             if referred.contains(base) {
-                let history = match &mut history {
-                    Some(history) => history,
-                    none => none.insert(turn.look(journal::history_names)?),
-                };
-                // An old version whose transaction is over, and whose process died on its way here.
-                if history.contains(&(area.id, name.to_owned())) {
-                    area.to_history(name)?;
-                }
                 continue;
             }
             if name.contains(KEEP) {

@@ -59,10 +59,15 @@ impl Manifest {
         self
     }
 
-    /// The same, where a directory may have any time.
-    pub(crate) fn without_times_of_directories(mut self) -> Self {
-        for entry in self.0.values_mut().filter(|entry| entry.content == Content::Directory) {
-            entry.mtime = None;
+    /// What a commit promises of it, if it was made after `before`: directories and symlinks that it changed may have any time.
+    pub(crate) fn as_committed_after(mut self, before: &Self) -> Self {
+        for (path, entry) in &mut self.0 {
+            let old = before.0.get(path).is_some_and(|old| old.content == entry.content && old.mtime == entry.mtime);
+            match entry.content {
+                Content::Directory => entry.mtime = None,
+                Content::Symlink(_) if !old => entry.mtime = None,
+                _ => {}
+            }
         }
         self
     }

@@ -79,8 +79,10 @@ impl Recorder<'_> {
         work();
         self.disk.mark(Mark::Done(next));
         let Shot { tree, rows } = Shot::of(journal).unwrap();
-        // Directories get times when what is in them is carried out, which may be again.
-        self.states.borrow_mut().push(Shot { tree: tree.without_times_of_directories(), rows });
+        let mut states = self.states.borrow_mut();
+        let tree = tree.as_committed_after(&states.last().expect("the first state is known").tree);
+        states.push(Shot { tree, rows });
+        drop(states);
         self.breathe();
     }
 
@@ -154,7 +156,7 @@ pub(super) fn record(machine: &Machine, workload: &Workload, air: Air) -> Record
     let mounted = machine.boot().unwrap();
     let (root, outside) = (mounted.root(), mounted.outside().join("outside"));
     let before = journal_before(&root);
-    let kernel = |kind| Kernel { kind, root: root.clone(), outside: outside.clone() };
+    let kernel = |kind| Kernel { kind, root: root.clone(), outside: mounted.outside() };
     let recorder = Recorder {
         disk,
         kernel: kernel(machine.kind),
