@@ -48,7 +48,10 @@ impl Content {
 /// One thing that happened to a disk.
 #[derive(Debug)]
 pub(super) enum Event {
-    Write { at: u64, bytes: Vec<u8> },
+    Write {
+        at: u64,
+        bytes: Vec<u8>,
+    },
     /// What was written before is safe from here on.
     Flush,
     /// Said by a test.
@@ -105,6 +108,11 @@ impl Disk {
         self.state().log.take().expect("it was recorded")
     }
 
+    /// How much has been remembered so far.
+    pub(super) fn happened(&self) -> usize {
+        self.state().log.as_ref().map_or(0, Vec::len)
+    }
+
     pub(super) fn mark(&self, mark: Mark) {
         if let Some(log) = &mut self.state().log {
             log.push(Event::Mark(mark));
@@ -158,13 +166,13 @@ pub(super) enum Fate {
 }
 
 /// The disk after a power cut: everything in `log` up to the last flush, and of the writes behind it what `fate` says, which is
-/// asked for each with its number and length.
-pub(super) fn crashed(base: &Content, log: &[Event], mut fate: impl FnMut(usize, usize) -> Fate) -> Content {
+/// asked for each with its length.
+pub(super) fn crashed(base: &Content, log: &[Event], mut fate: impl FnMut(usize) -> Fate) -> Content {
     let flushed = log.iter().rposition(|event| matches!(event, Event::Flush)).unwrap_or(0);
     let mut content = base.clone();
     for (n, event) in log.iter().enumerate() {
         let Event::Write { at, bytes } = event else { continue };
-        match if n < flushed { Fate::Kept } else { fate(n, bytes.len()) } {
+        match if n < flushed { Fate::Kept } else { fate(bytes.len()) } {
             Fate::Kept => content.write(*at, bytes),
             Fate::Lost => {}
             Fate::Torn(kept) => content.write(at + kept.start as u64, &bytes[kept]),
@@ -186,9 +194,13 @@ fn a_power_cut_takes_only_what_was_not_flushed() {
             byte[0]
         })
     };
-    assert_eq!(read(&crashed(&base, &log, |_, _| Fate::Kept), [0, 8, 16, 24]), [2, 5, 4, 0]);
-    assert_eq!(read(&crashed(&base, &log, |_, _| Fate::Lost), [0, 8, 16, 24]), [2, 1, 1, 0]);
-    let torn = crashed(&base, &log, |n, _| if n == 5 { Fate::Torn(SECTOR..2 * SECTOR) } else { Fate::Kept });
+    assert_eq!(read(&crashed(&base, &log, |_| Fate::Kept), [0, 8, 16, 24]), [2, 5, 4, 0]);
+    assert_eq!(read(&crashed(&base, &log, |_| Fate::Lost), [0, 8, 16, 24]), [2, 1, 1, 0]);
+    let mut writes = 0;
+    let torn = crashed(&base, &log, |_| {
+        writes += 1;
+        if writes == 3 { Fate::Torn(SECTOR..2 * SECTOR) } else { Fate::Kept }
+    });
     assert_eq!(read(&torn, [8, 9, 10, 16]), [3, 5, 3, 4]);
     assert_eq!(read(&base, [0, 8, 16, 24]), [1, 1, 1, 0]);
 }

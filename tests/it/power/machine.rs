@@ -27,24 +27,28 @@ fn layout(kind: Kind) -> (u64, &'static [&'static str]) {
     }
 }
 
-/// A thread's machine: it has mounts that nobody else sees.
+/// Where machines mount things, each out of sight of everybody else. A temporary directory could be removed by somebody who
+/// does not see that it is in use.
+const HOME: &str = "/media";
+
+/// A thread's machine.
 pub(super) struct Machine {
     pub(super) kind: Kind,
     pub(super) disk: Arc<Disk>,
     made: Content,
     boots: Cell<usize>,
     served: Served,
-    home: tempfile::TempDir,
 }
 
 impl Machine {
-    /// None, and said so, where it cannot be. The calling thread has mounts of its own from here on.
+    /// None, and said so, where it cannot be. The calling thread, and those that it starts, have mounts of their own from here on.
     pub(super) fn new(kind: Kind) -> Option<Self> {
-        let home = tempfile::tempdir().unwrap();
-        for name in ["fuse", "aside", "a", "b", "c"] {
-            fs::create_dir(home.path().join(name)).unwrap();
+        if let Err(error) = own_home() {
+            skip(&format!("power cuts need root, and mounts of their own: {error}"));
+            return None;
         }
-        let image = home.path().join("image");
+        let home = Path::new(HOME);
+        let image = home.join("image");
         let (size, how) = layout(kind);
         let size = size << 20;
         File::create(&image).unwrap().set_len(size).unwrap();
@@ -56,14 +60,10 @@ impl Machine {
         let made = read_image(&image).unwrap();
         fs::remove_file(image).unwrap();
         let disk = Arc::new(Disk::default());
-        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        let served = sys::own_mounts()
-            .and_then(|()| rustix::mount::mount_change("/", private).map_err(Into::into))
-            .and_then(|()| Served::new(&disk, size, &home.path().join("fuse")));
-        match served {
-            Ok(served) => Some(Self { kind, disk, made, boots: Cell::new(0), served, home }),
+        match Served::new(&disk, size, &home.join("fuse")) {
+            Ok(served) => Some(Self { kind, disk, made, boots: Cell::new(0), served }),
             Err(error) => {
-                skip(&format!("power cuts need root and FUSE: {error}"));
+                skip(&format!("power cuts need FUSE: {error}"));
                 None
             }
         }
@@ -77,13 +77,13 @@ impl Machine {
     /// Mounts what is on the disk: each time by another loop device, at another place, and after other mounts.
     pub(super) fn boot(&self) -> io::Result<Mounted> {
         let boot = self.boots.replace(self.boots.get() + 1);
-        let aside = (boot % 2 == 1).then(|| self.home.path().join("aside"));
+        let aside = (boot % 2 == 1).then(|| Path::new(HOME).join("aside"));
         if let Some(aside) = &aside {
             rustix::mount::mount("journal-kb-power", aside, "tmpfs", MountFlags::empty(), c"size=64k")?;
         }
         let mut mounted = Mounted { at: None, aside, device: PathBuf::new() };
         let device = attached(&File::options().read(true).write(true).open(self.served.file())?, boot as u32 % 3)?;
-        let at = self.home.path().join(["a", "b", "c"][boot % 3]);
+        let at = Path::new(HOME).join(["a", "b", "c"][boot % 3]);
         let options = match self.kind {
             Kind::Ext4 => c"noinit_itable",
             Kind::Xfs | Kind::Btrfs => c"",
@@ -93,6 +93,14 @@ impl Machine {
         mounted.at = Some(at);
         Ok(mounted)
     }
+}
+
+/// Has the calling thread see nothing but its own in [`HOME`].
+fn own_home() -> io::Result<()> {
+    sys::own_mounts()?;
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    rustix::mount::mount("journal-kb-power", HOME, "tmpfs", MountFlags::empty(), None)?;
+    ["fuse", "aside", "a", "b", "c"].iter().try_for_each(|name| fs::create_dir(Path::new(HOME).join(name)))
 }
 
 /// The path of a loop device over a file, and the device, which goes as soon as nobody has it open.

@@ -1,6 +1,6 @@
 //! What a journal does on a disk that remembers: its writes, its flushes, and what was promised when.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use crate::crash_points::open;
 use crate::filesystems::image::Kind;
 
 /// The tree and the rows, as they must be together.
+#[derive(Clone)]
 pub(super) struct Shot {
     pub(super) tree: Manifest,
     pub(super) rows: Vec<(String, String)>,
@@ -39,6 +40,8 @@ pub(super) struct Recording {
     pub(super) states: Vec<Shot>,
     /// The first and the last state that may be found where the log says nothing yet.
     pub(super) first: (usize, usize),
+    /// So many events happened before the work began.
+    pub(super) opening: usize,
 }
 
 impl Recording {
@@ -69,11 +72,13 @@ pub(super) struct Recorder<'m> {
     pub(super) root: PathBuf,
     pub(super) outside: PathBuf,
     states: RefCell<Vec<Shot>>,
+    opening: Cell<Option<usize>>,
 }
 
 impl Recorder<'_> {
     /// One transaction that leads to another state. When `work` has returned, that must never be lost again.
     pub(super) fn commits(&self, journal: &Journal, work: impl FnOnce()) {
+        self.begins();
         let next = self.states.borrow().len();
         self.disk.mark(Mark::Begun(next));
         work();
@@ -88,6 +93,7 @@ impl Recorder<'_> {
 
     /// Work after which everything is as it was.
     pub(super) fn comes_to_nothing(&self, journal: &Journal, work: impl FnOnce()) {
+        self.begins();
         work();
         let (now, states) = (Shot::of(journal).unwrap(), self.states.borrow());
         let before = states.last().expect("the first state is known");
@@ -95,6 +101,10 @@ impl Recorder<'_> {
         assert_eq!(now.rows, before.rows);
         drop(states);
         self.breathe();
+    }
+
+    fn begins(&self) {
+        self.opening.set(self.opening.get().or(Some(self.disk.happened())));
     }
 
     /// Where the kernel may have written something out, for a restless one to do so.
@@ -164,6 +174,7 @@ pub(super) fn record(machine: &Machine, workload: &Workload, air: Air) -> Record
         root: root.clone(),
         outside: outside.clone(),
         states: RefCell::new(vec![before]),
+        opening: Cell::default(),
     };
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -174,10 +185,10 @@ pub(super) fn record(machine: &Machine, workload: &Workload, air: Air) -> Record
         let _over = Over(&over);
         (workload.work)(&recorder);
     });
-    let states = recorder.states.into_inner();
+    let (states, opening) = (recorder.states.into_inner(), recorder.opening.get().unwrap_or(0));
     mounted.unmount();
     let log = disk.recorded();
-    Recording { what: format!("{}, {air:?}", workload.name), base, log, states, first: (0, 0) }
+    Recording { what: format!("{}, {air:?}", workload.name), base, log, states, first: (0, 0), opening }
 }
 
 /// What is there before anything is done.

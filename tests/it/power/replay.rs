@@ -3,15 +3,17 @@
 use std::fmt;
 use std::fs;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use journal_kb::Recovered;
 use journal_kb::rusqlite::Connection;
-use journal_kb::{Journal, Recovered};
 
-use super::disk::{Event, Fate, SECTOR, crashed};
+use super::disk::{Content, Event, Fate, SECTOR, crashed};
 use super::machine::Machine;
 use super::record::{Recording, Shot};
 use crate::crash_points::manifest::Manifest;
+use crate::crash_points::open;
 
 /// Which of the writes behind the last flush survive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,20 +27,39 @@ pub(super) enum Manner {
     Torn,
 }
 
-const MANNERS: [Manner; 5] = [Manner::All, Manner::Half, Manner::Torn, Manner::Nothing, Manner::Most];
+pub(super) const MANNERS: [Manner; 5] = [Manner::All, Manner::Half, Manner::Torn, Manner::Nothing, Manner::Most];
 
 /// When the power fails, and what that takes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Point {
     /// So many events of the log have happened.
     pub(super) end: usize,
-    manner: Manner,
-    seed: u64,
+    pub(super) manner: Manner,
+    pub(super) seed: u64,
 }
 
 impl fmt::Display for Point {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "event {}, {:?}, seed {}", self.end, self.manner, self.seed)
+    }
+}
+
+impl Point {
+    /// The disk after it.
+    pub(super) fn disk(&self, base: &Content, log: &[Event]) -> Content {
+        let mut random = Random(self.seed);
+        crashed(base, &log[..self.end], |length| match self.manner {
+            Manner::All => Fate::Kept,
+            Manner::Nothing => Fate::Lost,
+            Manner::Half if random.below(2) == 0 => Fate::Lost,
+            Manner::Most if random.below(8) == 0 => Fate::Lost,
+            Manner::Torn => match random.below(4) {
+                0 | 1 => Fate::Lost,
+                2 => Fate::Torn(random.part(length)),
+                _ => Fate::Kept,
+            },
+            Manner::Half | Manner::Most => Fate::Kept,
+        })
     }
 }
 
@@ -59,29 +80,41 @@ impl Random {
     }
 
     fn part(&mut self, length: usize) -> Range<usize> {
-        let sectors = length / SECTOR;
+        let sectors = length.div_ceil(SECTOR);
         let start = self.below(sectors);
         let end = start + 1 + self.below(sectors - start);
         start * SECTOR..(end * SECTOR).min(length)
     }
 }
 
-/// So many points, evenly over the log; where there are more, in every manner. A power cut right after a flush, or a mark, leaves
-/// what one before the next write leaves.
-pub(super) fn points(recording: &Recording, wanted: usize, seed: u64) -> Vec<Point> {
-    let is_write = |event: &Event| matches!(event, Event::Write { .. });
+/// Points of a log. A power cut right behind a flush or a mark leaves what one before the next write leaves, so there is one
+/// for each write, and one for each last event before a write, in every manner.
+///
+/// As many as are `wanted` lie evenly over what happened once the work had begun, each somewhere within its part of it.
+pub(super) fn points(recording: &Recording, wanted: Option<usize>, random: &mut Random) -> Vec<Point> {
     let log = &recording.log;
-    let mut ends: Vec<usize> =
-        (0..log.len()).filter(|&n| is_write(&log[n]) || log.get(n + 1).is_none_or(is_write)).map(|n| n + 1).collect();
-    ends.dedup();
-    let mut random = Random(seed);
-    let mut point = |end: usize, n: usize| Point { end, manner: MANNERS[n % MANNERS.len()], seed: random.next() };
+    let is_write = |n: usize| log.get(n).is_none_or(|event| matches!(event, Event::Write { .. }));
+    let ends = (0..log.len()).filter(|&n| is_write(n) || is_write(n + 1)).map(|n| n + 1);
+    let from = if wanted.is_some() { recording.opening } else { 0 };
+    let ends: Vec<usize> = ends.filter(|&end| end > from).collect();
     let all = ends.len() * MANNERS.len();
-    if wanted >= all {
-        return (0..all).map(|n| point(ends[n / MANNERS.len()], n)).collect();
+    let mut point = |end: usize, manner: usize| Point {
+        end: ends[end],
+        manner: MANNERS[manner % MANNERS.len()],
+        seed: random.next(),
+    };
+    match wanted {
+        Some(wanted) if wanted < all => {
+            let mut parts = Random(point(0, 0).seed);
+            let first = parts.below(MANNERS.len());
+            let within = |n: usize, parts: &mut Random| {
+                let (start, end) = (n * ends.len() / wanted, (n + 1) * ends.len() / wanted);
+                (start + parts.below(end - start)).min(ends.len() - 1)
+            };
+            (0..wanted).map(|n| point(within(n, &mut parts), first + n)).collect()
+        }
+        _ => (0..all).map(|n| point(n / MANNERS.len(), n)).collect(),
     }
-    // With a different manner for neighbours, and the end of the log among them.
-    (1..=wanted).map(|n| point(ends[(n * ends.len()).div_ceil(wanted) - 1], n + n / MANNERS.len())).collect()
 }
 
 /// What came out of one power cut.
@@ -93,51 +126,86 @@ pub(super) enum Outcome {
     Wrong(Vec<String>),
 }
 
-/// Cuts the power, mounts what is left and opens the journal in it. The disk remembers that, too.
+/// Cuts the power, mounts what is left and opens the journal in it. The disk remembers that in its turn.
 pub(super) fn cut(machine: &Machine, recording: &Recording, point: &Point) -> Outcome {
-    let mut random = Random(point.seed);
-    let fate = |_, length| match point.manner {
-        Manner::All => Fate::Kept,
-        Manner::Nothing => Fate::Lost,
-        Manner::Half if random.below(2) == 0 => Fate::Lost,
-        Manner::Most if random.below(8) == 0 => Fate::Lost,
-        Manner::Torn => match random.below(4) {
-            0 | 1 => Fate::Lost,
-            2 => Fate::Torn(random.part(length)),
-            _ => Fate::Kept,
-        },
-        Manner::Half | Manner::Most => Fate::Kept,
-    };
-    machine.disk.insert(crashed(&recording.base, &recording.log[..point.end], fate));
+    machine.disk.insert(point.disk(&recording.base, &recording.log));
     machine.disk.record();
     let mounted = match machine.boot() {
         Ok(mounted) => mounted,
         Err(error) => return Outcome::Refused(error.to_string()),
     };
-    let outcome = recovered(&mounted.root(), &recording.states, recording.bounds(point.end));
+    let bounds = recording.bounds(point.end);
+    let found = recovered(&mounted.root()).and_then(|found| {
+        let (state, mut wrong) = found.is_one_of(&recording.states, bounds);
+        wrong.extend(found.lacks(&recording.states[0].tree));
+        if wrong.is_empty() { Ok((state, found.did)) } else { Err(wrong) }
+    });
     mounted.unmount();
-    match outcome {
+    match found {
         Ok((state, did)) => Outcome::Found(state, did),
         Err(wrong) => Outcome::Wrong(wrong),
     }
 }
 
-/// Has a journal recover, and says which of the states between `bounds` it is; else what is wrong with it.
-pub(super) fn recovered(
-    root: &Path,
-    states: &[Shot],
-    bounds: (usize, usize),
-) -> Result<(usize, Recovered), Vec<String>> {
+/// What a recovery led to.
+pub(super) struct Found {
+    pub(super) shot: Shot,
+    pub(super) did: Recovered,
+    /// What the engine has kept.
+    aside: [Manifest; 2],
+}
+
+impl Found {
+    /// The only state within the bounds that it may be, else the nearest, and what is wrong then.
+    fn is_one_of(&self, states: &[Shot], (low, high): (usize, usize)) -> (usize, Vec<String>) {
+        let differences = |state: usize| {
+            let mut differences = self.shot.tree.differences(&states[state].tree);
+            if self.shot.rows != states[state].rows {
+                differences.push(format!("rows {:?}, not {:?}", self.shot.rows, states[state].rows));
+            }
+            differences
+        };
+        if let Some(state) = (low..=high).find(|&state| differences(state).is_empty()) {
+            return (state, Vec::new());
+        }
+        let unlike = |state: &usize| (self.shot.rows != states[*state].rows, differences(*state).len());
+        let nearest = (0..states.len()).min_by_key(unlike).expect("there is a first state");
+        let mut wrong =
+            vec![format!("it is none of the states {low} to {high} of {}, but like {nearest}", states.len())];
+        wrong.extend(differences(nearest));
+        (nearest, wrong)
+    }
+
+    /// What left the tree is kept. Of commits that were never settled only the last version of a path ever gets there, so this
+    /// is asked of what was there before all of them.
+    fn lacks(&self, before: &Manifest) -> Vec<String> {
+        let kept = |bytes: &[u8]| {
+            let mut all = self.aside.iter().chain([&self.shot.tree]).flat_map(Manifest::contents);
+            // What was only appended to is there as the beginning of what it is now.
+            all.any(|kept| kept.starts_with(bytes) || kept.ends_with(bytes))
+        };
+        let lost = before.contents().filter(|bytes| !kept(bytes));
+        lost.map(|bytes| format!("not kept: {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(24)]))).collect()
+    }
+}
+
+/// Has a journal recover what it finds, and looks; else what is wrong with it.
+pub(super) fn recovered(root: &Path) -> Result<Found, Vec<String>> {
+    // What cannot even be read is a fault like any other.
+    catch_unwind(AssertUnwindSafe(|| look(root))).unwrap_or_else(|_| Err(vec!["it panicked, see above".to_owned()]))
+}
+
+fn look(root: &Path) -> Result<Found, Vec<String>> {
     let told = |error: journal_kb::Error| vec![format!("{error}: {error:?}")];
-    let journal = Journal::open(root).map_err(told)?;
+    let journal = open(root);
     let did = journal.recover().map_err(told)?;
-    let found = Shot::of(&journal).map_err(told)?;
+    let shot = Shot::of(&journal).map_err(told)?;
     journal.close().map_err(told)?;
     // What was referred to until then is swept by the next to come, who has nothing else to do.
-    let journal = Journal::open(root).map_err(told)?;
+    let journal = open(root);
     let mut again = journal.recover().map_err(told)?;
-    again.swept = 0;
     journal.close().map_err(told)?;
+    again.swept = 0;
 
     let mut wrong = Vec::new();
     if (did.pending, did.quarantined) != (0, 0) {
@@ -149,41 +217,8 @@ pub(super) fn recovered(
     let engine = root.join(".journal");
     wrong.extend(fs::read_dir(engine.join("stage")).unwrap().map(|stray| format!("a stray: {stray:?}")));
     wrong.extend(unsound(&engine.join("journal.db")));
-
-    let differences = |state: &usize| {
-        let state = &states[*state];
-        let mut differences = found.tree.differences(&state.tree);
-        if found.rows != state.rows {
-            differences.push(format!("rows {:?}, not {:?}", found.rows, state.rows));
-        }
-        differences
-    };
-    let (low, high) = bounds;
-    let Some(state) = (low..=high).find(|state| differences(state).is_empty()) else {
-        let nearest = (0..states.len()).min_by_key(|state| (found.rows != states[*state].rows, differences(state).len()));
-        let nearest = nearest.expect("there is a first state");
-        wrong.push(format!("neither of the states {low} to {high}; nearest to {nearest}: {:#?}", differences(&nearest)));
-        return Err(wrong);
-    };
-    // What left the tree is kept. Of commits that were never settled only the last version of a path ever gets there.
     let aside = ["history", "quarantine"].map(|name| Manifest::of(&engine.join(name)));
-    for bytes in states[0].tree.contents() {
-        let kept = |tree: &Manifest| tree.contents().any(|kept| kept.starts_with(bytes) || kept.ends_with(bytes));
-        if !kept(&found.tree) && !aside.iter().any(kept) {
-            wrong.push(format!("not kept: {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(24)])));
-        }
-    }
-    if !wrong.is_empty() && std::env::var("DBG").is_ok() {
-        for e in walkdir::WalkDir::new(&engine) { let e = e.unwrap(); eprintln!("{} {}", e.path().display(), e.metadata().unwrap().len()); }
-        let db = Connection::open(engine.join("journal.db")).unwrap();
-        for t in ["journal_txn", "journal_change", "journal_event", "journal_guard", "journal_preimage"] {
-            let mut st = db.prepare(&format!("SELECT * FROM {t}")).unwrap();
-            let n = st.column_count();
-            let mut rows = st.query([]).unwrap();
-            while let Some(r) = rows.next().unwrap() { eprintln!("{t}: {:?}", (0..n).map(|i| format!("{:?}", r.get_ref(i).unwrap()).chars().take(90).collect::<String>()).collect::<Vec<_>>()); }
-        }
-    }
-    if wrong.is_empty() { Ok((state, did)) } else { Err(wrong) }
+    if wrong.is_empty() { Ok(Found { shot, did, aside }) } else { Err(wrong) }
 }
 
 /// What SQLite itself thinks of the database.

@@ -113,6 +113,8 @@ pub(super) fn all() -> Vec<Workload> {
         Workload::staged("structure", |txn, outside| crash_points::change(txn, "structure", outside)),
         Workload::staged("some large", |txn, _| large(txn, 2)),
         Workload::staged("many large", |txn, _| large(txn, MANY)),
+        // To open a journal, which makes it, is what every recording begins with.
+        Workload::new("making", prepare_bare, |_| ()),
         Workload::new("in a row", |root| crash_points::prepare(root).unwrap(), in_a_row),
         Workload::new("database, committed", prepare_database, |recorder| database(recorder, true)),
         Workload::new("database, rolled back", prepare_database, |recorder| database(recorder, false)),
@@ -124,9 +126,17 @@ pub(super) fn all() -> Vec<Workload> {
     all
 }
 
+/// A tree that never had a journal.
+fn prepare_bare(root: &Path) {
+    fs::create_dir_all(root.join("pages")).unwrap();
+    fs::write(root.join("pages/mine.md"), "mine").unwrap();
+    manifest::age(root);
+}
+
 /// Transactions of one process, while the earlier ones are settled beside them.
 fn in_a_row(recorder: &Recorder<'_>) {
-    let journal = Journal::options().settle_after(Duration::from_millis(1)).settle_paths(1).open(&recorder.root).unwrap();
+    let journal =
+        Journal::options().settle_after(Duration::from_millis(1)).settle_paths(1).open(&recorder.root).unwrap();
     for n in 0..8 {
         recorder.commits(&journal, || {
             let done = journal.transact(|txn| {
@@ -150,7 +160,9 @@ fn in_a_row(recorder: &Recorder<'_>) {
 fn prepare_database(root: &Path) {
     guards::prepare(root);
     let database = Connection::open(root.join("pages/index.db")).unwrap();
-    database.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (n, b); INSERT INTO t VALUES (0, randomblob(9000))").unwrap();
+    database
+        .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (n, b); INSERT INTO t VALUES (0, randomblob(9000))")
+        .unwrap();
     drop(database);
     manifest::age(root);
 }
@@ -162,7 +174,9 @@ fn database(recorder: &Recorder<'_>, commits: bool) {
         txn.guard("pages").unwrap();
         recorder.breathe();
         let database = Connection::open(recorder.root.join("pages/index.db")).unwrap();
-        database.execute_batch("UPDATE t SET b = randomblob(9000); INSERT INTO t VALUES (1, randomblob(20000))").unwrap();
+        database
+            .execute_batch("UPDATE t SET b = randomblob(9000); INSERT INTO t VALUES (1, randomblob(20000))")
+            .unwrap();
         drop(database);
         fs::write(recorder.root.join("pages/one.md"), "one, by the program\n").unwrap();
         recorder.breathe();
