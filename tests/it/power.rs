@@ -16,11 +16,14 @@
 //! By default some points of each workload are tried. `JOURNAL_KB_POWER_POINTS` says how many of each filesystem, or `all`;
 //! `JOURNAL_KB_POWER_SEED` makes them others; `JOURNAL_KB_POWER_WORKLOADS` takes only workloads with this in their names.
 
+mod child;
 mod disk;
 mod machine;
 mod record;
+mod refused;
 mod replay;
 mod serve;
+mod shutdown;
 mod sys;
 mod workloads;
 
