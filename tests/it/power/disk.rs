@@ -92,10 +92,6 @@ impl Disk {
         *self.state() = State { content, ..State::default() };
     }
 
-    pub(super) fn content(&self) -> Content {
-        self.state().content.clone()
-    }
-
     /// Begins to remember. What the disk holds now is what the log begins with.
     pub(super) fn record(&self) -> Content {
         let mut state = self.state();
