@@ -14,6 +14,8 @@ mod options;
 mod path;
 mod recovery;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod time;
 mod tree;
 mod txn;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
 
+use super::calls;
 use super::exchange;
 use super::root::{self, Dir, Kind, Meta, Place, RootDir};
 use crate::error::{Error, IoContext, Result};
@@ -109,19 +110,19 @@ impl Area {
 
     /// Moves an adopted name back to where it came from, if nothing is there.
     pub(crate) fn give_back(&self, name: &str, to: &Path) -> Result<(), Errno> {
-        rustix::fs::renameat_with(&self.stage, name, rustix::fs::CWD, to, RenameFlags::NOREPLACE)
+        calls::renameat_with(&self.stage, name, rustix::fs::CWD, to, RenameFlags::NOREPLACE)
     }
 
     /// Gives a name of the stage another.
     pub(crate) fn rename_staged(&self, from: &str, to: &str) -> Result<()> {
         check_name(to)?;
-        rustix::fs::renameat(&self.stage, from, &self.stage, to).at("rename", self.stage_path(from))
+        calls::renameat(&self.stage, from, &self.stage, to).at("rename", self.stage_path(from))
     }
 
     /// Moves an old version from the stage to history; fine when it went there before.
     pub(crate) fn to_history(&self, name: &str) -> Result<()> {
         check_name(name)?;
-        match rustix::fs::renameat(&self.stage, name, &self.history, name) {
+        match calls::renameat(&self.stage, name, &self.history, name) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error).at("move to history", self.stage_path(name)),
         }
@@ -131,7 +132,7 @@ impl Area {
     /// do that.
     pub(crate) fn link_staged(&self, other: &str, name: &str) -> Result<bool> {
         let linked = format!("{name}.link");
-        match rustix::fs::linkat(&self.stage, other, &self.stage, &*linked, AtFlags::empty()) {
+        match calls::linkat(&self.stage, other, &self.stage, &*linked, AtFlags::empty()) {
             Ok(()) => self.rename_staged(&linked, name).map(|()| true),
             Err(error) if exchange::unsupported(error) => Ok(false),
             Err(error) => Err(error).at("link", self.stage_path(other)),
@@ -141,7 +142,7 @@ impl Area {
     /// Removes one link of the stage, and nothing below it.
     pub(crate) fn unlink_staged(&self, name: &str) -> Result<()> {
         check_name(name)?;
-        rustix::fs::unlinkat(&self.stage, name, AtFlags::empty()).at("remove", self.stage_path(name))
+        calls::unlinkat(&self.stage, name, AtFlags::empty()).at("remove", self.stage_path(name))
     }
 
     /// Looks at a name of the stage.
@@ -153,14 +154,13 @@ impl Area {
     /// Makes a directory in the stage.
     pub(crate) fn make_staged_dir(&self, name: &str) -> Result<PathBuf> {
         let path = self.stage_path(name);
-        rustix::fs::mkdirat(&self.stage, name, Mode::from_raw_mode(0o777)).at("make", &path)?;
+        calls::mkdirat(&self.stage, name, Mode::from_raw_mode(0o777)).at("make", &path)?;
         Ok(path)
     }
 
     /// Syncs the whole filesystem the area lies on, live files and stage alike.
     pub(crate) fn sync_whole(&self) -> Result<()> {
-        rustix::fs::syncfs(&self.dir)
-            .map_err(|source| Error::SyncFailed { path: self.path.clone(), source: source.into() })
+        calls::syncfs(&self.dir).map_err(|source| Error::SyncFailed { path: self.path.clone(), source: source.into() })
     }
 
     /// What lies below a directory of the stage, in no order.
@@ -234,7 +234,7 @@ impl Area {
         for _ in 0..2 {
             let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
             let times = Timestamps { last_access: now, last_modification: now };
-            rustix::fs::futimens(&file, &times).at("set the times of", path())?;
+            calls::futimens(&file, &times).at("set the times of", path())?;
             told = root::look_at(&file).at("look at", path())?.ctime;
         }
         Ok(told)
@@ -274,7 +274,7 @@ pub(crate) fn subdirectory(dir: &OwnedFd, name: &str, path: &Path, mode: u32) ->
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let open = || rustix::fs::openat(dir, name, flags, Mode::empty());
     match open() {
-        Err(Errno::NOENT) => match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode)) {
+        Err(Errno::NOENT) => match calls::mkdirat(dir, name, Mode::from_raw_mode(mode)) {
             Ok(()) | Err(Errno::EXIST) => open(),
             Err(error) => Err(error),
         },
@@ -287,7 +287,7 @@ pub(crate) fn subdirectory(dir: &OwnedFd, name: &str, path: &Path, mode: u32) ->
 pub(crate) fn ignore_in_git(dir: &OwnedFd, path: &Path) -> Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat(dir, ".gitignore", flags, Mode::from_raw_mode(0o666)) {
-        Ok(file) => rustix::io::write(file, b"*\n").map(drop).at("write", path.join(".gitignore")),
+        Ok(file) => calls::write(file, b"*\n").map(drop).at("write", path.join(".gitignore")),
         Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error).at("create", path.join(".gitignore")),
     }
@@ -314,7 +314,7 @@ pub(crate) fn open_own(path: &Path) -> Result<OwnedFd> {
 
 /// Removes one link in a directory of the engine's own; missing is fine.
 pub(crate) fn unlink(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<()> {
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+    match calls::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error).at("remove", path.join(name)),
     }
@@ -337,7 +337,7 @@ pub(crate) fn remove_below(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<(
         if let Some(child) = waiting.pop() {
             let mut removed = remove_one(&at, &child);
             if removed == Err(Errno::ACCESS) {
-                rustix::fs::fchmod(&at, Mode::from_raw_mode(0o700)).at("open", &path)?;
+                calls::fchmod(&at, Mode::from_raw_mode(0o700)).at("open", &path)?;
                 removed = remove_one(&at, &child);
             }
             if !removed.at("remove", &path)? {
@@ -348,11 +348,11 @@ pub(crate) fn remove_below(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<(
         }
         let Some((name, _)) = levels.pop() else { break };
         if levels.is_empty() {
-            gone(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))?;
+            gone(calls::unlinkat(dir, name, AtFlags::REMOVEDIR))?;
             break;
         }
         at = rustix::fs::openat(&at, "..", OPEN_DIRECTORY, Mode::empty()).at("open", &path)?;
-        gone(rustix::fs::unlinkat(&at, name, AtFlags::REMOVEDIR))?;
+        gone(calls::unlinkat(&at, name, AtFlags::REMOVEDIR))?;
     }
     Ok(())
 }
@@ -361,12 +361,12 @@ const OPEN_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFl
 
 /// Removes a file, or an empty directory. False for one that is not empty.
 fn remove_one(dir: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+    match calls::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(true),
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(error) => return Err(error),
     }
-    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+    match calls::unlinkat(dir, name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(true),
         Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
         // It was no directory: then it could not be removed.
@@ -379,7 +379,7 @@ fn open_closed(dir: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     let open = || rustix::fs::openat(dir, name, OPEN_DIRECTORY, Mode::empty());
     match open() {
         Err(Errno::ACCESS) => {
-            rustix::fs::chmodat(dir, name, Mode::from_raw_mode(0o700), AtFlags::empty())?;
+            calls::chmodat(dir, name, Mode::from_raw_mode(0o700), AtFlags::empty())?;
             open()
         }
         other => other,

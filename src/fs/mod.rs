@@ -14,11 +14,13 @@
 //! - [`opener`] is the thread that opens files of the tree, with a descriptor table of its own.
 //! - [`upper`] is what a program wrote to an overlay.
 //! - [`watch`] tells, as a hint, which files are written to in place.
+//! - [`calls`] are the system calls that change anything.
 //! - [`os_lock`] takes OS locks; [`state`] makes the state directory.
 
 pub(crate) mod append;
 pub(crate) mod area;
 pub(crate) mod attrs;
+mod calls;
 pub(crate) mod clone;
 pub(crate) mod compare;
 pub(crate) mod copies;

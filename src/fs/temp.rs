@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use super::area::Area;
 use super::attrs::{self, Attrs};
+use super::calls;
 use super::root::{self, Kind, Meta};
 use crate::error::{Error, IoContext, Result};
 
@@ -22,7 +23,7 @@ pub(crate) fn create(area: &Area, name: &str) -> Result<OwnedFd> {
 /// Writes all of it.
 pub(crate) fn write_all(file: &OwnedFd, mut bytes: &[u8], path: impl AsRef<Path>) -> Result<()> {
     while !bytes.is_empty() {
-        match rustix::io::write(file, bytes) {
+        match calls::write(file, bytes) {
             Ok(0) => return Err(std::io::Error::from(std::io::ErrorKind::WriteZero)).at("write", path),
             Ok(written) => bytes = &bytes[written..],
             Err(Errno::INTR) => {}
@@ -65,7 +66,7 @@ pub(crate) fn reopen(area: &Area, name: &str) -> Result<OwnedFd> {
 /// Gives a staged file to a group.
 pub(crate) fn give_group(area: &Area, name: &str, gid: u32) -> Result<()> {
     let group = rustix::fs::Gid::from_raw(gid);
-    rustix::fs::chownat(&area.stage, name, None, Some(group), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+    calls::chownat(&area.stage, name, None, Some(group), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
         .at("change the group of", area.stage_path(name))
 }
 
@@ -130,7 +131,7 @@ fn open_regular(path: &Path) -> Result<OwnedFd> {
 /// Makes a symlink under a name in the stage.
 pub(crate) fn symlink(area: &Area, name: &str, target: &Path) -> Result<Meta> {
     let path = area.stage_path(name);
-    rustix::fs::symlinkat(target, &area.stage, name).at("create the symlink", &path)?;
+    calls::symlinkat(target, &area.stage, name).at("create the symlink", &path)?;
     let meta = root::look(&area.stage, name).at("look at", &path)?;
     meta.ok_or_else(|| Error::NotFound { path })
 }

@@ -16,6 +16,7 @@ use super::decide::Decision;
 use super::evidence::{Decided, Newest, Unreadable, decisions, newest};
 use super::guards::put_back_dead;
 use crate::error::{Error, IoContext, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::area::Area;
 use crate::fs::exchange::{self};
 use crate::fs::root::{Dir, Dirs, Kind};
@@ -188,7 +189,9 @@ fn begin_attempt(turn: &mut Turn<'_>, due: Vec<Unsettled>) -> Result<Vec<Unsettl
                 journal::insert_event(tx, Level::Error, "quarantined", Some(txn.id), None, &message)?;
                 continue;
             }
-            journal::set_attempts(tx, txn.id, txn.attempts + 1)?;
+            if !planted(Fault::AttemptNotCounted) {
+                journal::set_attempts(tx, txn.id, txn.attempts + 1)?;
+            }
             // A mark of another boot or mount is no mark: from here on it is a commit like any other.
             if matches!(txn.state, TxnState::Applied | TxnState::Settling) {
                 journal::transition(tx, txn.id, txn.state, TxnState::Committed)?;
@@ -401,7 +404,7 @@ fn note_one(tx: &Tx<'_>, mark: &Mark, txn: &Unsettled, outcome: &Outcome) -> Res
         journal::note_applied(tx, txn.id, txn.state, mark)?;
         return journal::insert_event(tx, Level::Info, "recovered", Some(txn.id), None, "applied by recovery");
     }
-    if excused {
+    if excused && !planted(Fault::AttemptNotGivenBack) {
         journal::set_attempts(tx, txn.id, txn.attempts)?;
     }
     match txn.state {

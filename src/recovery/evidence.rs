@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::decide::{Decision, Evidence, Live, decide};
 use crate::error::Result;
+use crate::fault::{Fault, planted};
 use crate::fs::area;
 use crate::fs::identity::Identity;
 use crate::fs::opener::Found;
@@ -63,6 +64,9 @@ pub(super) fn newest(
                 }
             };
             if txn.structural {
+                continue;
+            }
+            if planted(Fault::OldestEffectWins) && newest.contains_key(&path) {
                 continue;
             }
             let mut older = newest.remove(&path).map(|older| older.older).unwrap_or_default();

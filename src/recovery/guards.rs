@@ -6,6 +6,7 @@
 
 use super::drain::MAX_ATTEMPTS;
 use crate::error::{Error, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::os_lock::OsLock;
 use crate::id::SessionId;
 use crate::journal::{self, GuardRow, Level};
@@ -64,7 +65,9 @@ fn put_back(ground: &Ground, turn: &mut Turn<'_>, guard: &GuardRow, drained: &mu
         drained.quarantined += 1;
         return give_up(turn, &format!("given up after {MAX_ATTEMPTS} attempts to put it back; everything is kept"));
     }
-    turn.write(Durability::Full, |tx| journal::set_guard_attempts(tx, guard.id, guard.attempts + 1))?;
+    if !planted(Fault::GuardAttemptNotCounted) {
+        turn.write(Durability::Full, |tx| journal::set_guard_attempts(tx, guard.id, guard.attempts + 1))?;
+    }
     ground.refresh_areas(turn)?;
     let mut images = PreImages::new();
     for row in turn.look(|tx| journal::guarded(tx, guard.id))? {
@@ -78,7 +81,8 @@ fn put_back(ground: &Ground, turn: &mut Turn<'_>, guard: &GuardRow, drained: &mu
         }
     }
     // After a power cut bytes that were written in place may be there, and the times that would tell may not.
-    let in_doubt = !guard.mark.as_ref().is_some_and(|mark| mark.counts_in(&ground.mark_now()));
+    let in_doubt =
+        !planted(Fault::TimesBelieved) && !guard.mark.as_ref().is_some_and(|mark| mark.counts_in(&ground.mark_now()));
     let done = txn::complete(ground, turn, guard.id, &mut images, in_doubt)
         .and_then(|()| txn::put_back(ground, turn, guard, &images, Attempt::Recovery { in_doubt }));
     match done {

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 
 use crate::error::Result;
+use crate::fault::{Fault, planted};
 use crate::fs::area;
 use crate::id::SessionId;
 use crate::journal;
@@ -16,7 +17,9 @@ pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
     lock::sweep_dead(turn, &ground.sessions, &ground.state_path.join("sessions"))?;
     let mut swept = 0;
     let mut alive: HashSet<SessionId> = HashSet::from([ground.session.id]);
-    alive.extend(turn.look(lock::open_sessions)?);
+    if !planted(Fault::LivingSessionsSwept) {
+        alive.extend(turn.look(lock::open_sessions)?);
+    }
     // Somebody may still be at work in what a dead session has laid.
     for guard in turn.look(journal::guards)? {
         if !guard.quarantined && super::guards::is_over(ground, &guard)?.is_none() {

@@ -6,6 +6,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::error::{IoContext, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::area::Area;
 use crate::fs::exchange::{self, ASIDE};
 use crate::fs::identity::Identity;
@@ -47,6 +48,9 @@ pub(crate) fn keep(area: &Area, txn: TxnId, redo: &Redo, older: &[Identity], nam
         // Our own version, whose bytes a power cut took. With any byte in it, it may be somebody's edit in place.
         area.drop_staged(name)?;
         return Ok(None);
+    }
+    if planted(Fault::DisplacedDropped) {
+        return area.drop_staged(name).map(|()| None);
     }
     set_aside(area, txn, &area.stage, name).map(Some)
 }

@@ -21,6 +21,7 @@ use super::taken::Taken;
 use super::transaction::Transaction;
 use super::trees::{self, Guarded};
 use crate::error::{Error, IoContext, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::clone::Way;
 use crate::fs::opener;
 use crate::fs::owned;
@@ -165,10 +166,13 @@ impl Transaction {
                 image.was = before.was.clone();
             }
         }
-        taken.sync()?;
+        if !planted(Fault::GuardRecordedBeforeSync) {
+            taken.sync()?;
+        }
         let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
         let row = self.guard_row(&mut turn)?;
-        let id = turn.write(Durability::Full, |tx| {
+        let durability = if planted(Fault::GuardNotDurable) { Durability::Normal } else { Durability::Full };
+        let id = turn.write(durability, |tx| {
             let id = ground.record_guard(tx, own, &row)?;
             for (n, (path, image)) in taken.images.iter().enumerate() {
                 journal::insert_preimage(tx, id, first + n as i64, path, image)?;
@@ -177,6 +181,9 @@ impl Transaction {
         })?;
         ground.guarding().insert(id);
         taken.kept = true;
+        if planted(Fault::GuardRecordedBeforeSync) {
+            taken.sync()?;
+        }
         taken.wait_for_the_clock();
         let mut images = std::mem::take(&mut taken.images);
         let guarding = self.guarding.get_or_insert_with(|| Guarding::new(id));

@@ -7,6 +7,7 @@ use super::ground::Ground;
 use super::guarding::{change, sync_whole};
 use super::renames;
 use crate::error::Result;
+use crate::fault::{Fault, planted};
 use crate::fs::clone::Way;
 use crate::fs::root::{Kind, Meta};
 use crate::id::TxnId;
@@ -118,7 +119,8 @@ pub(crate) fn put_back(
     renames::tell(images, moves.map(|(change, now, _)| (change, *now)));
     let changes: Vec<Change> = changes.into_iter().map(|(change, ..)| change).collect();
     // IMPORTANT: what an earlier attempt put back is as it was, so nothing tells that it was never synced.
-    if again || !changes.is_empty() || !done.restored.is_empty() {
+    let back = again || !changes.is_empty() || !done.restored.is_empty();
+    if back && !planted(Fault::PutBackUnsynced) {
         sync_whole(ground, images)?;
     }
     done.id = turn.write(Durability::Full, |tx| {

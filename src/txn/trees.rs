@@ -21,6 +21,7 @@ use super::ground::Ground;
 use super::guarding::record_images;
 use super::shared::share;
 use crate::error::{Error, IoContext, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::area::{self, Area};
 use crate::fs::clone::Way;
 use crate::fs::copies::Copies;
@@ -118,6 +119,9 @@ fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirro
     // Writers that replace files leave traces in directories; those that do not are looked for file by file.
     let files = if tree.replacing { Files::None } else { Files::All };
     let mut is_true = tree.is_true;
+    if is_true && planted(Fault::StaleBaselineTrusted) {
+        return Ok(());
+    }
     // The directories to look at; none is all of them.
     let mut only: Option<HashSet<DirId>> = None;
     for _ in 0..ROUNDS {
@@ -135,7 +139,7 @@ fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirro
         if !fresh && diffs.is_empty() {
             break;
         }
-        if is_true {
+        if is_true && !planted(Fault::BaselineNotMarkedChanging) {
             ground.enter()?.write(Durability::Full, |tx| journal::set_tree(tx, tree.id, false, tree.area))?;
             is_true = false;
         }
@@ -149,7 +153,7 @@ fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirro
             break;
         }
     }
-    if is_true { Ok(()) } else { area.sync_whole() }
+    if is_true || planted(Fault::BaselineUnsynced) { Ok(()) } else { area.sync_whole() }
 }
 
 /// The directories to look at once more after little was taken over from them. To look at the whole tree again would take

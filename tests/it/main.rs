@@ -29,6 +29,7 @@ mod review;
 mod skip;
 mod sql;
 mod support;
+mod testing;
 mod tidy;
 mod transaction;
 mod trouble;
