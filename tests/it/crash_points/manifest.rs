@@ -60,7 +60,7 @@ impl Manifest {
     }
 
     /// What a commit promises of it, if it was made after `before`: directories and symlinks that it changed may have any time.
-    pub(crate) fn as_committed_after(mut self, before: &Self) -> Self {
+    pub(crate) fn committed_after(mut self, before: &Self) -> Self {
         for (path, entry) in &mut self.0 {
             let old = before.0.get(path).is_some_and(|old| old.content == entry.content && old.mtime == entry.mtime);
             match entry.content {

@@ -85,7 +85,7 @@ impl Recorder<'_> {
         self.disk.mark(Mark::Done(next));
         let Shot { tree, rows } = Shot::of(journal).unwrap();
         let mut states = self.states.borrow_mut();
-        let tree = tree.as_committed_after(&states.last().expect("the first state is known").tree);
+        let tree = tree.committed_after(&states.last().expect("the first state is known").tree);
         states.push(Shot { tree, rows });
         drop(states);
         self.breathe();
