@@ -23,6 +23,7 @@ mod ingest;
 mod model;
 mod opening;
 mod overlay_model;
+mod power;
 mod quarantine;
 mod recovery;
 mod review;
