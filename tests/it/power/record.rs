@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use journal_kb::Journal;
+use journal_kb::{Journal, Options};
 
 use super::disk::{Content, Disk, Event, Mark};
 use super::machine::Machine;
@@ -55,6 +55,9 @@ impl Recording {
     }
 }
 
+/// After so long without a commit the background settles.
+const SOON: Duration = Duration::from_millis(20);
+
 /// How the machine is while it is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Air {
@@ -72,13 +75,37 @@ pub(super) struct Recorder<'m> {
     pub(super) root: PathBuf,
     pub(super) outside: PathBuf,
     states: RefCell<Vec<Shot>>,
-    opening: Cell<Option<usize>>,
+    opening: Cell<usize>,
 }
 
 impl Recorder<'_> {
+    /// Opens a journal as it is after some use: its log has room that was written to before, so that a COMMIT is only a write
+    /// into the log's own blocks, and takes nothing along that somebody forgot to sync. The work begins here.
+    pub(super) fn open(&self, options: Options) -> Journal {
+        let journal = options.open(&self.root).unwrap();
+        let used = |n: usize| (format!("used/{n}.md"), "used\n".repeat(10_000));
+        let done = journal.transact(|txn| {
+            (0..10).try_for_each(|n| {
+                let (path, content) = used(n);
+                txn.write(path, content)
+            })
+        });
+        done.unwrap();
+        // The background settles it, and carries the log over. If it did not yet, this is one recording that shows less.
+        std::thread::sleep(5 * SOON);
+        journal.settle().unwrap();
+        *self.states.borrow_mut() = vec![Shot::of(&journal).unwrap()];
+        self.opening.set(self.disk.happened());
+        journal
+    }
+
+    /// The same, with the usual options, and as soon idle.
+    pub(super) fn open_used(&self) -> Journal {
+        self.open(Journal::options().settle_after(SOON))
+    }
+
     /// One transaction that leads to another state. When `work` has returned, that must never be lost again.
     pub(super) fn commits(&self, journal: &Journal, work: impl FnOnce()) {
-        self.begins();
         let next = self.states.borrow().len();
         self.disk.mark(Mark::Begun(next));
         work();
@@ -93,7 +120,6 @@ impl Recorder<'_> {
 
     /// Work after which everything is as it was.
     pub(super) fn comes_to_nothing(&self, journal: &Journal, work: impl FnOnce()) {
-        self.begins();
         work();
         let (now, states) = (Shot::of(journal).unwrap(), self.states.borrow());
         let before = states.last().expect("the first state is known");
@@ -101,10 +127,6 @@ impl Recorder<'_> {
         assert_eq!(now.rows, before.rows);
         drop(states);
         self.breathe();
-    }
-
-    fn begins(&self) {
-        self.opening.set(self.opening.get().or(Some(self.disk.happened())));
     }
 
     /// Where the kernel may have written something out, for a restless one to do so.
@@ -135,7 +157,11 @@ impl Kernel {
 
     /// The data of files, without their metadata.
     fn writes_data(&self) {
-        let own = |entry: &walkdir::DirEntry| entry.file_name() == ".journal" || entry.file_name() == "index.db";
+        // To close a file of a database would drop the locks that its connection in this process has on it.
+        let own = |entry: &walkdir::DirEntry| {
+            let name = entry.file_name().to_string_lossy();
+            name == ".journal" || name.starts_with("index.db")
+        };
         let files = walkdir::WalkDir::new(&self.root).into_iter().filter_entry(|entry| !own(entry));
         // They come and go meanwhile.
         for file in files.filter_map(Result::ok).filter(|entry| entry.file_type().is_file()) {
@@ -185,7 +211,7 @@ pub(super) fn record(machine: &Machine, workload: &Workload, air: Air) -> Record
         let _over = Over(&over);
         (workload.work)(&recorder);
     });
-    let (states, opening) = (recorder.states.into_inner(), recorder.opening.get().unwrap_or(0));
+    let (states, opening) = (recorder.states.into_inner(), recorder.opening.get());
     mounted.unmount();
     let log = disk.recorded();
     Recording { what: format!("{}, {air:?}", workload.name), base, log, states, first: (0, 0), opening }

@@ -41,7 +41,7 @@ impl Workload {
             name,
             |root| crash_points::prepare(root).unwrap(),
             move |recorder| {
-                let journal = open(&recorder.root);
+                let journal = recorder.open_used();
                 recorder.commits(&journal, || {
                     journal.transact(|txn| change(txn, &recorder.outside)).unwrap();
                 });
@@ -66,7 +66,7 @@ impl Workload {
                 }
             },
             move |recorder| {
-                let journal = open(&recorder.root);
+                let journal = recorder.open_used();
                 let work = || guards::work(&journal, workload, &|_| recorder.breathe());
                 match workload.ends {
                     Ends::Committed => recorder.commits(&journal, work),
@@ -109,6 +109,12 @@ pub(super) fn all() -> Vec<Workload> {
             (0..3 * MANY).try_for_each(|n| txn.write(format!("many/{n}.md"), format!("{n}, of many\n")))?;
             title(txn, "many", "Many")
         }),
+        Workload::staged("removed", |txn, _| {
+            txn.remove("pages/gone.md")?;
+            txn.symlink("pages/kept.md", "link")?;
+            txn.create_dir_all("pages/made")?;
+            title(txn, "pages/made", "Made")
+        }),
         Workload::staged("contents", |txn, outside| crash_points::change(txn, "contents", outside)),
         Workload::staged("structure", |txn, outside| crash_points::change(txn, "structure", outside)),
         Workload::staged("some large", |txn, _| large(txn, 2)),
@@ -116,6 +122,10 @@ pub(super) fn all() -> Vec<Workload> {
         // To open a journal, which makes it, is what every recording begins with.
         Workload::new("making", prepare_bare, |_| ()),
         Workload::new("in a row", |root| crash_points::prepare(root).unwrap(), in_a_row),
+        Workload::new("edited by hand", |root| crash_points::prepare(root).unwrap(), edited_by_hand),
+        Workload::new("edited after a rollback", guards::prepare, edited_after_a_rollback),
+        Workload::new("removed under a guard", guards::prepare, removed_under_a_guard),
+        Workload::new("replaced under a guard", guards::prepare, replaced_under_a_guard),
         Workload::new("database, committed", prepare_database, |recorder| database(recorder, true)),
         Workload::new("database, rolled back", prepare_database, |recorder| database(recorder, false)),
         Workload::new("append, committed", prepare_log, |recorder| append(recorder, true)),
@@ -135,8 +145,7 @@ fn prepare_bare(root: &Path) {
 
 /// Transactions of one process, while the earlier ones are settled beside them.
 fn in_a_row(recorder: &Recorder<'_>) {
-    let journal =
-        Journal::options().settle_after(Duration::from_millis(1)).settle_paths(1).open(&recorder.root).unwrap();
+    let journal = recorder.open(Journal::options().settle_after(Duration::from_millis(1)).settle_paths(1));
     for n in 0..8 {
         recorder.commits(&journal, || {
             let done = journal.transact(|txn| {
@@ -157,6 +166,90 @@ fn in_a_row(recorder: &Recorder<'_>) {
     journal.close().unwrap();
 }
 
+/// What was settled is everybody's again: what somebody writes there later, and syncs, stays.
+fn edited_by_hand(recorder: &Recorder<'_>) {
+    let journal = recorder.open_used();
+    recorder.commits(&journal, || {
+        let done = journal.transact(|txn| {
+            txn.write("pages/old.md", "overwritten\n")?;
+            txn.write("pages/new.md", "new\n")?;
+            title(txn, "pages/new.md", "New")
+        });
+        done.unwrap();
+    });
+    journal.settle().unwrap();
+    recorder.commits(&journal, || {
+        by_hand(recorder, "pages/old.md");
+    });
+    journal.close().unwrap();
+}
+
+/// The same where a guard was, that is over.
+fn edited_after_a_rollback(recorder: &Recorder<'_>) {
+    let journal = recorder.open_used();
+    recorder.comes_to_nothing(&journal, || {
+        let mut txn = journal.begin("nothing").unwrap();
+        txn.guard_paths(["pages/one.md", "pages/two.md"]).unwrap();
+        fs::write(recorder.root.join("pages/one.md"), "by the program\n").unwrap();
+        recorder.breathe();
+        txn.rollback().unwrap();
+    });
+    recorder.commits(&journal, || by_hand(recorder, "pages/one.md"));
+    journal.close().unwrap();
+}
+
+/// Writes a file anew as editors do it: at once, and durably.
+fn by_hand(recorder: &Recorder<'_>, path: &str) {
+    let (aside, path) = (recorder.outside.join("by-hand"), recorder.root.join(path));
+    let mut file = File::create(&aside).unwrap();
+    file.write_all(b"by hand\n").unwrap();
+    file.sync_all().unwrap();
+    fs::rename(aside, &path).unwrap();
+    File::open(path.parent().unwrap()).unwrap().sync_all().unwrap();
+}
+
+/// What has nothing but its directory to be synced.
+fn removed_under_a_guard(recorder: &Recorder<'_>) {
+    let journal = recorder.open_used();
+    recorder.commits(&journal, || {
+        let mut txn = journal.begin("removed").unwrap();
+        txn.guard_paths(["pages/two.md", "pages/link"]).unwrap();
+        fs::remove_file(recorder.root.join("pages/two.md")).unwrap();
+        fs::remove_file(recorder.root.join("pages/link")).unwrap();
+        recorder.breathe();
+        title(&mut txn, "pages/two.md", "Removed").unwrap();
+        txn.commit().unwrap();
+    });
+    journal.close().unwrap();
+}
+
+/// Old versions that are only links: first put back, then not.
+fn replaced_under_a_guard(recorder: &Recorder<'_>) {
+    let journal = recorder.open_used();
+    let replace = |txn: &mut Transaction| {
+        txn.guard_with(Guard::paths(["pages/one.md", "pages/two.md"]).replacing()).unwrap();
+        recorder.breathe();
+        for name in ["pages/one.md", "pages/two.md"] {
+            let aside = recorder.outside.join("aside");
+            fs::write(&aside, format!("{name}, by the program\n")).unwrap();
+            fs::rename(aside, recorder.root.join(name)).unwrap();
+        }
+        recorder.breathe();
+    };
+    recorder.comes_to_nothing(&journal, || {
+        let mut txn = journal.begin("put back").unwrap();
+        replace(&mut txn);
+        txn.rollback().unwrap();
+    });
+    recorder.commits(&journal, || {
+        let mut txn = journal.begin("replaced").unwrap();
+        replace(&mut txn);
+        title(&mut txn, "pages/one.md", "Replaced").unwrap();
+        txn.commit().unwrap();
+    });
+    journal.close().unwrap();
+}
+
 fn prepare_database(root: &Path) {
     guards::prepare(root);
     let database = Connection::open(root.join("pages/index.db")).unwrap();
@@ -169,7 +262,7 @@ fn prepare_database(root: &Path) {
 
 /// A SQLite database in a guarded tree, written to and left with its log.
 fn database(recorder: &Recorder<'_>, commits: bool) {
-    let journal = open(&recorder.root);
+    let journal = recorder.open_used();
     let work = |txn: &mut Transaction| {
         txn.guard("pages").unwrap();
         recorder.breathe();
@@ -206,7 +299,7 @@ fn prepare_log(root: &Path) {
 }
 
 fn append(recorder: &Recorder<'_>, commits: bool) {
-    let journal = open(&recorder.root);
+    let journal = recorder.open_used();
     let work = |txn: &mut Transaction| {
         txn.guard_with(Guard::append(["0.log", "1.log"])).unwrap();
         recorder.breathe();
@@ -242,7 +335,7 @@ fn prepare_large(root: &Path) {
 
 /// Files of several blocks, of which each is guarded, overwritten in place and put back; then the same again, and kept.
 fn large_under_a_guard(recorder: &Recorder<'_>) {
-    let journal = open(&recorder.root);
+    let journal = recorder.open_used();
     let names = |count: usize| (0..count).map(|n| format!("pages/{n}.bin"));
     let overwrite = |count: usize| {
         for (n, name) in names(count).enumerate() {
