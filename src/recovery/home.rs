@@ -48,10 +48,10 @@ pub(crate) fn arrive(ground: &Ground, turn: &mut Turn<'_>) -> Result<()> {
     let stored = turn.look(journal::home)?.map(|home| codec::decode::<Home>(&home));
     let encoded = codec::encode(&now)?;
     match stored {
+        None => return turn.write(Durability::Normal, |tx| journal::set_home(tx, &encoded)),
         Some(Ok(home)) if home == now => return Ok(()),
-        Some(Ok(_)) => {}
-        // Recorded for the first time, or nobody can say.
-        _ => return turn.write(Durability::Normal, |tx| journal::set_home(tx, &encoded)),
+        // Elsewhere, or nobody can say.
+        Some(_) => {}
     }
     ground.refresh_areas(turn)?;
     let unsettled = turn.look(journal::unsettled)?;

@@ -14,6 +14,7 @@ use super::trees::{self, Guarded};
 use crate::error::{Error, IoContext, Result};
 use crate::fault::{Fault, planted};
 use crate::fs::attrs;
+use crate::fs::clone::Way;
 use crate::fs::opener::SyncTarget;
 use crate::fs::root::{self, Kind, Meta};
 use crate::fs::watch::Watch;
@@ -129,11 +130,31 @@ impl Guarding {
             }
             directories.insert(change.path.parent());
         }
+        targets.append(&mut self.unsynced(ground, touched)?);
         if touched.iter().any(whole) || targets.len() > SYNC_ONE_BY_ONE {
             return sync_whole(ground, &self.images);
         }
         targets.extend(directories.into_iter().map(SyncTarget::Directory));
         ground.sync(targets)
+    }
+
+    /// The old versions that were got out of trees just now, and that the changes refer to.
+    fn unsynced(&self, ground: &Ground, touched: &[Touched]) -> Result<Vec<SyncTarget>> {
+        let mut targets = Vec::new();
+        let mut stages = BTreeSet::new();
+        for Touched { change, .. } in touched.iter().filter(|touched| touched.change.preimage.is_some()) {
+            let Some(image) = self.images.get(&change.path).filter(|_| self.unrecorded.contains(&change.path)) else {
+                continue;
+            };
+            let area = ground.area(image.area)?;
+            // The bytes behind a link were synced with the baseline.
+            if !matches!(image.was, Was::File { way: Way::Link, .. }) {
+                targets.push(SyncTarget::Own(area.stage_path(&image.name)));
+            }
+            stages.insert(area.stage_dir.clone());
+        }
+        targets.extend(stages.into_iter().map(SyncTarget::Own));
+        Ok(targets)
     }
 
     /// Inside COMMIT: the guard is over.

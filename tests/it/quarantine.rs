@@ -1,6 +1,7 @@
 //! What recovery gives up is kept, keeps others from its paths only, and ends as a person says: tried again, put in place, left
 //! as it is, thrown away.
 
+mod attempts;
 mod commands;
 mod copied;
 mod full;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::manifest::{self, Manifest};
-use super::{State, at_each, open, strace, sweep};
+use super::{FAILED, KILLED, State, at_each, open, strace, sweep};
 use crate::skip::skip;
 
 /// What is run: several changes, of which any that fails ends it.
@@ -76,8 +76,9 @@ fn tried(how: &'static str, harms: &[&str]) {
     assert_eq!(after.file("pages/new.md"), Some(&b"new\n"[..]));
     assert!(after.has("pages/made/moved.md") && !after.has("pages/gone.md"));
     for harm in harms {
+        let what = if harm.starts_with("signal") { KILLED } else { FAILED };
         let some = sweep::some(all.clone(), &format!("exec, {how}, {harm}"));
-        let faults: Vec<String> = at_each(&some, |(call, nth)| {
+        let faults: Vec<String> = at_each(what, &some, |(call, nth)| {
             let root = copy(&format!("{harm}-{call}-{nth}"));
             let (trace, inject) = (format!("trace={call}"), format!("inject={call}:{harm}:when={nth}"));
             let committed = run(&root, how, &["-e", &trace, "-e", &inject]);

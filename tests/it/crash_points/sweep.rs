@@ -12,7 +12,7 @@ use journal_kb::Journal;
 
 use super::manifest::{self, Manifest};
 use super::strace::{self, End, Point};
-use super::{State, at_each, open};
+use super::{FAILED, KILLED, RECOVERY_KILLED, State, at_each, open};
 use crate::skip::skip;
 
 pub(crate) const CHILD: &str = "crash_points::registry::child";
@@ -85,7 +85,7 @@ pub(crate) fn run(workload: Option<&Workload>, root: &Path) {
 /// Killed at each of its calls.
 pub(crate) fn killed(workload: &Workload) {
     let Some((sweep, points)) = Sweep::new(workload) else { return };
-    at_each(&some(points, workload.name), |point| {
+    at_each(KILLED, &some(points, workload.name), |point| {
         sweep.case(point, |root| strace::kill_at(CHILD, workload.name, root, point));
     });
     sweep.end("killed");
@@ -101,7 +101,7 @@ pub(crate) fn recovery_killed(workload: &Workload) {
         manifest::copy(&sweep.prepared, &case);
         strace::kill_at(CHILD, workload.name, &case, start);
         let points = strace::points(CHILD, "recovery", &case);
-        at_each(&some(points, &format!("recovery of {}", workload.name)), |point| {
+        at_each(RECOVERY_KILLED, &some(points, &format!("recovery of {}", workload.name)), |point| {
             sweep.case(&format!("{start}; recovery at {point}"), |root| {
                 let first = strace::kill_at(CHILD, workload.name, root, start);
                 strace::kill_at(CHILD, "recovery", root, point);
@@ -127,7 +127,7 @@ pub(crate) fn failed_at(workload: &Workload, error: &str, which: impl Fn(Vec<Poi
     let points = points.into_iter().enumerate().filter(|(n, point)| is_own(*n, point)).map(|(_, point)| point);
     let points = which(points.collect());
     for onwards in ["", "+"] {
-        at_each(&points, |point| {
+        at_each(FAILED, &points, |point| {
             let what = format!("{error}{onwards} from {point}");
             sweep.case(&what, |root| strace::fail_at(CHILD, workload.name, root, point, error, onwards));
         });

@@ -78,6 +78,7 @@ fn states_that_nobody_knows_stop_nothing_anywhere() {
         "UPDATE journal_guard SET lock = '../../../victim'",
         "UPDATE journal_guard SET session = x'', mark = x'01', worker = x'02'",
         "UPDATE journal_guard SET attempts = -9223372036854775808",
+        "UPDATE journal_meta SET home = x'00'",
         "UPDATE journal_lock SET session = x'01', pid = -1, fence = 9223372036854775807",
     ] {
         let tree = guarded_tree();

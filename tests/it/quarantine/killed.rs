@@ -127,7 +127,7 @@ fn sweep(kind: &str, prepare: impl Fn(&Tree) + Sync) {
         let all = wanted.contents(&picture(&unharmed.path(".journal/history")));
         let every = every(points.len());
         let some: Vec<_> = points.into_iter().step_by(every).collect();
-        let killed = crate::crash_points::at_each(&some, |point| {
+        let killed = crate::crash_points::at_each(crate::crash_points::KILLED, &some, |point| {
             let tree = prepared();
             let root = tree.root();
             let end = strace::kill_at(CHILD, &what, root, point);
