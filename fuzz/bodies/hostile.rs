@@ -21,6 +21,10 @@ pub(crate) fn run(bytes: &[u8]) {
     let root = home.join("root");
     let mut input = Input::new(bytes);
     let database = input.one(starts::all()).lay(&root);
+    if input.byte() < 192 {
+        // Else it is a copy, and knows it.
+        starts::make_at_home(&database);
+    }
     let depth = damage(&mut input, &root, database);
     let before = everything(&root.join(UNTOUCHED));
     let outside = everything(&home.join("outside"));

@@ -301,6 +301,11 @@ impl Start {
     }
 }
 
+/// Has the journal not know that it was copied.
+pub(crate) fn make_at_home(database: &Connection) {
+    database.execute("UPDATE journal_meta SET home = NULL", ()).unwrap();
+}
+
 /// Brings the records to say of the copy what they said of the original.
 fn bring(database: &Connection, copies: &HashMap<u64, Copied>) -> rusqlite::Result<()> {
     database.execute_batch("PRAGMA synchronous = OFF; BEGIN")?;
