@@ -185,8 +185,8 @@ pub(crate) fn run(bytes: &[u8]) {
                 let (begun, ended) =
                     (told.begun.load(Ordering::SeqCst) as usize, told.ended.load(Ordering::SeqCst) as usize);
                 let mut state = possible.swap_remove(found);
-                for n in at..at + ended {
-                    state = state.after(n, &acts[n]);
+                for (n, act) in acts.iter().enumerate().skip(at).take(ended) {
+                    state = state.after(n, act);
                 }
                 at += begun;
                 possible = vec![state];
