@@ -20,7 +20,7 @@ use crate::support::{child, child_root};
 mod bodies;
 
 /// Seeds of those targets whose inputs are choices.
-const SEEDS: u64 = 24;
+const SEEDS: u64 = 40;
 
 fn corpus(target: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
