@@ -20,7 +20,10 @@ const FOUND_BY: &[(&str, &str)] = &[
     ("DisplacedDropped", "recovery::somebody_elses_version_is_set_aside_when_the_commit_was_not_noted"),
     ("FailedLogSyncForgotten", "trouble::a_failed_sync_of_the_log_is_cured_before_the_next_commit"),
     ("FailedSyncTriedAgain", "recovery::after_a_settle_cut_short_bytes_are_written_into_a_new_inode"),
-    ("GuardAttemptNotCounted", "quarantine::attempts::a_recovery_that_kills_its_process_every_time_is_given_up_after_five"),
+    (
+        "GuardAttemptNotCounted",
+        "quarantine::attempts::a_recovery_that_kills_its_process_every_time_is_given_up_after_five",
+    ),
     ("LivingSessionsSwept", "opening::many_processes_may_make_one_journal_at_once"),
     ("OldestEffectWins", "recovery::the_newest_commit_on_a_path_decides"),
     ("StaleBaselineTrusted", "guard_tree::edits_by_hand_in_between_are_taken_over"),
