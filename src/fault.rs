@@ -6,16 +6,10 @@
 pub(crate) enum Fault {
     /// Staged content that does not ride in the log is not synced before the COMMIT.
     StagedContentUnsynced,
-    /// It is, but its name in the stage is not.
-    StageDirectoryUnsynced,
     /// The COMMIT of a transaction is not synced.
     CommitNotDurable,
     /// Settling syncs nothing before redo content goes.
     LiveFilesUnsynced,
-    /// Settling syncs files, but not their directories.
-    LiveDirectoriesUnsynced,
-    /// "Settled" is not synced, so that a power cut brings redo content back.
-    SettledNotDurable,
     /// Redo content goes before the tree is synced.
     SettledBeforeSync,
     /// A failed sync of the tree is tried again.

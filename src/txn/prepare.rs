@@ -322,9 +322,7 @@ impl<'g> Prepared<'g> {
             }
             let mut targets: Vec<SyncTarget> =
                 steps.iter().map(|step| SyncTarget::Own(area.stage_path(&step.redo.staged))).collect();
-            if !planted(Fault::StageDirectoryUnsynced) {
-                targets.push(SyncTarget::Own(area.path.join("stage")));
-            }
+            targets.push(SyncTarget::Own(area.path.join("stage")));
             self.ground.sync(targets)?;
         }
         Ok(())

@@ -12,23 +12,40 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::figures;
 
-/// Which test finds which fault.
-const FOUND_BY: &[(&str, &str)] = &[
-    ("AppliedBeforeCommit", "testing::a_transaction_of_everything_is_whole_or_absent_after_a_crash_at_every_step"),
-    ("AttemptNotCounted", "quarantine::attempts::a_recovery_that_kills_its_process_every_time_is_given_up_after_five"),
-    ("AttemptNotGivenBack", "quarantine::hostile::an_attempt_for_want_of_room_is_given_back"),
-    ("DisplacedDropped", "recovery::somebody_elses_version_is_set_aside_when_the_commit_was_not_noted"),
-    ("FailedLogSyncForgotten", "trouble::a_failed_sync_of_the_log_is_cured_before_the_next_commit"),
-    ("FailedSyncTriedAgain", "recovery::after_a_settle_cut_short_bytes_are_written_into_a_new_inode"),
+/// Which test finds which fault; of those that cut the power, with which workloads.
+const FOUND_BY: &[(&str, &str, &str)] = &[
+    ("AppliedBeforeCommit", "testing::a_transaction_of_everything_is_whole_or_absent_after_a_crash_at_every_step", ""),
+    (
+        "AttemptNotCounted",
+        "quarantine::attempts::a_recovery_that_kills_its_process_every_time_is_given_up_after_five",
+        "",
+    ),
+    ("AttemptNotGivenBack", "quarantine::hostile::an_attempt_for_want_of_room_is_given_back", ""),
+    ("BaselineNotMarkedChanging", "power::btrfs_survives_power_cuts", "baseline"),
+    ("BaselineUnsynced", "power::btrfs_survives_power_cuts", "baseline"),
+    ("CommitNotDurable", "power::btrfs_survives_power_cuts", "small"),
+    ("DisplacedDropped", "recovery::somebody_elses_version_is_set_aside_when_the_commit_was_not_noted", ""),
+    ("FailedLogSyncForgotten", "trouble::a_failed_sync_of_the_log_is_cured_before_the_next_commit", ""),
+    ("FailedSyncTriedAgain", "recovery::after_a_settle_cut_short_bytes_are_written_into_a_new_inode", ""),
     (
         "GuardAttemptNotCounted",
         "quarantine::attempts::a_recovery_that_kills_its_process_every_time_is_given_up_after_five",
+        "",
     ),
-    ("LivingSessionsSwept", "opening::many_processes_may_make_one_journal_at_once"),
-    ("OldestEffectWins", "recovery::the_newest_commit_on_a_path_decides"),
-    ("StaleBaselineTrusted", "guard_tree::edits_by_hand_in_between_are_taken_over"),
-    ("StoredPathsBelieved", "recovery::a_row_that_cannot_be_read_stops_nothing_else"),
-    ("TimesBelieved", "guard_power::bytes_that_survived_a_power_cut_without_their_times_are_put_back"),
+    ("GuardNotDurable", "power::btrfs_survives_power_cuts", "under a guard"),
+    ("GuardRecordedBeforeSync", "power::btrfs_survives_power_cuts", "under a guard"),
+    ("GuardedWorkUnsynced", "power::btrfs_survives_power_cuts", "under a guard"),
+    ("LiveFilesUnsynced", "power::btrfs_survives_power_cuts", "small"),
+    ("LivingSessionsSwept", "opening::many_processes_may_make_one_journal_at_once", ""),
+    ("OldVersionsUnsynced", "power::btrfs_survives_power_cuts", "under a guard"),
+    ("OldestEffectWins", "recovery::the_newest_commit_on_a_path_decides", ""),
+    ("PutBackUnsynced", "power::btrfs_survives_power_cuts", "under a guard"),
+    ("SettledBeforeSync", "power::btrfs_survives_power_cuts", "in a row"),
+    ("StagedContentUnsynced", "power::ext4_survives_power_cuts", "some large"),
+    ("StaleBaselineTrusted", "guard_tree::edits_by_hand_in_between_are_taken_over", ""),
+    ("StaleMarkTrusted", "power::btrfs_survives_power_cuts", "small"),
+    ("StoredPathsBelieved", "recovery::a_row_that_cannot_be_read_stops_nothing_else", ""),
+    ("TimesBelieved", "guard_power::bytes_that_survived_a_power_cut_without_their_times_are_put_back", ""),
 ];
 
 fn repository(path: &str) -> PathBuf {
@@ -40,10 +57,12 @@ fn every_planted_fault_is_found() {
     let missed = Mutex::new(Vec::new());
     let next = AtomicUsize::new(0);
     let work = || {
-        while let Some((fault, test)) = FOUND_BY.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some((fault, test, workloads)) = FOUND_BY.get(next.fetch_add(1, Ordering::Relaxed)) {
             let output = Command::new(std::env::current_exe().unwrap())
                 .args([test, "--exact", "--test-threads=1"])
                 .env("JOURNAL_KB_PLANTED", fault)
+                .env("JOURNAL_KB_POWER_WORKLOADS", workloads)
+                .env_remove("JOURNAL_KB_POWER_POINTS")
                 .env_remove("JOURNAL_KB_FIGURES")
                 .stdin(Stdio::null())
                 .output()
@@ -81,13 +100,14 @@ fn no_fault_is_forgotten_and_the_docs_have_them_all() {
         .filter_map(|line| line.strip_suffix(','))
         .filter(|v| !v.starts_with('/'))
         .collect();
-    let table: BTreeSet<&str> = FOUND_BY.iter().map(|(fault, _)| *fault).collect();
+    let table: BTreeSet<&str> = FOUND_BY.iter().map(|(fault, ..)| *fault).collect();
     assert_eq!(variants, table);
     assert!(table.len() >= 12 && FOUND_BY.len() == table.len());
     let docs = fs::read_to_string(repository("docs/crash-safety.md")).unwrap();
-    let missing: Vec<_> = FOUND_BY
-        .iter()
-        .filter(|(fault, test)| !docs.contains(&format!("| `{fault}` | ")) || !docs.contains(&format!("`{test}` |")))
-        .collect();
-    assert!(missing.is_empty(), "docs/crash-safety.md does not name {missing:?}");
+    let row = |(fault, test, workloads): &(&str, &str, &str)| match *workloads {
+        "" => format!("| `{fault}` | `{test}` |"),
+        workloads => format!("| `{fault}` | `{test}`, workloads \"{workloads}\" |"),
+    };
+    let missing: Vec<_> = FOUND_BY.iter().map(row).filter(|row| !docs.contains(row.as_str())).collect();
+    assert!(missing.is_empty(), "docs/crash-safety.md lacks\n{}", missing.join("\n"));
 }

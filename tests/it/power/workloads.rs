@@ -198,11 +198,13 @@ fn edited_after_a_rollback(recorder: &Recorder<'_>) {
     journal.close().unwrap();
 }
 
-/// Writes a file anew as editors do it: at once, and durably.
+/// Writes a file anew as editors do it, at once and durably. What was in it stays in it: nobody else keeps that.
 fn by_hand(recorder: &Recorder<'_>, path: &str) {
     let (aside, path) = (recorder.outside.join("by-hand"), recorder.root.join(path));
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.extend(b"by hand\n");
     let mut file = File::create(&aside).unwrap();
-    file.write_all(b"by hand\n").unwrap();
+    file.write_all(&bytes).unwrap();
     file.sync_all().unwrap();
     fs::rename(aside, &path).unwrap();
     File::open(path.parent().unwrap()).unwrap().sync_all().unwrap();
