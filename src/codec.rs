@@ -33,6 +33,7 @@ pub(crate) fn encode<T: Serialize>(record: &T) -> Result<Vec<u8>> {
 }
 
 /// Puts the version before a payload and the checksum behind it.
+#[cfg(feature = "testing")]
 pub(crate) fn frame(payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1 + payload.len() + CHECKSUM);
     bytes.push(VERSION);

@@ -1,6 +1,7 @@
 #![no_main]
 
-#[path = "../bodies/record.rs"]
-mod body;
+#[path = "../bodies/mod.rs"]
+mod bodies;
+mod limit;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| body::run(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::record::run(bytes));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::reserved;
-use crate::error::{IoContext, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::fs::area::{Area, STATE_AREA};
 use crate::fs::clone::Way;
 use crate::fs::opener::Opener;
@@ -112,19 +112,12 @@ impl<'a> PutBack<'a> {
         self.attempts = row.as_ref().map_or(0, |row| row.attempts);
         let mark = row.and_then(|row| row.mark);
         self.in_doubt = !mark.is_some_and(|mark| mark.counts_in(&self.scene.mark()));
-        self.paths(tx, &died)?;
-        if self.guard.quarantined {
-            for tree in &self.guard.trees {
-                let reason = format!("{}; of its old versions the baseline has what there is", self.in_quarantine());
-                self.step(&tree.path, "leave", &reason);
+        match self.paths(tx, &died).and_then(|()| self.trees(tx, &died)) {
+            // What of it can be read is told all the same, and so are the others.
+            Err(error @ Error::Corrupt { .. }) => {
+                self.step(RelPath::unknown().as_path(), QUARANTINE, &error.to_string());
             }
-        } else {
-            for tree in journal::guarded_trees(tx, GuardId(self.guard.id))? {
-                match tree {
-                    Ok(tree) => self.tree(tx, &tree, &died)?,
-                    Err(error) => self.step(RelPath::unknown().as_path(), QUARANTINE, &error.to_string()),
-                }
-            }
+            other => other?,
         }
         if self.steps.is_empty() {
             self.step(Path::new("."), "end the guard", &format!("{died}, and nothing is different"));
@@ -143,6 +136,23 @@ impl<'a> PutBack<'a> {
 
     fn step(&mut self, path: &Path, action: &str, reason: &str) {
         self.steps.entry(path.to_owned()).or_insert_with(|| (action.to_owned(), reason.to_owned()));
+    }
+
+    fn trees(&mut self, tx: &Tx<'_>, died: &str) -> Result<()> {
+        if self.guard.quarantined {
+            for tree in &self.guard.trees {
+                let reason = format!("{}; of its old versions the baseline has what there is", self.in_quarantine());
+                self.step(&tree.path, "leave", &reason);
+            }
+            return Ok(());
+        }
+        for tree in journal::guarded_trees(tx, GuardId(self.guard.id))? {
+            match tree {
+                Ok(tree) => self.tree(tx, &tree, died)?,
+                Err(error) => self.step(RelPath::unknown().as_path(), QUARANTINE, &error.to_string()),
+            }
+        }
+        Ok(())
     }
 
     /// What is recorded path by path.

@@ -416,7 +416,15 @@ pub(crate) trait SqlContext<T> {
 
 impl<T> SqlContext<T> for rusqlite::Result<T> {
     fn during(self, op: &'static str) -> Result<T> {
-        self.map_err(|source| Error::sql(op, source))
+        use rusqlite::Error as Sql;
+        self.map_err(|source| match source {
+            // A value that no program of ours writes: it is the row that is at fault, and nobody can say what it meant.
+            Sql::IntegralValueOutOfRange(..)
+            | Sql::InvalidColumnType(..)
+            | Sql::FromSqlConversionFailure(..)
+            | Sql::Utf8Error(..) => Error::corrupt("a row of the journal", format_args!("{source} ({op})")),
+            source => Error::sql(op, source),
+        })
     }
 }
 

@@ -124,6 +124,8 @@ impl Area {
         check_name(name)?;
         match calls::renameat(&self.stage, name, &self.history, name) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
+            // There is one of that name, which no name of ours is used for twice: both are kept, each where it is.
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::ISDIR | Errno::NOTDIR) => Ok(()),
             Err(error) => Err(error).at("move to history", self.stage_path(name)),
         }
     }

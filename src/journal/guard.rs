@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::record::Mark;
+use super::rows::next_txn;
 use super::state::GuardState;
 use crate::codec;
 use crate::error::{Error, Result};
@@ -47,12 +48,15 @@ pub(crate) struct Guarded {
     pub(crate) image: Result<PreImage>,
 }
 
-/// Records that a transaction guards paths. Its number is `least` or larger, and none that stands in quarantine/.
+/// Records that a transaction guards paths. Its number is `least` or larger, and none that stands in quarantine/ or that a row
+/// names: what is left of another guard would become its own. From a number that leaves no room it does not go on.
 pub(crate) fn insert_guard(tx: &Tx<'_>, least: i64, guard: &GuardRow) -> Result<GuardId> {
     tx.execute(
         "INSERT INTO main.journal_guard (id, state, lock, session, label, began_ms, fence, mark) \
-         VALUES (max(?1, (SELECT coalesce(max(id), 0) + 1 FROM main.journal_guard), \
-           (SELECT guard_floor + 1 FROM main.journal_meta WHERE id = 1)), 'active', ?2, ?3, ?4, ?5, ?6, ?7)",
+         VALUES (max(?1, (SELECT coalesce(max(id), 0) + 1 FROM main.journal_guard WHERE id < 1 << 30), \
+             (SELECT coalesce(max(id), 0) / (1 << 32) + 1 FROM main.journal_preimage WHERE id < 1 << 62), \
+             (SELECT coalesce(max(guard), 0) + 1 FROM main.journal_guard_tree WHERE guard < 1 << 30), \
+             (SELECT guard_floor + 1 FROM main.journal_meta WHERE id = 1)), 'active', ?2, ?3, ?4, ?5, ?6, ?7)",
         (least, &guard.lock, &guard.session, &guard.label, guard.began_ms, guard.fence, codec::encode(&guard.mark)?),
     )?;
     Ok(GuardId(tx.last_insert_rowid()))
@@ -230,8 +234,12 @@ pub(crate) fn insert_rolled_back(
 ) -> Result<crate::id::TxnId> {
     let now = now_ms();
     tx.execute(
-        "INSERT INTO main.journal_txn (state, lock, fence, session, label, changes, kept, history, began_ms, \
-           committed_ms, settled_ms, rolled_back) VALUES ('settled', ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, 1)",
+        concat!(
+            "INSERT INTO main.journal_txn (id, state, lock, fence, session, label, changes, kept, history, began_ms, \
+               committed_ms, settled_ms, rolled_back) VALUES (",
+            next_txn!(),
+            ", 'settled', ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, 1)"
+        ),
         rusqlite::params![
             guard.lock,
             guard.fence,

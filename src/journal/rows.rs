@@ -36,6 +36,17 @@ pub(crate) struct NewTxn<'t> {
     pub(crate) mark: Option<Mark>,
 }
 
+/// The number of the next transaction: larger than any that a row names, whatever became of that row's transaction. From a
+/// number that leaves no room, which nobody gave, it does not go on.
+macro_rules! next_txn {
+    () => {
+        "1 + max((SELECT coalesce(max(id), 0) FROM main.journal_txn WHERE id < 1 << 42), \
+           (SELECT coalesce(max(id), 0) / (1 << 20) FROM main.journal_redo WHERE id < 1 << 62), \
+           (SELECT coalesce(max(txn), 0) FROM main.journal_change WHERE txn < 1 << 42), 0)"
+    };
+}
+pub(super) use next_txn;
+
 /// Records a transaction; its number is the commit order.
 pub(crate) fn insert_txn(tx: &Tx<'_>, new: &NewTxn<'_>) -> Result<TxnId> {
     let now = now_ms();
@@ -44,9 +55,12 @@ pub(crate) fn insert_txn(tx: &Tx<'_>, new: &NewTxn<'_>) -> Result<TxnId> {
         None => (TxnState::Settled, Some(now)),
     };
     tx.execute(
-        "INSERT INTO main.journal_txn (state, lock, fence, session, label, key, digest, ran_sql, structural, changes, \
-           bytes, kept, history, began_ms, committed_ms, settled_ms, applied_mark) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+        concat!(
+            "INSERT INTO main.journal_txn (id, state, lock, fence, session, label, key, digest, ran_sql, structural, \
+               changes, bytes, kept, history, began_ms, committed_ms, settled_ms, applied_mark) VALUES (",
+            next_txn!(),
+            ", ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)"
+        ),
         rusqlite::params![
             state.as_str(),
             new.lock,
@@ -447,7 +461,7 @@ pub(crate) fn history_names(tx: &Tx<'_>) -> Result<HashSet<(i64, String)>> {
 /// Committed transactions that still have old versions, newest first: number, bytes, when.
 pub(crate) fn with_history(tx: &Tx<'_>) -> Result<Vec<(TxnId, u64, i64)>> {
     tx.query_map(
-        "SELECT id, history, committed_ms FROM main.journal_txn WHERE kept > 0 AND state = 'settled' ORDER BY id DESC",
+        "SELECT id, max(history, 0), committed_ms FROM main.journal_txn WHERE kept > 0 AND state = 'settled' ORDER BY id DESC",
         (),
         |row| Ok((TxnId(row.get(0)?), row.get(1)?, row.get(2)?)),
     )

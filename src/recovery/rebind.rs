@@ -87,7 +87,8 @@ pub(super) fn rebind(
             image(ground, &path, &mut was)?;
             rebound.images.push((guard.id, row.n, path, was));
         }
-        for guarded in turn.look(|tx| journal::guarded_trees(tx, guard.id))?.into_iter().flatten() {
+        let trees = turn.look(|tx| journal::guarded_trees(tx, guard.id));
+        for guarded in trees.unwrap_or_default().into_iter().flatten() {
             let Ok(area) = ground.area(guarded.tree.area) else { continue };
             let mirror = mirror(&area, &guarded.tree)?;
             rebound.trees.extend(guarded.tree.path.clone());

@@ -1,8 +1,11 @@
-//! What the fuzz targets have to survive is run here as well, on the stable compiler: every file of their corpora, cut
-//! short at every length and with every byte changed.
+//! What the fuzz targets have to survive is run here as well, on the stable compiler: every file of their corpora; those of
+//! `path` and `record` also cut short at every length and with every byte changed.
 //!
 //! A finding of `.ci/fuzz` becomes a file of the corpus, so that it is never found twice. With JOURNAL_KB_WRITE_CORPUS=1
-//! in the environment, the seeds of `record` are written again, after the shape of a record has changed.
+//! in the environment, the seeds are written again: those of `record` after the shape of a record has changed, the others
+//! after the meaning of their bytes has.
+//!
+//! JOURNAL_KB_FUZZ_INPUTS=n has n random inputs of `hostile`, `sequence` and `json` run after the files of each.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,10 +14,13 @@ use std::path::PathBuf;
 use journal_kb::Journal;
 use rusqlite::Connection;
 
-#[path = "../../fuzz/bodies/path.rs"]
-mod path;
-#[path = "../../fuzz/bodies/record.rs"]
-mod record;
+use crate::support::{child, child_root};
+
+#[path = "../../fuzz/bodies/mod.rs"]
+mod bodies;
+
+/// Seeds of those targets whose inputs are choices.
+const SEEDS: u64 = 24;
 
 fn corpus(target: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
@@ -43,14 +49,83 @@ fn replay(target: &str, body: fn(&[u8])) {
     assert!(files > 0, "the corpus of {target} is empty");
 }
 
+/// Runs every file of a corpus as it is, and random inputs behind them. In a process of its own, with one thread: so it may
+/// fork, and no panic is overlooked, in whichever thread.
+fn replay_choices(test: &str, target: &str, body: fn(&[u8])) {
+    if child_root().is_none() {
+        let home = tempfile::tempdir().unwrap();
+        let done = child(test, home.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{target}: {}\n{}\n{said}", done.status, String::from_utf8_lossy(&done.stdout));
+        return;
+    }
+    std::panic::set_hook(Box::new(|what| {
+        eprintln!("{what}\n{}", std::backtrace::Backtrace::force_capture());
+        std::process::abort()
+    }));
+    let mut files: Vec<_> = fs::read_dir(corpus(target)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(!files.is_empty(), "the corpus of {target} is empty");
+    for file in files {
+        eprintln!("{}", file.display());
+        body(&fs::read(file).unwrap());
+    }
+    let more = std::env::var("JOURNAL_KB_FUZZ_INPUTS").map_or(0, |n| n.parse().unwrap());
+    for n in SEEDS..SEEDS + more {
+        let bytes = choices(n);
+        eprintln!("input {n}: {bytes:?}");
+        body(&bytes);
+    }
+}
+
+/// Xorshift: the same bytes on every machine.
+fn choices(seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 56) as u8
+    };
+    (0..16 + next() / 2).map(|_| next()).collect()
+}
+
 #[test]
 fn any_bytes_as_a_path() {
-    replay("path", path::run);
+    replay("path", bodies::path::run);
 }
 
 #[test]
 fn any_bytes_as_a_record() {
-    replay("record", record::run);
+    replay("record", bodies::record::run);
+}
+
+#[test]
+fn hostile_journals() {
+    replay_choices("fuzz_corpus::hostile_journals", "hostile", bodies::hostile::run);
+}
+
+#[test]
+fn sequences_with_crashes_follow_the_model() {
+    replay_choices("fuzz_corpus::sequences_with_crashes_follow_the_model", "sequence", bodies::sequence::run);
+}
+
+#[test]
+fn what_the_command_tells_is_what_there_is() {
+    replay_choices("fuzz_corpus::what_the_command_tells_is_what_there_is", "json", bodies::json::run);
+}
+
+#[test]
+fn the_corpora_of_choices_are_written_when_asked_for() {
+    if std::env::var_os("JOURNAL_KB_WRITE_CORPUS").is_none() {
+        return;
+    }
+    for target in ["hostile", "sequence", "json"] {
+        fs::create_dir_all(corpus(target)).unwrap();
+        for n in 0..SEEDS {
+            fs::write(corpus(target).join(format!("seed-{n:02}")), choices(n)).unwrap();
+        }
+    }
 }
 
 #[test]

@@ -31,6 +31,7 @@ mod recovery;
 mod review;
 mod skip;
 mod sql;
+mod strays;
 mod support;
 mod testing;
 mod tidy;

@@ -17,7 +17,7 @@ const FLOORS: &[&[&str]] = &[
     &["txn"],
     &["recovery", "history", "inspect"],
     &["engine", "options"],
-    &["testing"],
+    &["testing", "fuzz"],
 ];
 
 /// What may be used on one's own floor, and by whom. It must stay free of circles.

@@ -33,8 +33,8 @@ impl Out {
 
     /// Writes one object on a line of its own.
     pub(crate) fn object(&mut self, object: &impl Serialize) -> Result<(), Failure> {
-        serde_json::to_writer(&mut self.stream, object).map_err(std::io::Error::from)?;
-        self.line("")
+        let text = serde_json::to_string(object).map_err(std::io::Error::from)?;
+        self.line(escaped(&text))
     }
 
     pub(crate) fn line(&mut self, line: impl Display) -> Result<(), Failure> {
@@ -179,6 +179,19 @@ pub(crate) fn plain(text: &str) -> String {
     })
 }
 
+/// JSON, with those control characters spelled out, too, that JSON lets stand in a text: some terminals obey them, and a stream
+/// without styles drops them.
+fn escaped(json: &str) -> String {
+    json.chars().fold(String::with_capacity(json.len()), |mut out, c| {
+        if c.is_control() {
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+        out
+    })
+}
+
 /// A path, lossily where it is not UTF-8.
 pub(crate) fn path(path: &Path) -> String {
     plain(&path.to_string_lossy())
@@ -215,6 +228,14 @@ mod tests {
     #[test]
     fn nothing_stored_reaches_the_terminal_as_a_command() {
         assert_eq!(plain("a\u{1b}[31mb\n\tc\u{9b}d\u{7f} é"), "a\\u{1b}[31mb\\n\\tc\\u{9b}d\\u{7f} é");
+    }
+
+    #[test]
+    fn every_control_character_is_spelled_out_in_json_and_comes_back() {
+        let text: String = (0..0x100).filter_map(char::from_u32).collect();
+        let json = escaped(&serde_json::to_string(&text).unwrap());
+        assert_eq!(json.chars().find(|c| c.is_control()), None);
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
     }
 
     #[test]

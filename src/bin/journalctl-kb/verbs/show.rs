@@ -100,7 +100,8 @@ fn facts(out: &mut Out, detail: &TransactionDetail) -> Result<(), Failure> {
         }
     } else {
         // What was done to guarded paths was written by somebody else, and is not counted as brought.
-        let size = detail.paths.iter().filter(|change| change.from.is_none()).filter_map(|change| change.bytes).sum();
+        let sizes = detail.paths.iter().filter(|change| change.from.is_none()).filter_map(|change| change.bytes);
+        let size = sizes.fold(0, u64::saturating_add);
         fact("changed", format!("{} with {}{rows}", many(summary.changes, "path"), bytes(summary.bytes.max(size))));
         if kept > 0 {
             fact("kept of old", bytes(summary.history_bytes));
