@@ -63,6 +63,8 @@ const SOON: Duration = Duration::from_millis(20);
 pub(super) enum Air {
     /// Nothing reaches the disk that the journal did not ask for.
     Calm,
+    /// In between, all metadata is written out at once: what a program under a guard has done, say, and not what is done next.
+    Gusty,
     /// The kernel writes things out all the time, in its own order: metadata without data, and data without metadata.
     Restless,
 }
@@ -129,9 +131,9 @@ impl Recorder<'_> {
         self.breathe();
     }
 
-    /// Where the kernel may have written something out, for a restless one to do so.
+    /// Where the kernel may have written something out.
     pub(super) fn breathe(&self) {
-        if self.air == Air::Restless {
+        if self.air != Air::Calm {
             self.kernel.writes_out();
         }
     }
