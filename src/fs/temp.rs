@@ -15,9 +15,13 @@ use crate::error::{Error, IoContext, Result};
 
 /// Creates a file that was not there, with 0666 less the umask: what a new file of the tree gets.
 pub(crate) fn create(area: &Area, name: &str) -> Result<OwnedFd> {
+    create_in(&area.stage, name).at_in("create", &area.stage_dir, name)
+}
+
+/// The same in any directory of the engine's own.
+pub(super) fn create_in(dir: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let created = rustix::fs::openat(&area.stage, name, flags, Mode::from_raw_mode(0o666));
-    created.at_in("create", &area.stage_dir, name)
+    rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o666))
 }
 
 /// Writes all of it.

@@ -3,11 +3,12 @@
 
 use std::collections::HashSet;
 
+use super::keeping;
 use crate::error::Result;
 use crate::fault::{Fault, planted};
 use crate::fs::area;
 use crate::id::SessionId;
-use crate::journal;
+use crate::journal::{self, GuardState, StagedNames};
 use crate::lock;
 use crate::store::Turn;
 use crate::txn::{Ground, KEEP, NOBODYS, set_aside};
@@ -22,11 +23,12 @@ pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
     }
     // Somebody may still be at work in what a dead session has laid.
     for guard in turn.look(journal::guards)? {
-        if !guard.quarantined && super::guards::is_over(ground, &guard)?.is_none() {
+        if guard.state == GuardState::Active && super::guards::is_over(ground, &guard)?.is_none() {
             alive.extend(SessionId::from_slice(&guard.session));
         }
     }
-    let mut referred: Option<HashSet<String>> = None;
+    keeping::carry_on(ground, turn)?;
+    let mut referred: Option<StagedNames> = None;
     let mut history: Option<HashSet<(i64, String)>> = None;
     for area in ground.areas() {
         for name in area::names(&area.stage, &area.path.join("stage"))? {
@@ -52,7 +54,8 @@ pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
             };
             // What the engine derives from a recorded name goes with it.
             let base = name.find('.').map_or(name, |at| &name[..at]);
-            if referred.contains(base) {
+            // IMPORTANT: what a record says that cannot be read may be this very name.
+            if referred.in_doubt.contains(&owner) || referred.names.contains(base) {
                 continue;
             }
             if name.contains(KEEP) {

@@ -10,7 +10,7 @@ use crate::fault::{Fault, planted};
 use crate::fs::area::Area;
 use crate::fs::exchange::{self, ASIDE};
 use crate::fs::identity::Identity;
-use crate::fs::root::{Kind, Meta};
+use crate::fs::root::{self, Kind, Meta};
 use crate::fs::temp;
 use crate::id::TxnId;
 use crate::journal::{Redo, What};
@@ -26,8 +26,14 @@ pub(crate) const NOBODYS: TxnId = TxnId(0);
 pub(crate) fn set_aside(area: &Area, txn: TxnId, dir: &OwnedFd, name: &str) -> Result<String> {
     let quarantine = area.quarantine_of(txn.get())?;
     let base = area.path.join("quarantine").join(txn.to_string());
-    exchange::take(dir, name.as_ref(), &quarantine, name).at("set aside", base.join(name))?;
-    Ok(base.join(name).display().to_string())
+    // An attempt before this one may have set something aside that bore the same name.
+    let (mut n, mut kept) = (0, name.to_owned());
+    while root::look(&quarantine, &kept).at("look at", base.join(&kept))?.is_some() {
+        n += 1;
+        kept = format!("{name}.{n}");
+    }
+    exchange::take(dir, name.as_ref(), &quarantine, &kept).at("set aside", base.join(&kept))?;
+    Ok(base.join(kept).display().to_string())
 }
 
 /// Judges what was displaced and lies in the stage under `name`. `older` are the versions that may be expected: what
@@ -91,7 +97,10 @@ pub(crate) fn reconcile(
                 let begun = meta.kind == Kind::File && (meta.size == 0 || meta.ino == *ino);
                 // Or it was in the tree once, and nobody has written to it since.
                 let untouched = meta.kind == Kind::File && meta.size == *size && meta.mtime == attrs.mtime;
-                (begun && !exchanged) || untouched
+                // Made after what is in the tree, and never written to: it was cut short before it could be recorded.
+                let fresh =
+                    meta.kind == Kind::File && meta.size == 0 && live.is_some_and(|live| live.btime < meta.btime);
+                (begun && !exchanged) || untouched || fresh
             }
             What::Symlink { target, .. } => temp::symlink_says(area, &name, target),
             _ => false,

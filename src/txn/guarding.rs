@@ -4,14 +4,14 @@ use std::collections::{BTreeSet, HashSet};
 
 use rustix::io::Errno;
 
-use super::comparing::{self, For, Reading};
+use super::comparing::{self, For, Missing, Reading};
 use super::ground::Ground;
 use super::prepare::SYNC_ONE_BY_ONE;
 use super::renames;
 use super::rollback::{Attempt, RolledBack, put_back};
 use super::shared::share;
 use super::trees::{self, Guarded};
-use crate::error::{IoContext, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::fault::{Fault, planted};
 use crate::fs::attrs;
 use crate::fs::clone::Way;
@@ -19,7 +19,7 @@ use crate::fs::opener::SyncTarget;
 use crate::fs::root::{self, Kind, Meta};
 use crate::fs::watch::Watch;
 use crate::id::Fence;
-use crate::journal::{self, Change, ChangeKind, GuardId, GuardRow};
+use crate::journal::{self, Change, ChangeKind, GuardId, GuardRow, GuardState};
 use crate::lock::Lease;
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
@@ -58,7 +58,8 @@ impl Guarding {
         let trees = self.trees.iter().zip(&watched);
         let trees = trees.map(|(guarded, touched)| (&guarded.tree, touched.as_ref().map_or(Files::All, Files::Some)));
         let what_for = if puts_back { For::Rollback } else { For::Commit };
-        let found = comparing::find(ground, Reading::Peek(ground), trees, &self.images, what_for)?;
+        let reading = Reading::Peek(ground);
+        let found = comparing::find(ground, reading, trees, &self.images, what_for, &mut Missing::Refuse)?;
         self.dirs.extend(found.dirs);
         let mut new = PreImages::new();
         for (path, image) in found.images {
@@ -190,7 +191,8 @@ impl Guarding {
     ) -> Result<RolledBack> {
         let row = GuardRow {
             id: self.id,
-            quarantined: false,
+            state: GuardState::Active,
+            unknown: false,
             lock: lease.name().to_owned(),
             session: ground.session.id.as_bytes().to_vec(),
             label: label.to_owned(),
@@ -221,7 +223,10 @@ impl Guarding {
         let mine = turn.look(|tx| journal::is_guarding(tx, self.id)).and_then(is_mine);
         let new = self.images.iter().filter(|(path, _)| self.unrecorded.contains(*path));
         if let Err(error) = mine.and_then(|()| record_images(ground, &mut turn, self.id, self.rows, new)) {
-            self.forget_unrecorded(ground);
+            // IMPORTANT: rows that may be there refer to it.
+            if !matches!(error, Error::OutcomeUnknown { .. }) {
+                self.forget_unrecorded(ground);
+            }
             return Err(error);
         }
         put_back(ground, &mut turn, row, &self.images, Attempt::First)

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::sync::mpsc;
 
-use super::comparing::{self, For, Reading, differences};
+use super::comparing::{self, For, Missing, Reading, differences};
 use super::ground::Ground;
 use super::guarding::record_images;
 use super::shared::share;
@@ -61,21 +61,26 @@ impl Guarded {
     }
 }
 
-/// Adds what the touched paths of a dead transaction's trees were to what is recorded of its guard, durably. `in_doubt`: it
-/// may have died in a power cut.
+/// Adds what the touched paths of a dead transaction's trees were to what is recorded of its guard, durably.
 pub(crate) fn complete(
     ground: &Ground,
     turn: &mut Turn<'_>,
     guard: GuardId,
     images: &mut PreImages,
-    in_doubt: bool,
+    what_for: For,
+    missing: &mut Missing<'_>,
 ) -> Result<()> {
     let first = turn.look(|tx| journal::guarded_count(tx, guard))?;
-    let trees = turn.look(|tx| journal::guarded_trees(tx, guard))?.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut trees = Vec::new();
+    for tree in turn.look(|tx| journal::guarded_trees(tx, guard))? {
+        match tree {
+            Err(error) if missing.tells(&RelPath::unknown(), &error) => {}
+            other => trees.push(other?),
+        }
+    }
     let mut new = PreImages::new();
-    let what_for = if in_doubt { For::RollbackInDoubt } else { For::Rollback };
     let all = trees.iter().map(|tree| (tree, Files::All));
-    for (path, image) in comparing::find(ground, Reading::Turn(turn), all, images, what_for)?.images {
+    for (path, image) in comparing::find(ground, Reading::Turn(turn), all, images, what_for, missing)?.images {
         // Perhaps recorded by an attempt before this one.
         match image.beside(new.get(&path).or(images.get(&path))) {
             Some(image) => drop(new.insert(path, image)),
@@ -182,7 +187,7 @@ fn watch(ground: &Ground, tree: &TreeRow) -> Result<Option<Watch>> {
 }
 
 /// Where the mirror of a tree lies.
-pub(super) fn mirror(area: &Area, tree: &TreeRow) -> Result<Mirror> {
+pub(crate) fn mirror(area: &Area, tree: &TreeRow) -> Result<Mirror> {
     area::subdirectory(&area.dir, BASELINE, &area.path, 0o700)?;
     Ok(mirror_in(area, if tree.replacing { Way::Link } else { Way::Reflink }))
 }

@@ -9,9 +9,13 @@
 //! This shows that no *order* of calls is wrong. That what was synced is what is needed after a power cut is another
 //! question, which a killed process cannot answer.
 
+mod exec;
 pub(crate) mod guards;
 pub(crate) mod manifest;
-mod strace;
+mod plain;
+pub(crate) mod registry;
+pub(crate) mod strace;
+pub(crate) mod sweep;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,9 +29,13 @@ use tempfile::TempDir;
 
 use self::manifest::Manifest;
 use self::strace::{End, Point, Thread};
+use crate::figures;
 use crate::skip::skip;
 
 const CHILD: &str = "crash_points::child";
+pub(crate) const KILLED: &str = "processes killed at a system call, and recovered";
+const RECOVERY_KILLED: &str = "recoveries killed at a system call, and recovered";
+const FAILED: &str = "system calls that answered EIO or ENOSPC, once or from there on";
 /// What `write_from` has to stage: more than the 64 KiB that ride in the database.
 const LARGE: usize = 100_000;
 
@@ -54,7 +62,7 @@ fn a_journal_killed_at_every_call_of_its_making_is_made_by_the_next() {
         root
     };
     let points = strace::points(CHILD, "making", &fresh("unharmed"));
-    at_each(&points, |point| {
+    at_each(KILLED, &points, |point| {
         let root = fresh(&format!("{}-{}", point.call, point.nth));
         let before = Manifest::of(&root);
         strace::kill_at(CHILD, "making", &root, point);
@@ -232,7 +240,7 @@ impl Sweep {
 
     /// The transaction killed at each point. Answers the first point after the COMMIT, as its place in `points`.
     fn transaction(&self, points: &[Point]) -> usize {
-        let ends = at_each(points, |point| {
+        let ends = at_each(KILLED, points, |point| {
             self.case(point, |root| {
                 let end = strace::kill_at(CHILD, self.workload, root, point);
                 (end.killed, end)
@@ -254,7 +262,7 @@ impl Sweep {
             let end = strace::kill_at(CHILD, self.workload, root, start);
             (strace::points(CHILD, "recovery", root), end)
         });
-        let killed = at_each(&points, |point| {
+        let killed = at_each(RECOVERY_KILLED, &points, |point| {
             let what = format!("{start}; recovery at {point}");
             let (killed, outcome) = self.case(&what, |root| {
                 let first = strace::kill_at(CHILD, self.workload, root, start);
@@ -278,8 +286,10 @@ impl Sweep {
     }
 }
 
-/// Does `work` for each point, several at once: most of it is waiting for the disk. The answers are in order.
-fn at_each<T: Send>(points: &[Point], work: impl Fn(&Point) -> T + Sync) -> Vec<T> {
+/// Does `work` for each point, several at once: most of it is waiting for the disk. The answers are in order. `what` it is, for
+/// the figures.
+pub(crate) fn at_each<P: Sync, T: Send>(what: &str, points: &[P], work: impl Fn(&P) -> T + Sync) -> Vec<T> {
+    figures::add(what, points.len());
     let next = AtomicUsize::new(0);
     let worker = || {
         let mut done = Vec::new();

@@ -38,6 +38,7 @@ use self::machine::Machine;
 use self::record::{Air, Recording, record};
 use self::replay::{Outcome, Point, Random, cut, points};
 use self::workloads::Workload;
+use crate::figures;
 use crate::filesystems::image::Kind;
 
 const POINTS: &str = "JOURNAL_KB_POWER_POINTS";
@@ -187,6 +188,7 @@ impl Tally {
             each(self.recording, self.recordings),
         );
         refused.iter().for_each(|refused| println!("not mounted: {refused}"));
+        figures::add(&format!("power cuts on {}, and recoveries", kind.name()), *points);
         let some = faults.iter().take(12).map(String::as_str).collect::<Vec<_>>().join("\n");
         assert!(faults.is_empty(), "{} of {points} power cuts lost something:\n{some}", faults.len());
         assert_eq!(self.recordings, recordings);

@@ -5,8 +5,10 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
-use journal_kb::testing::{Crash, CrashTest, TempJournal, crash_at_every_step};
+use journal_kb::testing::{Crash, CrashTest, Steps, TempJournal, crash_at_every_step};
 use journal_kb::{Journal, Options, Result};
+
+use crate::figures;
 
 const SCHEMA: &str = "CREATE TABLE doc (path TEXT PRIMARY KEY) STRICT";
 
@@ -52,11 +54,17 @@ fn whole_or_absent(journal: &Journal, crash: &Crash) {
     }
 }
 
+fn tell(steps: Steps) {
+    println!("{steps:?}");
+    figures::add("processes ended at a step of the engine, and recovered", steps.crashes as usize);
+    figures::add("recoveries ended at a step of the engine, and recovered", steps.crashed_recoveries as usize);
+}
+
 #[test]
 fn a_transaction_of_everything_is_whole_or_absent_after_a_crash_at_every_step() {
     let steps = crash_at_every_step(before, everything, whole_or_absent);
     assert!(steps.crashes > 20 && steps.crashed_recoveries == 0, "{steps:?}");
-    println!("{steps:?}");
+    tell(steps);
 }
 
 #[test]
@@ -75,7 +83,7 @@ fn so_it_is_after_a_crash_at_every_step_of_the_recovery_too() {
     // Without the database's own checkpoints and background, which have steps of their own.
     let steps = CrashTest::default().recoveries_too().run(|journal| journal.migrate(&[SCHEMA]), work, check);
     assert!(steps.crashes > 3 && steps.crashed_recoveries > steps.crashes, "{steps:?}");
-    println!("{steps:?}");
+    tell(steps);
 }
 
 #[test]

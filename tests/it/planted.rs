@@ -1,0 +1,90 @@
+//! The proof is proved: every fault that can be planted in the engine is found by a test that is there for its promise.
+//!
+//! Each fault of `src/fault.rs` is planted in a process of its own, which runs the one test that has to find it, and has to
+//! fail. docs/crash-safety.md has the same table; it is compared.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::figures;
+
+/// Which test finds which fault.
+const FOUND_BY: &[(&str, &str)] = &[
+    ("AppliedBeforeCommit", "testing::a_transaction_of_everything_is_whole_or_absent_after_a_crash_at_every_step"),
+    ("AttemptNotCounted", "quarantine::attempts::a_recovery_that_kills_its_process_every_time_is_given_up_after_five"),
+    ("AttemptNotGivenBack", "quarantine::hostile::an_attempt_for_want_of_room_is_given_back"),
+    ("DisplacedDropped", "recovery::somebody_elses_version_is_set_aside_when_the_commit_was_not_noted"),
+    ("FailedLogSyncForgotten", "trouble::a_failed_sync_of_the_log_is_cured_before_the_next_commit"),
+    ("FailedSyncTriedAgain", "recovery::after_a_settle_cut_short_bytes_are_written_into_a_new_inode"),
+    ("GuardAttemptNotCounted", "quarantine::attempts::a_recovery_that_kills_its_process_every_time_is_given_up_after_five"),
+    ("LivingSessionsSwept", "opening::many_processes_may_make_one_journal_at_once"),
+    ("OldestEffectWins", "recovery::the_newest_commit_on_a_path_decides"),
+    ("StaleBaselineTrusted", "guard_tree::edits_by_hand_in_between_are_taken_over"),
+    ("StoredPathsBelieved", "recovery::a_row_that_cannot_be_read_stops_nothing_else"),
+    ("TimesBelieved", "guard_power::bytes_that_survived_a_power_cut_without_their_times_are_put_back"),
+];
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+#[test]
+fn every_planted_fault_is_found() {
+    let missed = Mutex::new(Vec::new());
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some((fault, test)) = FOUND_BY.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let output = Command::new(std::env::current_exe().unwrap())
+                .args([test, "--exact", "--test-threads=1"])
+                .env("JOURNAL_KB_PLANTED", fault)
+                .env_remove("JOURNAL_KB_FIGURES")
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            // Failed by an assertion, and not for want of a tool.
+            let found =
+                said.contains("1 failed") && said.contains("panicked") && !said.contains("nothing may be skipped");
+            let skipped = output.status.success() && String::from_utf8_lossy(&output.stderr).contains("SKIP:");
+            if skipped {
+                crate::skip::skip(&format!("{test} cannot run here, so nothing finds {fault}"));
+            } else if !found {
+                missed.lock().unwrap().push(format!("{fault}, which {test} is to find:\n{said}"));
+            } else {
+                figures::add("faults planted in the engine, and found", 1);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(work);
+        }
+    });
+    let missed = missed.into_inner().unwrap();
+    assert!(missed.is_empty(), "{} faults are not found\n{}", missed.len(), missed.join("\n"));
+}
+
+#[test]
+fn no_fault_is_forgotten_and_the_docs_have_them_all() {
+    let source = fs::read_to_string(repository("src/fault.rs")).unwrap();
+    let variants = source.split("enum Fault {").nth(1).unwrap().split("\n}").next().unwrap();
+    let variants: BTreeSet<&str> = variants
+        .lines()
+        .map(str::trim)
+        .filter_map(|line| line.strip_suffix(','))
+        .filter(|v| !v.starts_with('/'))
+        .collect();
+    let table: BTreeSet<&str> = FOUND_BY.iter().map(|(fault, _)| *fault).collect();
+    assert_eq!(variants, table);
+    assert!(table.len() >= 12 && FOUND_BY.len() == table.len());
+    let docs = fs::read_to_string(repository("docs/crash-safety.md")).unwrap();
+    let missing: Vec<_> = FOUND_BY
+        .iter()
+        .filter(|(fault, test)| !docs.contains(&format!("| `{fault}` | ")) || !docs.contains(&format!("`{test}` |")))
+        .collect();
+    assert!(missing.is_empty(), "docs/crash-safety.md does not name {missing:?}");
+}
