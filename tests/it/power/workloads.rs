@@ -198,11 +198,12 @@ fn edited_after_a_rollback(recorder: &Recorder<'_>) {
     journal.close().unwrap();
 }
 
-/// Writes a file anew as editors do it: at once, and durably.
+/// Adds a line to a file as editors do it: at once, and durably.
 fn by_hand(recorder: &Recorder<'_>, path: &str) {
     let (aside, path) = (recorder.outside.join("by-hand"), recorder.root.join(path));
+    let content = [&fs::read(&path).unwrap()[..], b"by hand\n"].concat();
     let mut file = File::create(&aside).unwrap();
-    file.write_all(b"by hand\n").unwrap();
+    file.write_all(&content).unwrap();
     file.sync_all().unwrap();
     fs::rename(aside, &path).unwrap();
     File::open(path.parent().unwrap()).unwrap().sync_all().unwrap();
