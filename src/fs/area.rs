@@ -121,10 +121,26 @@ impl Area {
     /// Moves an old version from the stage to history; fine when it went there before.
     pub(crate) fn to_history(&self, name: &str) -> Result<()> {
         check_name(name)?;
-        match rustix::fs::renameat(&self.stage, name, &self.history, name) {
+        let moved = match rustix::fs::renameat_with(&self.stage, name, &self.history, name, RenameFlags::NOREPLACE) {
+            // A power cut may leave both names of a rename, and then a rename does nothing at all.
+            Err(Errno::EXIST) => match self.is_in_history(name)? {
+                true => rustix::fs::unlinkat(&self.stage, name, AtFlags::empty()),
+                false => rustix::fs::renameat(&self.stage, name, &self.history, name),
+            },
+            Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(&self.stage, name, &self.history, name),
+            other => other,
+        };
+        match moved {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error).at("move to history", self.stage_path(name)),
         }
+    }
+
+    /// True when a file of the stage has the same name in history too.
+    fn is_in_history(&self, name: &str) -> Result<bool> {
+        let history = root::look(&self.history, name).at_in("look at", &self.path, name)?;
+        let staged = self.look_staged(name)?;
+        Ok(staged.zip(history).is_some_and(|(staged, there)| staged.ino == there.ino && staged.kind != Kind::Directory))
     }
 
     /// Has `name` of the stage be the same file as `other`, in place of the one that it is. False where the filesystem cannot

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashSet};
 use super::decide::{Decision, Evidence, Live, decide};
 use crate::error::Result;
 use crate::fs::area;
-use crate::fs::identity::Identity;
 use crate::fs::opener::Found;
 use crate::fs::root::Kind;
 use crate::id::TxnId;
@@ -20,7 +19,8 @@ pub(super) struct Newest {
     pub(super) n: i64,
     pub(super) redo: Redo,
     pub(super) inline: bool,
-    pub(super) older: Vec<Identity>,
+    /// The effects of all unsettled commits on the path, this one last.
+    pub(super) found_by: Vec<Redo>,
 }
 
 /// A row of the redo log that cannot be read, or names what is not the tree's.
@@ -65,9 +65,9 @@ pub(super) fn newest(
             if txn.structural {
                 continue;
             }
-            let mut older = newest.remove(&path).map(|older| older.older).unwrap_or_default();
-            older.extend(redo.old.clone());
-            newest.insert(path, Newest { txn: row.txn, n: row.n, redo, inline: row.content, older });
+            let mut found_by = newest.remove(&path).map(|older| older.found_by).unwrap_or_default();
+            found_by.push(redo.clone());
+            newest.insert(path, Newest { txn: row.txn, n: row.n, redo, inline: row.content, found_by });
         }
     }
     Ok((newest, unreadable))
@@ -126,7 +126,8 @@ fn classify(scene: &Scene<'_>, effect: &Newest, found: Option<&Found>) -> Result
     if is_new {
         return Ok(Live::New);
     }
-    if effect.older.iter().any(|old| old.is(meta, false)) {
+    let older = || effect.found_by.iter().filter_map(|of| of.old.as_ref());
+    if older().any(|old| old.is(meta, false)) {
         return Ok(Live::PreImage);
     }
     // The fallback without an exchange links the old version aside before it renames, which moves its ctime on.
@@ -135,7 +136,7 @@ fn classify(scene: &Scene<'_>, effect: &Newest, found: Option<&Found>) -> Result
     for aside in asides(&effect.redo.staged) {
         linked |= area.look_staged(&aside)?.is_some_and(|aside| aside.ino == meta.ino);
     }
-    if linked && effect.older.iter().any(|old| old.is(meta, true)) {
+    if linked && older().any(|old| old.is(meta, true)) {
         return Ok(Live::PreImage);
     }
     let wants_something = effect.redo.what != What::Absence;

@@ -12,5 +12,6 @@ mod evidence;
 mod guards;
 mod sweep;
 
+pub use decide::{Decision, Evidence, Live, decide};
 pub(crate) use drain::{drain, plan};
 pub(crate) use sweep::sweep;

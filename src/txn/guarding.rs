@@ -13,6 +13,7 @@ use super::shared::share;
 use super::trees::{self, Guarded};
 use crate::error::{IoContext, Result};
 use crate::fs::attrs;
+use crate::fs::clone::Way;
 use crate::fs::opener::SyncTarget;
 use crate::fs::root::{self, Kind, Meta};
 use crate::fs::watch::Watch;
@@ -127,11 +128,28 @@ impl Guarding {
             }
             directories.insert(change.path.parent());
         }
+        targets.append(&mut self.kept_of_trees(ground, touched)?);
         if touched.iter().any(whole) || targets.len() > SYNC_ONE_BY_ONE {
             return sync_whole(ground, &self.images);
         }
         targets.extend(directories.into_iter().map(SyncTarget::Directory));
         ground.sync(targets)
+    }
+
+    /// Old versions that were got out of a mirror just now. The rows of the COMMIT refer to them, and the mirror is about to
+    /// follow the tree.
+    fn kept_of_trees(&self, ground: &Ground, touched: &[Touched]) -> Result<Vec<SyncTarget>> {
+        let (mut targets, mut stages) = (Vec::new(), BTreeSet::new());
+        for Touched { change, .. } in touched.iter().filter(|touched| self.unrecorded.contains(&touched.change.path)) {
+            let (Some(name), Some(image)) = (&change.preimage, self.images.get(&change.path)) else { continue };
+            let area = ground.area(change.area)?;
+            if !matches!(image.was, Was::File { way: Way::Link, .. }) {
+                targets.push(SyncTarget::Own(area.stage_path(name)));
+            }
+            stages.insert(area.stage_dir.clone());
+        }
+        targets.extend(stages.into_iter().map(SyncTarget::Own));
+        Ok(targets)
     }
 
     /// Inside COMMIT: the guard is over.

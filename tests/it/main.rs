@@ -23,6 +23,7 @@ mod ingest;
 mod model;
 mod opening;
 mod overlay_model;
+mod power_model;
 mod recovery;
 mod review;
 mod skip;
