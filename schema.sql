@@ -12,6 +12,8 @@ CREATE TABLE journal_meta (
     fence         INTEGER NOT NULL DEFAULT 0,   -- the largest fencing token handed out
     fence_ceiling INTEGER NOT NULL DEFAULT 0,   -- durable: no token above it was ever handed out
     fence_mark    BLOB NOT NULL DEFAULT x'',    -- the boot and mount in which `fence` was last true
+    guard_floor   INTEGER NOT NULL DEFAULT 0,   -- of guards up to this number something may lie in quarantine/
+    home          BLOB,                         -- recovery::Home: which directories the root and the state directory are
     CHECK (fence <= fence_ceiling)
 ) STRICT;
 
@@ -85,15 +87,17 @@ CREATE TABLE journal_redo (
 -- while its row is here is dead.
 CREATE TABLE journal_guard (
     id       INTEGER PRIMARY KEY,
-    state    TEXT NOT NULL CHECK (state IN ('active', 'quarantined')),
-    lock     TEXT NOT NULL,
+    state    TEXT NOT NULL CHECK (state IN ('active', 'quarantined', 'ending')),   -- ending: what it kept is on its way
+    lock     TEXT NOT NULL,                     -- to quarantine/, because a person said so
     session  BLOB NOT NULL,
     label    TEXT NOT NULL DEFAULT '',
     attempts INTEGER NOT NULL DEFAULT 0,        -- to put everything back, begun and not ended
     began_ms INTEGER NOT NULL,
     fence    INTEGER NOT NULL DEFAULT 0,        -- of its lock
     mark     BLOB NOT NULL DEFAULT x'',         -- boot, mounts and state directory in which unsynced times are still true
-    worker   BLOB                                -- time::Process: who works under it, and may outlive whoever began it
+    worker   BLOB,                              -- time::Process: who works under it, and may outlive whoever began it
+    reason   TEXT,                              -- why it was given up
+    given_up_ms INTEGER
 ) STRICT;
 
 -- What each guarded path was.

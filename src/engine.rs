@@ -1,6 +1,7 @@
 //! The open journal: wires the floors together, and owns the background thread.
 
 mod plan;
+mod quarantine;
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use crate::txn::{
 };
 
 pub use plan::{PlannedStep, recovery_plan};
+pub use quarantine::Quarantine;
 
 /// The lock of a transaction that names none.
 const MAIN_LOCK: &str = "main";
@@ -122,6 +124,7 @@ impl Journal {
         };
         let journal = Self { inner: Arc::new(inner) };
         let mut turn = journal.ground().enter()?;
+        recovery::arrive(journal.ground(), &mut turn)?;
         journal.recover_in(&mut turn)?;
         if !turn.look(journal::unsettled)?.is_empty() {
             // Left by a process that is gone: the background thread settles it.
@@ -355,6 +358,7 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
         },
         state_path,
         state_ino: state.ino,
+        state_born: state.btime,
         sessions,
         boot,
         reserved,

@@ -1,6 +1,7 @@
 //! The names of things: transactions, sessions and fencing tokens.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -25,6 +26,45 @@ impl From<i64> for TxnId {
 impl fmt::Display for TxnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// What has to be resolved by a person: a transaction, or what one guarded that never got a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum QuarantineId {
+    /// A committed transaction, as `42`. `0` is what belongs to none: the source of a publish that was not committed.
+    Transaction(TxnId),
+    /// A guard, as `g3`.
+    Guard(i64),
+}
+
+impl fmt::Display for QuarantineId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Transaction(id) => write!(f, "{id}"),
+            Self::Guard(id) => write!(f, "g{id}"),
+        }
+    }
+}
+
+impl FromStr for QuarantineId {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (guard, digits) = text.strip_prefix('g').map_or((false, text), |digits| (true, digits));
+        let id = digits.parse().ok().filter(|id| *id >= i64::from(guard) && digits.bytes().all(|c| c.is_ascii_digit()));
+        match id {
+            Some(id) if guard => Ok(Self::Guard(id)),
+            Some(id) => Ok(Self::Transaction(TxnId(id))),
+            None => Err("it is a number, as `42`, or a g and a number, as `g3`: see `journalctl-kb quarantine list`"),
+        }
+    }
+}
+
+impl Serialize for QuarantineId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -71,5 +111,21 @@ impl SessionId {
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.as_simple().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_quarantine_is_called_as_people_type_it() {
+        for (text, id) in [("42", QuarantineId::Transaction(TxnId(42))), ("g3", QuarantineId::Guard(3))] {
+            assert_eq!((text.parse(), id.to_string().as_str()), (Ok(id), text));
+        }
+        assert_eq!("0".parse(), Ok(QuarantineId::Transaction(TxnId(0))));
+        for bad in ["", "g", "g0", "-1", "+1", "g-1", "4 2", "../1", "G3", "99999999999999999999"] {
+            assert!(bad.parse::<QuarantineId>().is_err(), "{bad}");
+        }
     }
 }

@@ -14,19 +14,22 @@ mod options;
 mod path;
 mod recovery;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod time;
 mod tree;
 mod txn;
 
 pub use rusqlite;
 
-pub use engine::{Committed, Journal, PlannedStep, Recovered, recovery_plan};
+pub use engine::{Committed, Journal, PlannedStep, Quarantine, Recovered, recovery_plan};
 pub use error::{Error, Result, Retry};
 pub use fs::clone::Way;
 pub use history::Retention;
-pub use id::{Fence, TxnId};
+pub use id::{Fence, QuarantineId, TxnId};
 pub use journal::{Change, ChangeKind};
 pub use options::{Begin, Options};
+pub use recovery::{Resolved, Standing};
 pub use store::Rows;
 pub use txn::{Guard, Layer, Receipt, RolledBack, Settled, Transaction, Warning};
 

@@ -11,14 +11,14 @@ use crate::fs::clone::Way;
 use crate::fs::opener::Opener;
 use crate::fs::root::{self, Meta, RootDir};
 use crate::fs::state::StateDir;
-use crate::id::TxnId;
+use crate::id::{QuarantineId, TxnId};
 use crate::inspect::{GuardInfo, Inspector};
-use crate::journal::{self, GuardId, GuardedTree};
+use crate::journal::{self, GuardId, GuardState, GuardedTree};
 use crate::path::RelPath;
 use crate::recovery;
 use crate::store::Tx;
 use crate::time::boot_id;
-use crate::tree::{Difference, DirDiff, EntryKind, Files, PreImage, Scan, TreeRestorer, Was};
+use crate::tree::{Difference, DirDiff, EntryKind, Files, PreImage, PreImages, Scan, TreeRestorer, Was};
 use crate::txn::Scene;
 
 /// One path that recovery would look at.
@@ -87,25 +87,36 @@ struct PutBack<'a> {
     guard: &'a GuardInfo,
     /// There may have been a power cut since.
     in_doubt: bool,
+    /// So many were begun and did not end.
+    attempts: i64,
     steps: BTreeMap<PathBuf, (String, String)>,
 }
 
 impl<'a> PutBack<'a> {
     fn new(root: &'a RootDir, scene: &'a Scene<'a>, guard: &'a GuardInfo) -> Self {
-        Self { root, scene, guard, in_doubt: false, steps: BTreeMap::new() }
+        Self { root, scene, guard, in_doubt: false, attempts: 0, steps: BTreeMap::new() }
     }
 
     fn plan(mut self, tx: &Tx<'_>) -> Result<Vec<PlannedStep>> {
         let label = if self.guard.label.is_empty() { String::new() } else { format!("{:?} ", self.guard.label) };
         let died = format!("{label}(lock {}) ended without a commit", self.guard.lock);
         let row = journal::guards(tx)?.into_iter().find(|row| row.id == GuardId(self.guard.id));
+        if row.as_ref().is_some_and(|row| row.state == GuardState::Ending) {
+            self.step(
+                Path::new("."),
+                "end the guard",
+                "a person has said that the tree is right: what it kept moves to quarantine/",
+            );
+            return Ok(self.steps());
+        }
+        self.attempts = row.as_ref().map_or(0, |row| row.attempts);
         let mark = row.and_then(|row| row.mark);
         self.in_doubt = !mark.is_some_and(|mark| mark.counts_in(&self.scene.mark()));
         self.paths(tx, &died)?;
         if self.guard.quarantined {
             for tree in &self.guard.trees {
-                let reason = "in quarantine: a person has to look; of its old versions the baseline has what there is";
-                self.step(&tree.path, "leave", reason);
+                let reason = format!("{}; of its old versions the baseline has what there is", self.in_quarantine());
+                self.step(&tree.path, "leave", &reason);
             }
         } else {
             for tree in journal::guarded_trees(tx, GuardId(self.guard.id))? {
@@ -118,8 +129,16 @@ impl<'a> PutBack<'a> {
         if self.steps.is_empty() {
             self.step(Path::new("."), "end the guard", &format!("{died}, and nothing is different"));
         }
+        Ok(self.steps())
+    }
+
+    fn steps(self) -> Vec<PlannedStep> {
         let step = |(path, (action, reason))| PlannedStep { txn: None, path, action, reason };
-        Ok(self.steps.into_iter().map(step).collect())
+        self.steps.into_iter().map(step).collect()
+    }
+
+    fn in_quarantine(&self) -> String {
+        format!("in quarantine: see `journalctl-kb quarantine show {}`", QuarantineId::Guard(self.guard.id))
     }
 
     fn step(&mut self, path: &Path, action: &str, reason: &str) {
@@ -130,6 +149,7 @@ impl<'a> PutBack<'a> {
     fn paths(&mut self, tx: &Tx<'_>, died: &str) -> Result<()> {
         let restorer = TreeRestorer::new(self.root, self.scene.opener, self.scene.areas.iter().cloned());
         let mut restorer = restorer.in_doubt(self.in_doubt && !self.guard.quarantined);
+        let mut images = PreImages::new();
         for row in journal::guarded(tx, GuardId(self.guard.id))? {
             let path = row.path.and_then(|path| self.scene.check(&path).map(|()| path));
             let (path, image) = match (path, row.image) {
@@ -147,14 +167,21 @@ impl<'a> PutBack<'a> {
                 continue;
             };
             let kept = area.look_staged(&image.name)?.filter(|staged| image.is_kept(staged));
+            images.insert(path.clone(), image.clone());
             if self.guard.quarantined {
                 if image.named {
                     let kept = kept.map(|_| format!("; its old version is {}", area.stage_path(&image.name).display()));
-                    let reason = format!("in quarantine: a person has to look{}", kept.unwrap_or_default());
+                    let reason = format!("{}{}", self.in_quarantine(), kept.unwrap_or_default());
                     self.step(path.as_path(), "leave", &reason);
                 }
             } else if let Some(action) = action(&image, live.as_ref(), difference, kept.as_ref()) {
                 self.step(path.as_path(), action, died);
+            }
+        }
+        if !self.guard.quarantined {
+            for (path, why) in restorer.missing(&images, self.attempts > 0)? {
+                // Then none of the others is touched either.
+                self.steps.insert(path.to_path_buf(), (QUARANTINE.to_owned(), why));
             }
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 pub use retry::Retry;
 
-use crate::id::{Fence, TxnId};
+use crate::id::{Fence, QuarantineId, TxnId};
 
 /// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -243,12 +243,14 @@ pub enum Error {
         reason: &'static str,
     },
     /// A transaction guarded this path, died, and could not be put back.
-    #[error("{} was guarded by {holder}, which could not be put back and is in quarantine: see `journalctl-kb status`", path.display())]
+    #[error("{} was guarded by {holder}, which could not be put back and is in quarantine: see `journalctl-kb quarantine show {id}`, then say how it ends with `journalctl-kb quarantine retry {id}`, `restore {id}` or `keep-live {id}`", path.display())]
     PathNotPutBack {
         /// The path.
         path: PathBuf,
         /// Who guarded it.
         holder: String,
+        /// What it is called in quarantine.
+        id: QuarantineId,
     },
     /// An earlier transaction could not be carried into the tree on this path yet.
     #[error("{} is still waiting for transaction {txn} to be applied to it: mend what `journalctl-kb show {txn}` names, then run `journalctl-kb recover`", path.display())]
@@ -282,12 +284,20 @@ pub enum Error {
         path: PathBuf,
     },
     /// A quarantined transaction holds this path.
-    #[error("{} belongs to transaction {txn}, which is in quarantine: see `journalctl-kb show {txn}`", path.display())]
+    #[error("{} belongs to transaction {txn}, which is in quarantine: see `journalctl-kb quarantine show {txn}`, then say how it ends with `journalctl-kb quarantine retry {txn}`, `restore {txn}` or `keep-live {txn}`", path.display())]
     PathQuarantined {
         /// The path.
         path: PathBuf,
         /// The transaction.
         txn: TxnId,
+    },
+    /// Nothing in quarantine waits for a decision under this name.
+    #[error("nothing called {id} waits in quarantine{}: see `journalctl-kb quarantine list`", if *.kept { "; it is over, and only what was kept of it is there" } else { "" })]
+    NotInQuarantine {
+        /// The name.
+        id: QuarantineId,
+        /// It is over, and what was kept of it can be discarded.
+        kept: bool,
     },
     /// The idempotency key belongs to a transaction with other content.
     #[error("the key {key:?} was used by transaction {txn} for other content: a key names one change; use a new one")]

@@ -84,7 +84,7 @@ impl Error {
 
     /// True when a person has to resolve something first.
     pub fn is_quarantined(&self) -> bool {
-        matches!(self, Self::PathQuarantined { .. })
+        matches!(self, Self::PathQuarantined { .. } | Self::PathNotPutBack { .. })
     }
 
     /// True when only an idempotency key can tell whether the change happened.

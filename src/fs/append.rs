@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::attrs;
+use super::calls;
 use super::clone;
 use super::root::{self, Kind, Meta, RootDir};
 use crate::error::{Error, IoContext, Result};
@@ -62,8 +63,8 @@ pub(super) fn cut(root: &RootDir, path: &RelPath, end: &End, aside: &Path) -> Re
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let tail = rustix::fs::open(aside, flags, Mode::from_raw_mode(0o600)).at("create", aside)?;
     clone::copy_between(&file, end.size, &tail, 0, meta.size - end.size).at("keep what was appended to", &full)?;
-    rustix::fs::fsync(&tail).map_err(|source| Error::SyncFailed { path: aside.to_owned(), source: source.into() })?;
-    rustix::fs::ftruncate(&file, end.size).at("cut off what was appended to", &full)?;
+    calls::fsync(&tail).map_err(|source| Error::SyncFailed { path: aside.to_owned(), source: source.into() })?;
+    calls::ftruncate(&file, end.size).at("cut off what was appended to", &full)?;
     attrs::set_mtime(&file, end.mtime, &full)?;
     Ok(Cut::Off)
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
 
+use super::calls;
 use super::exchange;
 use super::root::{self, Dir, Kind, Meta, Place, RootDir};
 use crate::error::{Error, IoContext, Result};
@@ -109,25 +110,25 @@ impl Area {
 
     /// Moves an adopted name back to where it came from, if nothing is there.
     pub(crate) fn give_back(&self, name: &str, to: &Path) -> Result<(), Errno> {
-        rustix::fs::renameat_with(&self.stage, name, rustix::fs::CWD, to, RenameFlags::NOREPLACE)
+        calls::renameat_with(&self.stage, name, rustix::fs::CWD, to, RenameFlags::NOREPLACE)
     }
 
     /// Gives a name of the stage another.
     pub(crate) fn rename_staged(&self, from: &str, to: &str) -> Result<()> {
         check_name(to)?;
-        rustix::fs::renameat(&self.stage, from, &self.stage, to).at("rename", self.stage_path(from))
+        calls::renameat(&self.stage, from, &self.stage, to).at("rename", self.stage_path(from))
     }
 
     /// Moves an old version from the stage to history; fine when it went there before.
     pub(crate) fn to_history(&self, name: &str) -> Result<()> {
         check_name(name)?;
-        let moved = match rustix::fs::renameat_with(&self.stage, name, &self.history, name, RenameFlags::NOREPLACE) {
+        let moved = match calls::renameat_with(&self.stage, name, &self.history, name, RenameFlags::NOREPLACE) {
             // A power cut may leave both names of a rename, and then a rename does nothing at all.
             Err(Errno::EXIST) => match self.is_in_history(name)? {
-                true => rustix::fs::unlinkat(&self.stage, name, AtFlags::empty()),
-                false => rustix::fs::renameat(&self.stage, name, &self.history, name),
+                true => calls::unlinkat(&self.stage, name, AtFlags::empty()),
+                false => calls::renameat(&self.stage, name, &self.history, name),
             },
-            Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(&self.stage, name, &self.history, name),
+            Err(Errno::INVAL | Errno::NOSYS) => calls::renameat(&self.stage, name, &self.history, name),
             other => other,
         };
         match moved {
@@ -143,11 +144,16 @@ impl Area {
         Ok(staged.zip(history).is_some_and(|(staged, there)| staged.ino == there.ino && staged.kind != Kind::Directory))
     }
 
+    /// Has two names of the stage change places.
+    pub(crate) fn swap_staged(&self, one: &str, other: &str) -> Result<(), Errno> {
+        calls::renameat_with(&self.stage, one, &self.stage, other, RenameFlags::EXCHANGE)
+    }
+
     /// Has `name` of the stage be the same file as `other`, in place of the one that it is. False where the filesystem cannot
     /// do that.
     pub(crate) fn link_staged(&self, other: &str, name: &str) -> Result<bool> {
         let linked = format!("{name}.link");
-        match rustix::fs::linkat(&self.stage, other, &self.stage, &*linked, AtFlags::empty()) {
+        match calls::linkat(&self.stage, other, &self.stage, &*linked, AtFlags::empty()) {
             Ok(()) => self.rename_staged(&linked, name).map(|()| true),
             Err(error) if exchange::unsupported(error) => Ok(false),
             Err(error) => Err(error).at("link", self.stage_path(other)),
@@ -157,7 +163,7 @@ impl Area {
     /// Removes one link of the stage, and nothing below it.
     pub(crate) fn unlink_staged(&self, name: &str) -> Result<()> {
         check_name(name)?;
-        rustix::fs::unlinkat(&self.stage, name, AtFlags::empty()).at("remove", self.stage_path(name))
+        calls::unlinkat(&self.stage, name, AtFlags::empty()).at("remove", self.stage_path(name))
     }
 
     /// Looks at a name of the stage.
@@ -169,14 +175,13 @@ impl Area {
     /// Makes a directory in the stage.
     pub(crate) fn make_staged_dir(&self, name: &str) -> Result<PathBuf> {
         let path = self.stage_path(name);
-        rustix::fs::mkdirat(&self.stage, name, Mode::from_raw_mode(0o777)).at("make", &path)?;
+        calls::mkdirat(&self.stage, name, Mode::from_raw_mode(0o777)).at("make", &path)?;
         Ok(path)
     }
 
     /// Syncs the whole filesystem the area lies on, live files and stage alike.
     pub(crate) fn sync_whole(&self) -> Result<()> {
-        rustix::fs::syncfs(&self.dir)
-            .map_err(|source| Error::SyncFailed { path: self.path.clone(), source: source.into() })
+        calls::syncfs(&self.dir).map_err(|source| Error::SyncFailed { path: self.path.clone(), source: source.into() })
     }
 
     /// What lies below a directory of the stage, in no order.
@@ -250,7 +255,7 @@ impl Area {
         for _ in 0..2 {
             let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
             let times = Timestamps { last_access: now, last_modification: now };
-            rustix::fs::futimens(&file, &times).at("set the times of", path())?;
+            calls::futimens(&file, &times).at("set the times of", path())?;
             told = root::look_at(&file).at("look at", path())?.ctime;
         }
         Ok(told)
@@ -290,7 +295,7 @@ pub(crate) fn subdirectory(dir: &OwnedFd, name: &str, path: &Path, mode: u32) ->
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let open = || rustix::fs::openat(dir, name, flags, Mode::empty());
     match open() {
-        Err(Errno::NOENT) => match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode)) {
+        Err(Errno::NOENT) => match calls::mkdirat(dir, name, Mode::from_raw_mode(mode)) {
             Ok(()) | Err(Errno::EXIST) => open(),
             Err(error) => Err(error),
         },
@@ -303,7 +308,7 @@ pub(crate) fn subdirectory(dir: &OwnedFd, name: &str, path: &Path, mode: u32) ->
 pub(crate) fn ignore_in_git(dir: &OwnedFd, path: &Path) -> Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat(dir, ".gitignore", flags, Mode::from_raw_mode(0o666)) {
-        Ok(file) => rustix::io::write(file, b"*\n").map(drop).at("write", path.join(".gitignore")),
+        Ok(file) => calls::write(file, b"*\n").map(drop).at("write", path.join(".gitignore")),
         Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error).at("create", path.join(".gitignore")),
     }
@@ -330,7 +335,7 @@ pub(crate) fn open_own(path: &Path) -> Result<OwnedFd> {
 
 /// Removes one link in a directory of the engine's own; missing is fine.
 pub(crate) fn unlink(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<()> {
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+    match calls::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error).at("remove", path.join(name)),
     }
@@ -353,7 +358,7 @@ pub(crate) fn remove_below(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<(
         if let Some(child) = waiting.pop() {
             let mut removed = remove_one(&at, &child);
             if removed == Err(Errno::ACCESS) {
-                rustix::fs::fchmod(&at, Mode::from_raw_mode(0o700)).at("open", &path)?;
+                calls::fchmod(&at, Mode::from_raw_mode(0o700)).at("open", &path)?;
                 removed = remove_one(&at, &child);
             }
             if !removed.at("remove", &path)? {
@@ -364,11 +369,11 @@ pub(crate) fn remove_below(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<(
         }
         let Some((name, _)) = levels.pop() else { break };
         if levels.is_empty() {
-            gone(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))?;
+            gone(calls::unlinkat(dir, name, AtFlags::REMOVEDIR))?;
             break;
         }
         at = rustix::fs::openat(&at, "..", OPEN_DIRECTORY, Mode::empty()).at("open", &path)?;
-        gone(rustix::fs::unlinkat(&at, name, AtFlags::REMOVEDIR))?;
+        gone(calls::unlinkat(&at, name, AtFlags::REMOVEDIR))?;
     }
     Ok(())
 }
@@ -377,12 +382,12 @@ const OPEN_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFl
 
 /// Removes a file, or an empty directory. False for one that is not empty.
 fn remove_one(dir: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+    match calls::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(true),
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(error) => return Err(error),
     }
-    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+    match calls::unlinkat(dir, name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(true),
         Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
         // It was no directory: then it could not be removed.
@@ -395,7 +400,7 @@ fn open_closed(dir: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     let open = || rustix::fs::openat(dir, name, OPEN_DIRECTORY, Mode::empty());
     match open() {
         Err(Errno::ACCESS) => {
-            rustix::fs::chmodat(dir, name, Mode::from_raw_mode(0o700), AtFlags::empty())?;
+            calls::chmodat(dir, name, Mode::from_raw_mode(0o700), AtFlags::empty())?;
             open()
         }
         other => other,

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::path::Arg;
 use serde::{Deserialize, Serialize};
 
+use super::calls;
 use super::root::{self, Kind, Meta};
 use super::sys;
 use crate::error::{IoContext, Result};
@@ -104,8 +105,8 @@ pub(crate) fn dress(file: &OwnedFd, has: &Meta, want: &Attrs, path: &Path) -> Re
     if owner_differs {
         // chown clears set-user-id bits, so it comes before chmod. An ordinary user may change the group at most.
         let (owner, group) = (Uid::from_raw(want.uid), Gid::from_raw(want.gid));
-        match rustix::fs::fchown(file, Some(owner), Some(group)) {
-            Err(Errno::PERM) => match rustix::fs::fchown(file, None, Some(group)) {
+        match calls::fchown(file, Some(owner), Some(group)) {
+            Err(Errno::PERM) => match calls::fchown(file, None, Some(group)) {
                 Ok(()) | Err(Errno::PERM) => {}
                 Err(error) => return Err(error).at("change the owner of", path),
             },
@@ -114,13 +115,13 @@ pub(crate) fn dress(file: &OwnedFd, has: &Meta, want: &Attrs, path: &Path) -> Re
     }
     for (name, value) in &want.xattrs {
         let name = OsString::from_vec(name.clone());
-        match rustix::fs::fsetxattr(file, &name, value, XattrFlags::empty()) {
+        match calls::fsetxattr(file, &name, value, XattrFlags::empty()) {
             Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::NOTSUP) => {}
             Err(error) => return Err(error).at("set an xattr of", path),
         }
     }
     if mode_differs || owner_differs {
-        rustix::fs::fchmod(file, Mode::from_raw_mode(want.mode)).at("change the mode of", path)?;
+        calls::fchmod(file, Mode::from_raw_mode(want.mode)).at("change the mode of", path)?;
     }
     Ok(owner_differs || mode_differs || !want.xattrs.is_empty())
 }
@@ -133,7 +134,7 @@ pub(crate) fn dress_at(dir: impl AsFd, name: &OsStr, want: &Attrs, path: &Path) 
     let has = root::look_at(&there).at("look at", path)?;
     if (has.uid, has.gid) != (want.uid, want.gid) {
         let (owner, group) = (Uid::from_raw(want.uid), Gid::from_raw(want.gid));
-        match rustix::fs::chownat(&there, "", Some(owner), Some(group), AtFlags::EMPTY_PATH) {
+        match calls::chownat(&there, "", Some(owner), Some(group), AtFlags::EMPTY_PATH) {
             Ok(()) | Err(Errno::PERM) => {}
             Err(error) => return Err(error).at("change the owner of", path),
         }
@@ -143,13 +144,13 @@ pub(crate) fn dress_at(dir: impl AsFd, name: &OsStr, want: &Attrs, path: &Path) 
         let by_fd = PathBuf::from(format!("/proc/thread-self/fd/{}", there.as_raw_fd()));
         let had = xattrs(&dir, name, path)?;
         for (name, _) in had.iter().filter(|(name, _)| !want.xattrs.iter().any(|(wanted, _)| wanted == name)) {
-            match rustix::fs::removexattr(&by_fd, OsStr::from_bytes(name)) {
+            match calls::removexattr(&by_fd, OsStr::from_bytes(name)) {
                 Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::NOTSUP | Errno::NODATA) => {}
                 Err(error) => return Err(error).at("remove an xattr of", path),
             }
         }
         for (name, value) in want.xattrs.iter().filter(|wanted| !had.contains(wanted)) {
-            match rustix::fs::setxattr(&by_fd, OsStr::from_bytes(name), value, XattrFlags::empty()) {
+            match calls::setxattr(&by_fd, OsStr::from_bytes(name), value, XattrFlags::empty()) {
                 Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::NOTSUP) => {}
                 Err(error) => return Err(error).at("set an xattr of", path),
             }
@@ -158,12 +159,11 @@ pub(crate) fn dress_at(dir: impl AsFd, name: &OsStr, want: &Attrs, path: &Path) 
         let now = root::look_at(&there).at("look at", path)?;
         if now.mode != want.mode {
             let mode = Mode::from_raw_mode(want.mode);
-            rustix::fs::chmodat(rustix::fs::CWD, &by_fd, mode, AtFlags::empty()).at("change the mode of", path)?;
+            calls::chmodat(rustix::fs::CWD, &by_fd, mode, AtFlags::empty()).at("change the mode of", path)?;
         }
     }
     if has.mtime != want.mtime {
-        rustix::fs::utimensat(&dir, name, &times(want.mtime), AtFlags::SYMLINK_NOFOLLOW)
-            .at("set the times of", path)?;
+        calls::utimensat(&dir, name, &times(want.mtime), AtFlags::SYMLINK_NOFOLLOW).at("set the times of", path)?;
     }
     Ok(())
 }
@@ -183,7 +183,7 @@ pub(crate) fn open_up(dir: impl AsFd, name: &OsStr, is: &Meta, path: &Path) -> R
 /// Sets the mode of what a path descriptor stands for.
 pub(crate) fn set_mode(there: &OwnedFd, mode: u32) -> Result<(), Errno> {
     let by_fd = format!("/proc/thread-self/fd/{}", there.as_raw_fd());
-    rustix::fs::chmodat(rustix::fs::CWD, by_fd, Mode::from_raw_mode(mode), AtFlags::empty())
+    calls::chmodat(rustix::fs::CWD, by_fd, Mode::from_raw_mode(mode), AtFlags::empty())
 }
 
 /// Gives a directory, which is `is`, the mode and modification time that it was found with.
@@ -200,12 +200,12 @@ pub(crate) fn give_back(
         let there = rustix::fs::openat(&dir, name, flags, Mode::empty()).at("open", path)?;
         let by_fd = format!("/proc/thread-self/fd/{}", there.as_raw_fd());
         let mode = Mode::from_raw_mode(mode);
-        rustix::fs::chmodat(rustix::fs::CWD, by_fd, mode, AtFlags::empty()).at("change the mode of", path)?;
+        calls::chmodat(rustix::fs::CWD, by_fd, mode, AtFlags::empty()).at("change the mode of", path)?;
     }
     if is.mtime == mtime {
         return Ok(());
     }
-    match rustix::fs::utimensat(&dir, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW) {
+    match calls::utimensat(&dir, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW) {
         // Somebody else's: it was not named, and they may see that something was done in it.
         Err(Errno::PERM) => Ok(()),
         done => done.at("set the times of", path),
@@ -214,7 +214,7 @@ pub(crate) fn give_back(
 
 /// Sets the modification time, leaving the access time to the kernel.
 pub(crate) fn set_mtime(file: &OwnedFd, mtime: (i64, u32), path: &Path) -> Result<()> {
-    rustix::fs::futimens(file, &times(mtime)).at("set the times of", path)
+    calls::futimens(file, &times(mtime)).at("set the times of", path)
 }
 
 fn times(mtime: (i64, u32)) -> Timestamps {

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::attrs::{self, Attrs};
+use super::calls;
 use super::exchange::unsupported;
 use super::opener::is_database;
 use super::owned;
@@ -219,7 +220,7 @@ impl FileToKeep<'_> {
             let done = match (way, &open) {
                 (Way::Reflink, Some(file)) => self.reflink(file),
                 (Way::Copy, Some(file)) => self.copy(file, seen.size),
-                _ => rustix::fs::linkat(self.dir, self.name, self.to_dir, self.to, AtFlags::empty()),
+                _ => calls::linkat(self.dir, self.name, self.to_dir, self.to, AtFlags::empty()),
             };
             match (done, way.next()) {
                 (Ok(()), _) => break,
@@ -285,7 +286,7 @@ impl FileToKeep<'_> {
     }
 
     fn reflink(&self, from: &OwnedFd) -> Result<(), Errno> {
-        rustix::fs::ioctl_ficlone(self.create()?, from)
+        calls::ioctl_ficlone(self.create()?, from)
     }
 
     /// Copies what holds data, and leaves holes where there are holes.
@@ -308,11 +309,11 @@ impl FileToKeep<'_> {
             copy_range(from, &to, data, end)?;
             at = end;
         }
-        rustix::fs::ftruncate(&to, size)
+        calls::ftruncate(&to, size)
     }
 
     fn forget(&self) -> Result<()> {
-        match rustix::fs::unlinkat(self.to_dir, self.to, AtFlags::empty()) {
+        match calls::unlinkat(self.to_dir, self.to, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error).at("remove", self.to),
         }
@@ -336,7 +337,7 @@ pub(super) fn copy_between(
     while source < end {
         let left = usize::try_from(end - source).unwrap_or(CHUNK).min(CHUNK);
         let (mut from_at, mut to_at) = (source, target);
-        let copied = match rustix::fs::copy_file_range(&from, Some(&mut from_at), &to, Some(&mut to_at), left) {
+        let copied = match calls::copy_file_range(&from, Some(&mut from_at), &to, Some(&mut to_at), left) {
             // Shorter than it was: whoever asked looks again.
             Ok(0) => return Ok(()),
             Ok(copied) => copied as u64,
@@ -348,7 +349,7 @@ pub(super) fn copy_between(
                     Ok(read) => {
                         let mut written = 0;
                         while written < read {
-                            written += rustix::io::pwrite(&to, &buffer[written..read], target + written as u64)?;
+                            written += calls::pwrite(&to, &buffer[written..read], target + written as u64)?;
                         }
                         read as u64
                     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
+use super::calls;
 use super::clone::{FileToKeep, KeptFile, Way};
 use super::exchange::unsupported;
 use super::identity::Identity;
@@ -37,7 +38,7 @@ impl Copies {
         let Some((copied, from, way)) = self.0.get(&seen.ino) else { return Ok(None) };
         let now = root::look(file.dir, file.name).at("look at", file.full)?;
         let Some(now) = now.filter(|now| copied.is(now, false)) else { return Ok(None) };
-        match rustix::fs::linkat(rustix::fs::CWD, from, file.to_dir, file.to, AtFlags::empty()) {
+        match calls::linkat(rustix::fs::CWD, from, file.to_dir, file.to, AtFlags::empty()) {
             Ok(()) => Ok(Some((now, *way))),
             Err(error) if unsupported(error) || error == Errno::NOENT => Ok(None),
             Err(error) => Err(error).at("keep the old version of", file.full),

@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::attrs::Attrs;
+use super::calls;
 use super::clone::{self, FileToKeep, Kept, KeptFile, Way};
 use super::identity::Identity;
 use super::opener::SIDECARS;
@@ -111,7 +112,7 @@ fn is_wal(database: &OwnedFd) -> Result<bool, Errno> {
 }
 
 fn keep_one(root: &RootDir, path: &RelPath, to: &Path, must: bool) -> Result<Kept> {
-    match rustix::fs::unlink(to) {
+    match calls::unlink(to) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => return Err(error).at("remove", to),
     }
@@ -213,7 +214,7 @@ pub(super) fn write_back(root: &RootDir, path: &RelPath, kept: &Path, attrs: &At
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let kept = rustix::fs::open(kept, flags, Mode::empty()).at("open", kept)?;
     let size = root::look_at(&kept).at("look at", &full)?.size;
-    rustix::fs::ftruncate(&live, size).at("put back", &full)?;
+    calls::ftruncate(&live, size).at("put back", &full)?;
     clone::copy_range(&kept, &live, 0, size).at("put back", &full)?;
     temp::finish(&live, Some(attrs), true, &full).map(drop)
 }

@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::area::Area;
+use super::calls;
 
 /// What the fallback calls the old version, behind the new version's name, until it has its final name.
 pub(crate) const ASIDE: &str = ".old";
@@ -50,24 +51,24 @@ pub(crate) fn place(
 /// Takes `name` out of `dir`, under a new name of the stage. `ENOENT` when it is not there.
 pub(crate) fn take(dir: impl AsFd, name: &OsStr, stage: impl AsFd, staged: &str) -> Result<(), Errno> {
     let (dir, stage) = (dir.as_fd(), stage.as_fd());
-    match rustix::fs::renameat_with(dir, name, stage, staged, RenameFlags::NOREPLACE) {
+    match calls::renameat_with(dir, name, stage, staged, RenameFlags::NOREPLACE) {
         // Staged names are never reused, so a plain rename replaces nothing either.
-        Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(dir, name, stage, staged),
+        Err(Errno::INVAL | Errno::NOSYS) => calls::renameat(dir, name, stage, staged),
         other => other,
     }
 }
 
 fn insert(stage: BorrowedFd<'_>, staged: &str, dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
-    match rustix::fs::renameat_with(stage, staged, dir, name, RenameFlags::NOREPLACE) {
+    match calls::renameat_with(stage, staged, dir, name, RenameFlags::NOREPLACE) {
         Err(Errno::INVAL | Errno::NOSYS) => {}
         other => return other,
     }
-    match rustix::fs::linkat(stage, staged, dir, name, AtFlags::empty()) {
-        Ok(()) => rustix::fs::unlinkat(stage, staged, AtFlags::empty()),
+    match calls::linkat(stage, staged, dir, name, AtFlags::empty()) {
+        Ok(()) => calls::unlinkat(stage, staged, AtFlags::empty()),
         // A directory, or a filesystem without links: look first, then rename.
         Err(error) if unsupported(error) => match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Err(Errno::EXIST),
-            Err(Errno::NOENT) => rustix::fs::renameat(stage, staged, dir, name),
+            Err(Errno::NOENT) => calls::renameat(stage, staged, dir, name),
             Err(error) => Err(error),
         },
         Err(error) => Err(error),
@@ -76,17 +77,17 @@ fn insert(stage: BorrowedFd<'_>, staged: &str, dir: BorrowedFd<'_>, name: &OsStr
 
 fn swap(area: &Area, stage: BorrowedFd<'_>, staged: &str, dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
     if area.can_exchange() {
-        match rustix::fs::renameat_with(stage, staged, dir, name, RenameFlags::EXCHANGE) {
+        match calls::renameat_with(stage, staged, dir, name, RenameFlags::EXCHANGE) {
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => area.cannot_exchange(),
             other => return other,
         }
     }
     let aside = format!("{staged}{ASIDE}");
-    let over = match rustix::fs::linkat(dir, name, stage, &*aside, AtFlags::empty()) {
-        Ok(()) => match rustix::fs::renameat(stage, staged, dir, name) {
+    let over = match calls::linkat(dir, name, stage, &*aside, AtFlags::empty()) {
+        Ok(()) => match calls::renameat(stage, staged, dir, name) {
             Ok(()) => true,
             Err(error) => {
-                rustix::fs::unlinkat(stage, &*aside, AtFlags::empty())?;
+                calls::unlinkat(stage, &*aside, AtFlags::empty())?;
                 // A directory does not go over a file.
                 if error != Errno::NOTDIR {
                     return Err(error);
@@ -99,13 +100,13 @@ fn swap(area: &Area, stage: BorrowedFd<'_>, staged: &str, dir: BorrowedFd<'_>, n
     };
     if !over {
         take(dir, name, stage, &aside)?;
-        if let Err(error) = rustix::fs::renameat(stage, staged, dir, name) {
+        if let Err(error) = calls::renameat(stage, staged, dir, name) {
             // Nothing is there: what was comes back. If it cannot, it stays aside, where recovery finds it.
             let _ = insert(stage, &aside, dir, name);
             return Err(error);
         }
     }
-    rustix::fs::renameat(stage, &*aside, stage, staged)
+    calls::renameat(stage, &*aside, stage, staged)
 }
 
 /// "Not supported", in the words that different filesystems use for it.

@@ -4,6 +4,7 @@
 //! - [`root`] resolves paths of the tree and says what lies there.
 //! - [`area`] is a stage, history and quarantine on one mount, so that a rename reaches every path of that mount.
 //! - [`temp`] writes new versions; [`exchange`] puts them in place and hands back the old ones.
+//! - [`kept`] is where what is kept for a person lies.
 //! - [`append`] remembers how a file ends, and cuts it off there.
 //! - [`clone`] keeps a version of a file by link, reflink or copy, one of several names once ([`copies`]); [`identity`] tells
 //!   versions apart.
@@ -14,11 +15,13 @@
 //! - [`opener`] is the thread that opens files of the tree, with a descriptor table of its own.
 //! - [`upper`] is what a program wrote to an overlay.
 //! - [`watch`] tells, as a hint, which files are written to in place.
+//! - [`calls`] are the system calls that change anything.
 //! - [`os_lock`] takes OS locks; [`state`] makes the state directory.
 
 pub(crate) mod append;
 pub(crate) mod area;
 pub(crate) mod attrs;
+mod calls;
 pub(crate) mod clone;
 pub(crate) mod compare;
 pub(crate) mod copies;
@@ -26,6 +29,7 @@ pub(crate) mod database;
 pub(crate) mod exchange;
 pub(crate) mod handle;
 pub(crate) mod identity;
+mod kept;
 pub(crate) mod opener;
 pub(crate) mod os_lock;
 pub(crate) mod owned;

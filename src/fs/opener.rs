@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use super::append::{self, Cut, End};
 use super::attrs::Attrs;
+use super::calls;
 use super::clone::{self, Keep, Kept};
 use super::compare::{self, Compare};
 use super::database::{self, KeepSet, KeptSet};
@@ -405,7 +406,7 @@ impl Tree {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let opened = match target {
             SyncTarget::File(path, _) => self.root.resolve(path, flags),
-            SyncTarget::Directory(None) => return rustix::fs::fsync(&self.root.top().fd).map_err(Into::into),
+            SyncTarget::Directory(None) => return calls::fsync(&self.root.top().fd).map_err(Into::into),
             SyncTarget::Directory(Some(path)) => self.root.resolve(path, flags | OFlags::DIRECTORY),
             SyncTarget::Own(path) => {
                 let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -426,7 +427,7 @@ impl Tree {
         {
             return Ok(());
         }
-        rustix::fs::fsync(&file).map_err(Into::into)
+        calls::fsync(&file).map_err(Into::into)
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::fs::{Access, AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
+use super::calls;
 use crate::error::{Error, IoContext, Result};
 use crate::path::RelPath;
 
@@ -133,7 +134,7 @@ impl Dir {
 
     /// Makes a directory in it.
     pub(crate) fn make_dir(&self, name: &OsStr, mode: Option<u32>) -> Result<(), Errno> {
-        rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode.unwrap_or(0o777)))
+        calls::mkdirat(&self.fd, name, Mode::from_raw_mode(mode.unwrap_or(0o777)))
     }
 
     /// Asks whether this process may change names in it.

@@ -7,6 +7,7 @@ use rustix::fs::{Access, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::area;
+use super::calls;
 use crate::error::{Error, IoContext, Result};
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -27,7 +28,7 @@ impl StateDir {
             Ok(fd) => (fd, false),
             Err(Errno::NOENT) if !create => return Err(Error::NoJournal { root: root.to_owned() }),
             Err(Errno::NOENT) => {
-                match rustix::fs::mkdir(path, Mode::from_raw_mode(0o777)) {
+                match calls::mkdir(path, Mode::from_raw_mode(0o777)) {
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(error) => return Err(error).at("make the state directory", path),
                 }
@@ -43,10 +44,10 @@ impl StateDir {
         }
         if made {
             area::ignore_in_git(&state.fd, path)?;
-            rustix::fs::fsync(&state.fd).at("sync", path)?;
+            calls::fsync(&state.fd).at("sync", path)?;
             if let Some(parent) = path.parent() {
                 let above = rustix::fs::open(parent, DIRECTORY, Mode::empty()).at("open", parent)?;
-                rustix::fs::fsync(above).at("sync", parent)?;
+                calls::fsync(above).at("sync", parent)?;
             }
         }
         Ok(state)
@@ -75,7 +76,7 @@ impl StateDir {
     pub(crate) fn leave_mark(&self, name: &str) -> Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666))
-            .and_then(rustix::fs::fsync)
+            .and_then(calls::fsync)
             .at("leave the mark", self.path.join(name))
     }
 
@@ -93,7 +94,7 @@ impl AsFd for StateDir {
 
 /// Removes a file of the engine's own; missing is fine.
 pub(crate) fn remove_file(dir: &OwnedFd, name: &str, path: &Path) -> Result<()> {
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+    match calls::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error).at("remove", path.join(name)),
     }

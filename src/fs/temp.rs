@@ -9,20 +9,25 @@ use rustix::io::Errno;
 
 use super::area::Area;
 use super::attrs::{self, Attrs};
+use super::calls;
 use super::root::{self, Kind, Meta};
 use crate::error::{Error, IoContext, Result};
 
 /// Creates a file that was not there, with 0666 less the umask: what a new file of the tree gets.
 pub(crate) fn create(area: &Area, name: &str) -> Result<OwnedFd> {
+    create_in(&area.stage, name).at_in("create", &area.stage_dir, name)
+}
+
+/// The same in any directory of the engine's own.
+pub(super) fn create_in(dir: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let created = rustix::fs::openat(&area.stage, name, flags, Mode::from_raw_mode(0o666));
-    created.at_in("create", &area.stage_dir, name)
+    rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o666))
 }
 
 /// Writes all of it.
 pub(crate) fn write_all(file: &OwnedFd, mut bytes: &[u8], path: impl AsRef<Path>) -> Result<()> {
     while !bytes.is_empty() {
-        match rustix::io::write(file, bytes) {
+        match calls::write(file, bytes) {
             Ok(0) => return Err(std::io::Error::from(std::io::ErrorKind::WriteZero)).at("write", path),
             Ok(written) => bytes = &bytes[written..],
             Err(Errno::INTR) => {}
@@ -65,7 +70,7 @@ pub(crate) fn reopen(area: &Area, name: &str) -> Result<OwnedFd> {
 /// Gives a staged file to a group.
 pub(crate) fn give_group(area: &Area, name: &str, gid: u32) -> Result<()> {
     let group = rustix::fs::Gid::from_raw(gid);
-    rustix::fs::chownat(&area.stage, name, None, Some(group), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+    calls::chownat(&area.stage, name, None, Some(group), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
         .at("change the group of", area.stage_path(name))
 }
 
@@ -130,7 +135,7 @@ fn open_regular(path: &Path) -> Result<OwnedFd> {
 /// Makes a symlink under a name in the stage.
 pub(crate) fn symlink(area: &Area, name: &str, target: &Path) -> Result<Meta> {
     let path = area.stage_path(name);
-    rustix::fs::symlinkat(target, &area.stage, name).at("create the symlink", &path)?;
+    calls::symlinkat(target, &area.stage, name).at("create the symlink", &path)?;
     let meta = root::look(&area.stage, name).at("look at", &path)?;
     meta.ok_or_else(|| Error::NotFound { path })
 }

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::area::{self, Area};
 use super::attrs::{self, Attrs, Xattrs};
+use super::calls;
 use super::handle::Handle;
 use super::root::{self, Meta};
 use super::temp;
@@ -95,7 +96,7 @@ impl Upper {
 
     /// Makes a directory, unless it is there.
     pub(crate) fn make_directory(&self, at: &RelPath) -> Result<()> {
-        match rustix::fs::mkdirat(&self.fd, at.as_path(), Mode::from_raw_mode(0o700)) {
+        match calls::mkdirat(&self.fd, at.as_path(), Mode::from_raw_mode(0o700)) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(error) => Err(error).at_in("make", &self.path, at),
         }
@@ -114,13 +115,13 @@ impl Upper {
 
     /// Moves what lies at a path into the stage, without what overlayfs noted with it.
     pub(crate) fn take(&self, at: &RelPath, area: &Area, name: &str, attrs: &Attrs) -> Result<()> {
-        rustix::fs::renameat(&self.fd, at.as_path(), &area.stage, name).at_in("move", &self.path, at)?;
+        calls::renameat(&self.fd, at.as_path(), &area.stage, name).at_in("move", &self.path, at)?;
         attrs::dress_at(&area.stage, name.as_ref(), attrs, &area.stage_path(name))
     }
 
     /// Moves it back.
     pub(crate) fn give_back(&self, at: &RelPath, area: &Area, name: &str) -> Result<()> {
-        rustix::fs::renameat(&area.stage, name, &self.fd, at.as_path()).at_in("move back to", &self.path, at)
+        calls::renameat(&area.stage, name, &self.fd, at.as_path()).at_in("move back to", &self.path, at)
     }
 
     /// The hash of a file; none where this user may not read it.
@@ -196,5 +197,5 @@ pub(crate) fn is_whiteout(meta: &Meta) -> bool {
 
 /// Gives a live file a second name, in the stage.
 pub(crate) fn link(dir: impl AsFd, name: &OsStr, area: &Area, staged: &str) -> Result<()> {
-    rustix::fs::linkat(dir, name, &area.stage, staged, AtFlags::empty()).at("link", area.stage_path(staged))
+    calls::linkat(dir, name, &area.stage, staged, AtFlags::empty()).at("link", area.stage_path(staged))
 }

@@ -24,13 +24,19 @@ struct Queue {
     /// None once it is being closed.
     events: Option<OwnedFd>,
     dirs: HashMap<i32, i64>,
+    /// What was told since it was renewed: whoever asks may have to ask again. None once events were lost.
+    touched: Option<HashSet<(i64, Vec<u8>)>>,
 }
 
 impl Watch {
     /// Watches nothing yet; none where there are too many watches already.
     pub(crate) fn new() -> Option<Self> {
         let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
-        Some(Self(Arc::new(Mutex::new(Queue { events: Some(events), dirs: HashMap::new() }))))
+        Some(Self(Arc::new(Mutex::new(Queue {
+            events: Some(events),
+            dirs: HashMap::new(),
+            touched: Some(HashSet::new()),
+        }))))
     }
 
     /// Watches these directories from now on, and no others; what was seen before is forgotten. False when one of them
@@ -39,7 +45,7 @@ impl Watch {
         let mut queue = self.queue();
         let before = std::mem::take(&mut queue.dirs);
         let what = WatchFlags::MODIFY | WatchFlags::ATTRIB | WatchFlags::ONLYDIR | WatchFlags::DONT_FOLLOW;
-        let Queue { events: Some(events), dirs: watched } = &mut *queue else { return false };
+        let Queue { events: Some(events), dirs: watched, .. } = &mut *queue else { return false };
         for (path, number) in dirs {
             match inotify::add_watch(&*events, path, what) {
                 Ok(watch) if watched.insert(watch, number).is_none() => {}
@@ -52,19 +58,21 @@ impl Watch {
         }
         // Whether or not some of them were lost.
         while let Some(false) = queue.each(|_, _| ()) {}
+        queue.touched = Some(HashSet::new());
         true
     }
 
     /// The names that were written to in place, or got other attributes, since it was renewed; none when events were lost.
     pub(crate) fn touched(&self) -> Option<HashSet<(i64, Vec<u8>)>> {
-        let queue = self.queue();
-        let mut touched = HashSet::new();
+        let mut queue = self.queue();
+        let mut touched = queue.touched.take()?;
         let told = queue.each(|watch, name| {
             if let Some(&dir) = queue.dirs.get(&watch) {
                 touched.insert((dir, name.to_vec()));
             }
         });
-        (told == Some(true)).then_some(touched)
+        queue.touched = (told == Some(true)).then_some(touched);
+        queue.touched.clone()
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {

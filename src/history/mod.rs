@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::Result;
+use crate::fs::area;
 use crate::id::TxnId;
 use crate::journal;
 use crate::store::Durability;
@@ -55,7 +56,8 @@ pub(crate) fn retain(ground: &Ground, keep: &Retention) -> Result<()> {
             names.collect::<Result<Vec<_>>>()
         })?;
         for (area, name) in names.iter().flatten() {
-            if let Ok(area) = ground.area(*area) {
+            // What is no name of the engine's has no file either, and must not keep the others here for ever.
+            if let (Ok(area), Ok(())) = (ground.area(*area), area::check_name(name)) {
                 area.drop_history(name)?;
             }
         }

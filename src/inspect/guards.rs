@@ -5,7 +5,6 @@ use rusqlite::{Connection, Row};
 use super::inspector::Inspector;
 use super::liveness::KernelLocks;
 use super::model::{GuardInfo, TreeInfo};
-use super::transactions::event;
 use super::value::{bytes, count, hex, number_or_zero, path, text, text_or_empty};
 use crate::error::Result;
 use crate::fs::clone::Way;
@@ -15,8 +14,8 @@ use crate::tree::{PreImage, Was};
 
 /// So many are looked at.
 const MOST: i64 = 50;
-const GUARDS: &str = "SELECT g.id, g.state, g.lock, g.session, g.label, g.attempts, g.began_ms, g.worker, s.pid,
-    s.program
+const GUARDS: &str = "SELECT g.id, g.state, g.lock, g.session, g.label, g.attempts, g.began_ms, g.worker, g.reason,
+    s.pid, s.program
     FROM main.journal_guard AS g LEFT JOIN main.journal_session AS s ON s.id = g.session ORDER BY g.id LIMIT ?1";
 const TREES: &str = "SELECT t.path, t.writers, g.ready FROM main.journal_guard_tree AS g
     LEFT JOIN main.journal_tree AS t ON t.id = g.tree WHERE g.guard = ?1 ORDER BY t.path";
@@ -61,19 +60,6 @@ pub(super) fn guard_rows(connection: &Connection) -> rusqlite::Result<Vec<GuardI
             guard.paths += u64::from(!matches!(image, Some(Ok(image)) if !image.named));
         }
     }
-    // The event does not say which guard it is about.
-    let mut given_up = guards.iter_mut().filter(|guard| guard.quarantined);
-    if let (Some(only), None) = (given_up.next(), given_up.next()) {
-        only.reason = connection
-            .prepare(
-                "SELECT id, at_ms, level, kind, txn, path, details FROM main.journal_event
-                 WHERE txn IS NULL AND kind = 'quarantined' ORDER BY id DESC LIMIT 1",
-            )?
-            .query_map((), event)?
-            .next()
-            .transpose()?
-            .map(|event| event.message);
-    }
     Ok(guards)
 }
 
@@ -98,8 +84,8 @@ fn guard(row: &Row<'_>) -> rusqlite::Result<GuardInfo> {
             .and_then(|worker| crate::codec::decode::<Process>(worker).ok())
             .filter(Process::lives)
             .map(|worker| worker.pid()),
-        quarantined: text_or_empty(row, "state") != "active",
-        reason: None,
+        quarantined: !matches!(text_or_empty(row, "state").as_str(), "active" | "ending"),
+        reason: text(row, "reason"),
     })
 }
 

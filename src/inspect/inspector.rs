@@ -8,9 +8,10 @@ use super::database::ReadOnly;
 use super::model::{
     EventInfo, GuardInfo, LockInfo, SessionInfo, Status, TransactionDetail, TransactionFilter, TransactionSummary,
 };
+use super::quarantine::{self, QuarantineDetail, QuarantineEntry};
 use super::{guards, locks, status, transactions};
 use crate::error::{Error, IoContext, Result};
-use crate::id::TxnId;
+use crate::id::{QuarantineId, TxnId};
 use crate::path::STATE_DIR;
 use crate::store::{CallerMode, SCHEMA_VERSION, Tx};
 
@@ -151,6 +152,16 @@ impl Inspector {
     /// first 50.
     pub fn guards(&self) -> Result<Vec<GuardInfo>> {
         guards::guards(self)
+    }
+
+    /// What is in quarantine: what waits for a person, and what is kept of what is over.
+    pub fn quarantine(&self) -> Result<Vec<QuarantineEntry>> {
+        quarantine::list(self)
+    }
+
+    /// One of it in full, path by path; none when nothing is called so.
+    pub fn quarantined(&self, id: QuarantineId) -> Result<Option<QuarantineDetail>> {
+        quarantine::show(self, id)
     }
 }
 

@@ -19,6 +19,7 @@ mod inspector;
 mod liveness;
 mod locks;
 mod model;
+mod quarantine;
 mod status;
 mod transactions;
 mod usage;
@@ -30,3 +31,4 @@ pub use model::{
     Advice, AreaUsage, ChangeInfo, EventInfo, GuardInfo, Health, Holder, LockInfo, PathInfo, RedoInfo, SessionInfo,
     StateCounts, Status, TransactionDetail, TransactionFilter, TransactionSummary, TreeInfo, Unsettled, Waiting,
 };
+pub use quarantine::{KeptFile, QuarantineDetail, QuarantineEntry, QuarantinePath};

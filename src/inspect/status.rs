@@ -215,7 +215,7 @@ fn waiting(connection: &Connection, state: &str) -> rusqlite::Result<Vec<Waiting
 }
 
 /// The engine's directory at the top of a mount, if it lies inside the root with no symlink on the way.
-fn inside(root: &Path, area: &Path) -> Option<PathBuf> {
+pub(super) fn inside(root: &Path, area: &Path) -> Option<PathBuf> {
     let mut path = root.to_owned();
     for part in area.components() {
         match part {

@@ -88,6 +88,16 @@ pub(super) fn from_fields<S: Serializer>(path: &Option<PathBuf>, serializer: S) 
     two_fields(path.as_deref(), ["from", "from_hex"], serializer)
 }
 
+/// Writes `kept_at` (and `kept_at_hex`), or nothing.
+pub(super) fn kept_at_fields<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    two_fields(path.as_deref(), ["kept_at", "kept_at_hex"], serializer)
+}
+
+/// Writes `file` (and `file_hex`).
+pub(super) fn file_fields<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    two_fields(Some(path), ["file", "file_hex"], serializer)
+}
+
 /// Writes a path as one value, lossily.
 pub(super) fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())

@@ -1,6 +1,7 @@
 //! What the state of a journal comes to, and what to type next. Pure: evidence in, words out.
 
 use super::model::{Advice, GuardInfo, Health, SessionInfo, StateCounts, Waiting};
+use crate::id::QuarantineId;
 
 /// What a verdict rests on.
 #[derive(Debug)]
@@ -24,16 +25,17 @@ pub(super) fn verdict(evidence: &Evidence<'_>) -> (Health, Vec<Advice>) {
     for waiting in evidence.quarantined.iter().take(FEW) {
         health = health.max(Health::Quarantined);
         advice.push(Advice {
-            command: format!("journalctl-kb show {}", waiting.id),
-            why: "see what recovery could not decide; nothing of it is lost, its paths are kept as they are".into(),
+            command: format!("journalctl-kb quarantine show {}", waiting.id),
+            why: "see what recovery could not decide, and how to end it; nothing of it is lost, its paths are as they were found"
+                .into(),
         });
     }
-    if evidence.guards.iter().any(|guard| guard.quarantined) {
+    for guard in evidence.guards.iter().filter(|guard| guard.quarantined).take(FEW) {
         health = health.max(Health::Quarantined);
         advice.push(Advice {
-            command: "journalctl-kb recover --dry-run".into(),
-            why: "see which paths a guard in quarantine kept, and as what: they are as they were found, their old versions \
-                  stay in the stage and the baseline, and until somebody acts others are refused there"
+            command: format!("journalctl-kb quarantine show {}", QuarantineId::Guard(guard.id)),
+            why: "see what a dead transaction guarded and recovery could not put back, and how to end it; the paths are as they \
+                  were found, and others are refused there"
                 .into(),
         });
     }
@@ -127,9 +129,9 @@ mod tests {
         assert_eq!(
             commands,
             [
-                "journalctl-kb show 5",
-                "journalctl-kb show 6",
-                "journalctl-kb recover --dry-run",
+                "journalctl-kb quarantine show 5",
+                "journalctl-kb quarantine show 6",
+                "journalctl-kb quarantine show g1",
                 "journalctl-kb show 7",
                 "journalctl-kb recover"
             ]

@@ -3,12 +3,14 @@
 use std::collections::HashSet;
 
 use super::record::Mark;
+use super::state::GuardState;
 use crate::codec;
 use crate::error::{Error, Result};
+use crate::id::SessionId;
 use crate::path::RelPath;
 use crate::store::Tx;
 use crate::time::{Process, now_ms};
-use crate::tree::PreImage;
+use crate::tree::{PreImage, Was};
 
 /// So many paths one guard may come to. Guards are numbered from 1 again when there are none, and by a process on and on: there
 /// is room for 2^31 of them.
@@ -22,8 +24,9 @@ pub(crate) struct GuardId(pub(crate) i64);
 #[derive(Clone, Debug)]
 pub(crate) struct GuardRow {
     pub(crate) id: GuardId,
-    /// Given up, with everything kept.
-    pub(crate) quarantined: bool,
+    pub(crate) state: GuardState,
+    /// The word in the database is none of those that a state has.
+    pub(crate) unknown: bool,
     pub(crate) lock: String,
     pub(crate) session: Vec<u8>,
     pub(crate) label: String,
@@ -44,11 +47,12 @@ pub(crate) struct Guarded {
     pub(crate) image: Result<PreImage>,
 }
 
-/// Records that a transaction guards paths. Its number is `least` or larger.
+/// Records that a transaction guards paths. Its number is `least` or larger, and none that stands in quarantine/.
 pub(crate) fn insert_guard(tx: &Tx<'_>, least: i64, guard: &GuardRow) -> Result<GuardId> {
     tx.execute(
         "INSERT INTO main.journal_guard (id, state, lock, session, label, began_ms, fence, mark) \
-         VALUES (max(?1, (SELECT coalesce(max(id), 0) + 1 FROM main.journal_guard)), 'active', ?2, ?3, ?4, ?5, ?6, ?7)",
+         VALUES (max(?1, (SELECT coalesce(max(id), 0) + 1 FROM main.journal_guard), \
+           (SELECT guard_floor + 1 FROM main.journal_meta WHERE id = 1)), 'active', ?2, ?3, ?4, ?5, ?6, ?7)",
         (least, &guard.lock, &guard.session, &guard.label, guard.began_ms, guard.fence, codec::encode(&guard.mark)?),
     )?;
     Ok(GuardId(tx.last_insert_rowid()))
@@ -77,7 +81,7 @@ pub(crate) fn insert_preimage(tx: &Tx<'_>, guard: GuardId, n: i64, path: &RelPat
 }
 
 /// The ids that the paths of a guard have.
-fn image_ids(guard: GuardId) -> (i64, i64) {
+pub(super) fn image_ids(guard: GuardId) -> (i64, i64) {
     let first = guard.0.saturating_mul(MAX_PATHS);
     (first, first.saturating_add(MAX_PATHS - 1))
 }
@@ -102,12 +106,15 @@ pub(crate) fn guards(tx: &Tx<'_>) -> Result<Vec<GuardRow>> {
         "SELECT id, state, lock, session, label, attempts, began_ms, fence, mark, worker FROM main.journal_guard ORDER BY id",
         (),
         |row| {
+            let state = row.get_ref(1)?.as_str().ok().and_then(GuardState::parse);
             Ok(GuardRow {
                 id: GuardId(row.get(0)?),
-                quarantined: row.get_ref(1)?.as_str().ok() != Some("active"),
-                lock: row.get(2)?,
+                // The schema's CHECK keeps other words out; if one came in all the same, nothing is put back.
+                state: state.unwrap_or(GuardState::Quarantined),
+                unknown: state.is_none(),
+                lock: lossy(row, 2)?,
                 session: row.get(3)?,
-                label: row.get(4)?,
+                label: lossy(row, 4)?,
                 attempts: row.get(5)?,
                 began_ms: row.get(6)?,
                 fence: row.get(7)?,
@@ -118,6 +125,11 @@ pub(crate) fn guards(tx: &Tx<'_>) -> Result<Vec<GuardRow>> {
     )
 }
 
+/// Text that somebody else may have written: one row must not hide the others.
+fn lossy(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<String> {
+    Ok(String::from_utf8_lossy(row.get_ref(column)?.as_bytes().unwrap_or_default()).into_owned())
+}
+
 /// The paths of a guard.
 pub(crate) fn guarded(tx: &Tx<'_>, guard: GuardId) -> Result<Vec<Guarded>> {
     tx.query_map(
@@ -125,8 +137,16 @@ pub(crate) fn guarded(tx: &Tx<'_>, guard: GuardId) -> Result<Vec<Guarded>> {
         image_ids(guard),
         |row| {
             let path: Vec<u8> = row.get(0)?;
-            let record: Vec<u8> = row.get(1)?;
-            Ok(Guarded { path: RelPath::from_stored_or_root(&path), image: codec::decode(&record) })
+            let image: Result<PreImage> = codec::decode(&row.get::<_, Vec<u8>>(1)?);
+            let mut path = RelPath::from_stored_or_root(&path);
+            // All paths overlap the root, so one row that names it for something else would keep everybody from everything.
+            if let (Ok(at), Ok(image)) = (&path, &image)
+                && at.is_root()
+                && !matches!(image.was, Was::Directory { .. })
+            {
+                path = Err(Error::corrupt("a guarded path", "the root is said to be no directory"));
+            }
+            Ok(Guarded { path, image })
         },
     )
 }
@@ -158,9 +178,39 @@ pub(crate) fn set_guard_attempts(tx: &Tx<'_>, guard: GuardId, attempts: i64) -> 
     tx.execute("UPDATE main.journal_guard SET attempts = ?2 WHERE id = ?1", (guard.0, attempts)).map(drop)
 }
 
-/// Gives a guard up, with everything kept.
-pub(crate) fn quarantine_guard(tx: &Tx<'_>, guard: GuardId) -> Result<()> {
-    tx.execute("UPDATE main.journal_guard SET state = 'quarantined' WHERE id = ?1", [guard.0]).map(drop)
+/// Gives a guard up, with everything kept, and says why.
+pub(crate) fn quarantine_guard(tx: &Tx<'_>, guard: GuardId, reason: &str) -> Result<()> {
+    tx.execute(
+        "UPDATE main.journal_guard SET state = 'quarantined', reason = ?2, given_up_ms = ?3 WHERE id = ?1",
+        (guard.0, reason, now_ms()),
+    )
+    .map(drop)
+}
+
+/// Has what a guard's transaction did put back once more: a person's decision.
+pub(crate) fn retry_guard(tx: &Tx<'_>, guard: GuardId) -> Result<()> {
+    guard_transition(tx, guard, GuardState::Active)?;
+    tx.execute("UPDATE main.journal_guard SET attempts = 0, reason = NULL, given_up_ms = NULL WHERE id = ?1", [guard.0])
+        .map(drop)
+}
+
+/// Has a guard end with the tree as it is: a person's decision. Its number is not used again.
+pub(crate) fn end_guard(tx: &Tx<'_>, guard: GuardId) -> Result<()> {
+    guard_transition(tx, guard, GuardState::Ending)?;
+    tx.execute("UPDATE main.journal_meta SET guard_floor = max(guard_floor, ?1) WHERE id = 1", [guard.0]).map(drop)
+}
+
+/// Takes a guard out of quarantine; its row must be there.
+fn guard_transition(tx: &Tx<'_>, guard: GuardId, to: GuardState) -> Result<()> {
+    debug_assert!(GuardState::Quarantined.may_become(to), "a guard in quarantine may not become {to:?}");
+    let changed = tx.execute(
+        "UPDATE main.journal_guard SET state = ?2 WHERE id = ?1 AND state = 'quarantined'",
+        (guard.0, to.as_str()),
+    )?;
+    match changed {
+        1 => Ok(()),
+        _ => Err(Error::corrupt(format!("guard g{}", guard.0), "it is not in quarantine as expected")),
+    }
 }
 
 /// Ends a guard. Answers false when it was ended before.
@@ -197,9 +247,23 @@ pub(crate) fn insert_rolled_back(
     Ok(crate::id::TxnId(tx.last_insert_rowid()))
 }
 
-/// Adds the names in stages that guards refer to.
-pub(super) fn add_staged_names(tx: &Tx<'_>, names: &mut HashSet<String>) -> Result<()> {
-    let records = tx.query_map("SELECT record FROM main.journal_preimage", (), |row| row.get::<_, Vec<u8>>(0))?;
-    names.extend(records.iter().filter_map(|record| codec::decode::<PreImage>(record).ok()).map(|image| image.name));
+/// Adds the names in stages that guards refer to, and the sessions of those of which that cannot be told.
+pub(super) fn add_staged_names(
+    tx: &Tx<'_>,
+    names: &mut HashSet<String>,
+    in_doubt: &mut HashSet<SessionId>,
+) -> Result<()> {
+    let records = tx.query_map(
+        "SELECT p.record, g.session FROM main.journal_preimage p \
+         LEFT JOIN main.journal_guard g ON g.id = p.id / 4294967296",
+        (),
+        |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get_ref(1)?.as_blob().ok().and_then(SessionId::from_slice))),
+    )?;
+    for (record, session) in records {
+        match codec::decode::<PreImage>(&record) {
+            Ok(image) => drop(names.insert(image.name)),
+            Err(_) => in_doubt.extend(session),
+        }
+    }
     Ok(())
 }

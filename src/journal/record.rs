@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::fault::{Fault, planted};
 use crate::fs::attrs::Attrs;
 use crate::fs::identity::Identity;
 use crate::path::RelPath;
@@ -47,10 +48,11 @@ pub(crate) struct Mark {
 impl Mark {
     /// True when whatever was true in `self` still is, as seen from `now`.
     pub(crate) fn counts_in(&self, now: &Mark) -> bool {
-        !self.boot.is_empty()
-            && self.boot == now.boot
-            && self.state_dir == now.state_dir
-            && self.mounts.iter().all(|mount| now.mounts.contains(mount))
+        planted(Fault::StaleMarkTrusted)
+            || !self.boot.is_empty()
+                && self.boot == now.boot
+                && self.state_dir == now.state_dir
+                && self.mounts.iter().all(|mount| now.mounts.contains(mount))
     }
 }
 

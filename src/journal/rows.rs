@@ -1,5 +1,7 @@
 //! The SQL of transactions, redo records, changes and events.
 
+use std::collections::HashSet;
+
 use rusqlite::Row;
 use rusqlite::types::Value;
 
@@ -76,7 +78,7 @@ fn redo_id(txn: TxnId, n: i64) -> i64 {
 }
 
 /// The ids that the redo rows of a transaction have.
-fn redo_ids(txn: TxnId) -> (i64, i64) {
+pub(super) fn redo_ids(txn: TxnId) -> (i64, i64) {
     (redo_id(txn, 0), redo_id(txn, MAX_EFFECTS - 1))
 }
 
@@ -394,31 +396,52 @@ pub(crate) fn insert_area(tx: &Tx<'_>, top: &[u8]) -> Result<i64> {
     tx.query_row("SELECT id FROM main.journal_area WHERE path = ?1", [top], |row| row.get(0))
 }
 
-/// The numbers of all names in stages that a row refers to, without what the engine puts behind them.
-pub(crate) fn staged_names(tx: &Tx<'_>) -> Result<std::collections::HashSet<String>> {
+/// What rows refer to in the stages.
+#[derive(Debug)]
+pub(crate) struct StagedNames {
+    /// Names, without what the engine puts behind them.
+    pub(crate) names: HashSet<String>,
+    /// Sessions with a record that cannot be read: it may refer to any of their names.
+    pub(crate) in_doubt: HashSet<SessionId>,
+}
+
+/// What rows refer to in the stages.
+pub(crate) fn staged_names(tx: &Tx<'_>) -> Result<StagedNames> {
     let base = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
-    let mut names: std::collections::HashSet<String> = tx
-        .query_map("SELECT preimage FROM main.journal_change WHERE preimage IS NOT NULL", (), |row| {
-            row.get::<_, String>(0)
-        })?
-        .iter()
-        .map(|name| base(name))
+    let mut names: HashSet<String> = tx
+        .query_map(
+            "SELECT c.preimage FROM main.journal_change c JOIN main.journal_txn t ON t.id = c.txn \
+             WHERE t.state <> 'settled' AND c.preimage IS NOT NULL",
+            (),
+            |row| Ok(row.get_ref(0)?.as_str().map(base).unwrap_or_default()),
+        )?
+        .into_iter()
         .collect();
-    let records = tx.query_map("SELECT record FROM main.journal_redo", (), |row| row.get::<_, Vec<u8>>(0))?;
-    names.extend(records.iter().filter_map(|record| codec::decode::<Redo>(record).ok()).map(|redo| base(&redo.staged)));
-    super::guard::add_staged_names(tx, &mut names)?;
-    Ok(names)
+    let mut in_doubt = HashSet::new();
+    let records = tx.query_map(
+        "SELECT r.record, t.session FROM main.journal_redo r LEFT JOIN main.journal_txn t ON t.id = r.id / 1048576",
+        (),
+        |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get_ref(1)?.as_blob().ok().and_then(SessionId::from_slice))),
+    )?;
+    for (record, session) in records {
+        match codec::decode::<Redo>(&record) {
+            Ok(redo) => drop(names.insert(base(&redo.staged))),
+            Err(_) => in_doubt.extend(session),
+        }
+    }
+    super::guard::add_staged_names(tx, &mut names, &mut in_doubt)?;
+    Ok(StagedNames { names, in_doubt })
 }
 
 /// The names of old versions that belong into history: those of transactions that need them no more to be carried out.
-pub(crate) fn history_names(tx: &Tx<'_>) -> Result<std::collections::HashSet<(i64, String)>> {
+pub(crate) fn history_names(tx: &Tx<'_>) -> Result<HashSet<(i64, String)>> {
     let names = tx.query_map(
         "SELECT c.area, c.preimage FROM main.journal_change c JOIN main.journal_txn t ON t.id = c.txn \
          WHERE t.state = 'settled' AND c.preimage IS NOT NULL",
         (),
-        |row| Ok((row.get(0)?, row.get(1)?)),
+        |row| Ok(row.get_ref(1)?.as_str().ok().map(str::to_owned).zip(Some(row.get(0)?))),
     )?;
-    Ok(names.into_iter().collect())
+    Ok(names.into_iter().flatten().map(|(name, area)| (area, name)).collect())
 }
 
 /// Committed transactions that still have old versions, newest first: number, bytes, when.
@@ -435,7 +458,10 @@ pub(crate) fn preimages(tx: &Tx<'_>, txn: TxnId) -> Result<Vec<(i64, String)>> {
     tx.query_map(
         "SELECT area, preimage FROM main.journal_change WHERE txn = ?1 AND preimage IS NOT NULL",
         [txn.get()],
-        |row| Ok((row.get(0)?, row.get(1)?)),
+        |row| {
+            let name = String::from_utf8_lossy(row.get_ref(1)?.as_bytes().unwrap_or_default()).into_owned();
+            Ok((row.get(0)?, name))
+        },
     )
 }
 

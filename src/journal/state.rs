@@ -53,19 +53,58 @@ impl TxnState {
     }
 }
 
+/// Where a guard stands. Once it is over it has no row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum GuardState {
+    /// At work, or dead and not put back yet.
+    Active,
+    /// Given up; everything is kept for a person.
+    Quarantined,
+    /// A person has said that the tree is right: what it kept goes to `quarantine/`, and then it is over.
+    Ending,
+}
+
+impl GuardState {
+    pub(crate) const ALL: [Self; 3] = [Self::Active, Self::Quarantined, Self::Ending];
+
+    /// The word in the database; `schema.sql` checks for the same.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Quarantined => "quarantined",
+            Self::Ending => "ending",
+        }
+    }
+
+    pub(crate) fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == word)
+    }
+
+    /// The one transition table.
+    pub(crate) fn may_become(self, next: Self) -> bool {
+        use GuardState::{Active, Ending, Quarantined};
+        // The last two are a person's decision.
+        matches!((self, next), (Active, Quarantined) | (Quarantined, Active | Ending))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::TxnState;
+    use super::{GuardState, TxnState};
 
     #[test]
     fn the_schema_knows_just_these_words() {
         let list = TxnState::ALL.map(|state| format!("'{}'", state.as_str())).join(", ");
         assert!(include_str!("../../schema.sql").contains(&list), "{list}");
         assert!(TxnState::ALL.into_iter().all(|state| TxnState::parse(state.as_str()) == Some(state)));
+        let list = GuardState::ALL.map(|state| format!("'{}'", state.as_str())).join(", ");
+        assert!(include_str!("../../schema.sql").contains(&list), "{list}");
+        assert!(GuardState::ALL.into_iter().all(|state| GuardState::parse(state.as_str()) == Some(state)));
     }
 
     #[test]
     fn settled_is_the_end() {
         assert!(TxnState::ALL.into_iter().all(|next| !TxnState::Settled.may_become(next)));
+        assert!(GuardState::ALL.into_iter().all(|next| !GuardState::Ending.may_become(next)));
     }
 }

@@ -16,11 +16,12 @@ use super::decide::Decision;
 use super::evidence::{Decided, Newest, Unreadable, decisions, newest};
 use super::guards::put_back_dead;
 use crate::error::{Error, IoContext, Result};
-use crate::fs::area::Area;
+use crate::fault::{Fault, planted};
+use crate::fs::area::{self, Area};
 use crate::fs::exchange::{self};
 use crate::fs::root::{Dir, Dirs};
 use crate::id::TxnId;
-use crate::journal::{self, Level, Mark, TxnState, Unsettled, What};
+use crate::journal::{self, Level, Mark, Redo, RedoRow, TxnState, Unsettled, What};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
 use crate::txn::{self, AGAIN, Again, Displaced, Drained, Ground, Outcome, Repeat, Scene, Step, Which};
@@ -29,7 +30,7 @@ use crate::txn::{self, AGAIN, Again, Displaced, Drained, Ground, Outcome, Repeat
 pub(super) const MAX_ATTEMPTS: i64 = 5;
 
 /// How many new versions are recorded at once, and open at once.
-const AT_ONCE: usize = 64;
+pub(super) const AT_ONCE: usize = 64;
 
 /// One row of what recovery would do.
 #[derive(Clone, Debug)]
@@ -51,6 +52,7 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
         return Ok(drained);
     }
     ground.write_late(turn)?;
+    set_unknown_aside(turn)?;
     let unsettled = turn.look(journal::unsettled)?;
     if unsettled.is_empty() {
         return Ok(drained);
@@ -82,9 +84,14 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
         }
         if txn.structural && rows.is_empty() && outcome.failed.is_empty() {
             note(ground, turn, &mut ended)?;
-            let steps = steps(ground, turn, txn.id)?;
             let in_doubt = txn.mark.as_ref().is_none_or(|mark| !mark.counts_in(&ground.mark_now()));
-            outcome = txn::apply(ground, &mut dirs, txn.id, &steps, Some(Repeat { turn, in_doubt }));
+            match steps(ground, turn, txn.id) {
+                Ok(steps) => {
+                    outcome = txn::apply(ground, &mut dirs, txn.id, &steps, Some(Repeat { turn, in_doubt }));
+                }
+                // In part it would be worse than not at all.
+                Err(error) => outcome.failed.push((RelPath::unknown(), error)),
+            }
         }
         drained.aside += outcome.aside.len() as u64;
         if !rows.is_empty() {
@@ -103,6 +110,26 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
     }
     note(ground, turn, &mut ended)?;
     Ok(drained)
+}
+
+/// A state that nobody knows says nothing of how far a transaction came: it is left for a person.
+fn set_unknown_aside(turn: &mut Turn<'_>) -> Result<()> {
+    let unknown = turn.look(journal::unknown_states)?;
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    turn.write(Durability::Full, |tx| {
+        unknown.iter().try_for_each(|(txn, word)| {
+            let message = format!("its state is {word:?}, which this version does not know; everything is kept");
+            journal::insert_event(tx, Level::Error, "quarantined", Some(*txn), None, &message)?;
+            journal::quarantine_unknown(tx, *txn)
+        })
+    })
+}
+
+/// True for what is nobody's fault: a full or read-only disk, a quota, a busy file. An attempt that ended so is given back.
+pub(super) fn is_excused(error: &Error) -> bool {
+    matches!(error.errno(), Some(libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EBUSY)) || error.is_full()
 }
 
 /// A transaction with a row that cannot be read: the others were carried out, and everything is kept for a person.
@@ -150,9 +177,10 @@ pub(crate) fn plan(scene: &Scene<'_>, tx: &Tx<'_>) -> Result<Vec<Plan>> {
     }
     let due: HashSet<TxnId> = due.iter().map(|txn| txn.id).collect();
     for txn in unsettled.iter().filter(|txn| !due.contains(&txn.id)) {
+        let in_quarantine = format!("in quarantine: see `journalctl-kb quarantine show {}`", txn.id);
         let (action, reason) = match txn.state {
             TxnState::Settling => ("rewrite and settle", "a settle was cut short"),
-            TxnState::Quarantined => ("leave", "in quarantine: a person has to look"),
+            TxnState::Quarantined => ("leave", in_quarantine.as_str()),
             _ => ("settle", "applied"),
         };
         plan.extend(journal::redo_paths(tx, txn.id)?.into_iter().map(|path| Plan {
@@ -188,7 +216,9 @@ fn begin_attempt(turn: &mut Turn<'_>, due: Vec<Unsettled>) -> Result<Vec<Unsettl
                 journal::insert_event(tx, Level::Error, "quarantined", Some(txn.id), None, &message)?;
                 continue;
             }
-            journal::set_attempts(tx, txn.id, txn.attempts + 1)?;
+            if !planted(Fault::AttemptNotCounted) {
+                journal::set_attempts(tx, txn.id, txn.attempts + 1)?;
+            }
             // A mark of another boot or mount is no mark: from here on it is a commit like any other.
             if matches!(txn.state, TxnState::Applied | TxnState::Settling) {
                 journal::transition(tx, txn.id, txn.state, TxnState::Committed)?;
@@ -202,7 +232,7 @@ fn begin_attempt(turn: &mut Turn<'_>, due: Vec<Unsettled>) -> Result<Vec<Unsettl
 }
 
 /// Carries out a few decisions, recording what it needs to for all of them at once.
-fn carry_out_some(
+pub(super) fn carry_out_some(
     ground: &Ground,
     turn: &mut Turn<'_>,
     dirs: &mut Dirs<'_>,
@@ -297,9 +327,20 @@ fn begin_carrying_out(
         true => None,
         false => turn.look(|tx| journal::redo_content(tx, effect.txn, effect.n))?,
     };
+    check_content(&effect.redo, content.as_deref())?;
     let step = Step::again(effect.n, path.clone(), effect.redo.clone(), area, content.map(Into::into));
     let again = if large { None } else { Some(Again::begin(&step, again)?) };
     Ok(Begun::ToPlace(Box::new(Placing { step, again, occupied: live.is_some(), left })))
+}
+
+/// Refuses bytes that are not those that were committed.
+fn check_content(redo: &Redo, content: Option<&[u8]>) -> Result<()> {
+    match (&redo.what, content) {
+        (What::Content { hash, .. }, Some(content)) if blake3::hash(content) != *hash => {
+            Err(Error::corrupt("the content of a redo record", "it is not what was committed"))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Placing {
@@ -347,16 +388,20 @@ fn parent_again(dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Arc<Dir>> {
 }
 
 /// The steps of a structural transaction, from its rows.
-fn steps(ground: &Ground, turn: &mut Turn<'_>, txn: TxnId) -> Result<Vec<Step>> {
-    let mut steps = Vec::new();
-    for row in turn.look(|tx| journal::redo_rows(tx, txn))? {
-        let (path, redo) = (row.path?, row.redo?);
-        let area = ground.area(redo.area)?;
-        ground.path(path.as_path())?;
-        let content = if row.content { turn.look(|tx| journal::redo_content(tx, txn, row.n))? } else { None };
-        steps.push(Step::again(row.n, path, redo, area, content.map(Into::into)));
-    }
-    Ok(steps)
+fn steps(ground: &Ground, turn: &Turn<'_>, txn: TxnId) -> Result<Vec<Step>> {
+    let rows = turn.look(|tx| journal::redo_rows(tx, txn))?;
+    rows.into_iter().map(|row| step(ground, turn, row)).collect()
+}
+
+/// The step of one row.
+pub(super) fn step(ground: &Ground, turn: &Turn<'_>, row: RedoRow) -> Result<Step> {
+    let (path, redo) = (row.path?, row.redo?);
+    area::check_name(&redo.staged)?;
+    let area = ground.area(redo.area)?;
+    ground.path(path.as_path())?;
+    let content = if row.content { turn.look(|tx| journal::redo_content(tx, row.txn, row.n))? } else { None };
+    check_content(&redo, content.as_deref())?;
+    Ok(Step::again(row.n, path, redo, area, content.map(Into::into)))
 }
 
 /// Notes how the attempts on some transactions ended.
@@ -368,10 +413,7 @@ fn note(ground: &Ground, turn: &mut Turn<'_>, ended: &mut Vec<(&Unsettled, Outco
 }
 
 fn note_one(tx: &Tx<'_>, mark: &Mark, txn: &Unsettled, outcome: &Outcome) -> Result<()> {
-    // A full or read-only disk, or a busy file, is nobody's fault: the attempt is given back.
-    let excused = outcome.failed.iter().any(|(_, error)| {
-        matches!(error.errno(), Some(libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EBUSY)) || error.is_full()
-    });
+    let excused = outcome.failed.iter().any(|(_, error)| is_excused(error));
     for (path, message) in outcome.messages() {
         journal::insert_event(tx, Level::Warn, "recovery", Some(txn.id), Some(&path), &message)?;
     }
@@ -380,7 +422,7 @@ fn note_one(tx: &Tx<'_>, mark: &Mark, txn: &Unsettled, outcome: &Outcome) -> Res
         journal::note_applied(tx, txn.id, txn.state, mark)?;
         return journal::insert_event(tx, Level::Info, "recovered", Some(txn.id), None, "applied by recovery");
     }
-    if excused {
+    if excused && !planted(Fault::AttemptNotGivenBack) {
         journal::set_attempts(tx, txn.id, txn.attempts)?;
     }
     match txn.state {

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::decide::{Decision, Evidence, Live, decide};
 use crate::error::Result;
+use crate::fault::{Fault, planted};
 use crate::fs::area;
 use crate::fs::opener::Found;
-use crate::fs::root::Kind;
+use crate::fs::root::{Kind, Meta};
 use crate::id::TxnId;
 use crate::journal::{self, Redo, TxnState, Unsettled, What};
 use crate::path::RelPath;
@@ -65,6 +66,9 @@ pub(super) fn newest(
             if txn.structural {
                 continue;
             }
+            if planted(Fault::OldestEffectWins) && newest.contains_key(&path) {
+                continue;
+            }
             let mut found_by = newest.remove(&path).map(|older| older.found_by).unwrap_or_default();
             found_by.push(redo.clone());
             newest.insert(path, Newest { txn: row.txn, n: row.n, redo, inline: row.content, found_by });
@@ -102,6 +106,41 @@ pub(super) fn decisions<'n>(
             let available = is_available(scene, effect)?;
             let applied = marked.contains(&effect.txn) && has_left_stage(scene, effect)?;
             Ok((path, effect, decide(Evidence { applied, live, available })))
+        })
+        .collect()
+}
+
+/// True when a path has what an effect leaves there, or what was there before.
+pub(super) fn as_expected(scene: &Scene<'_>, path: &RelPath, effect: &Newest) -> Result<bool> {
+    let size = if let What::Content { size, .. } = effect.redo.what { size } else { 0 };
+    let found = scene.opener.examine(vec![(path.clone(), size)])?.pop().transpose()?.flatten();
+    let live = classify(scene, effect, found.as_ref())?;
+    Ok(match live {
+        Live::New | Live::PreImage => true,
+        Live::Empty => found.is_some() || effect.redo.old.is_none(),
+        Live::Other => false,
+    })
+}
+
+/// What is to be done so that the tree has the recorded versions of a transaction, whatever lies there now and whatever is known
+/// of how far it came: a person has said so.
+pub(super) fn forced<'n>(scene: &Scene<'_>, effects: &'n BTreeMap<RelPath, Newest>) -> Result<Vec<Decided<'n>>> {
+    let size = |effect: &Newest| if let What::Content { size, .. } = effect.redo.what { size } else { 0 };
+    let found = scene.opener.examine(effects.iter().map(|(path, effect)| (path.clone(), size(effect))).collect())?;
+    effects
+        .iter()
+        .zip(found)
+        .map(|((path, effect), found)| {
+            let found = found.unwrap_or_default();
+            let mut live = classify(scene, effect, found.as_ref())?;
+            if let (What::Content { hash, .. }, Live::New, Some(found)) = (&effect.redo.what, live, &found)
+                && found.hash != Some(*hash)
+            {
+                // The very file, written to in place since.
+                live = Live::Other;
+            }
+            let available = is_available(scene, effect)?;
+            Ok((path, effect, decide(Evidence { applied: false, live, available })))
         })
         .collect()
 }
@@ -159,10 +198,12 @@ fn has_left_stage(scene: &Scene<'_>, effect: &Newest) -> Result<bool> {
 
 /// True when the new version can be had.
 fn is_available(scene: &Scene<'_>, effect: &Newest) -> Result<bool> {
-    let What::Content { ino, .. } = effect.redo.what else { return Ok(true) };
+    let What::Content { ino, size, attrs, .. } = &effect.redo.what else { return Ok(true) };
     if effect.inline {
         return Ok(true);
     }
     let area = scene.area(effect.redo.area)?;
-    Ok(area.look_staged(&effect.redo.staged)?.is_some_and(|staged| staged.ino == ino))
+    // Nobody writes to it once it is recorded: with another size or time it is not what was committed.
+    let whole = |staged: Meta| (staged.ino, staged.size, staged.mtime) == (*ino, *size, attrs.mtime);
+    Ok(area.look_staged(&effect.redo.staged)?.is_some_and(whole))
 }

@@ -3,10 +3,12 @@
 
 use std::collections::HashSet;
 
+use super::keeping;
 use crate::error::Result;
+use crate::fault::{Fault, planted};
 use crate::fs::area;
 use crate::id::SessionId;
-use crate::journal;
+use crate::journal::{self, GuardState, StagedNames};
 use crate::lock;
 use crate::store::Turn;
 use crate::txn::{Ground, KEEP, NOBODYS, set_aside};
@@ -16,14 +18,17 @@ pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
     lock::sweep_dead(turn, &ground.sessions, &ground.state_path.join("sessions"))?;
     let mut swept = 0;
     let mut alive: HashSet<SessionId> = HashSet::from([ground.session.id]);
-    alive.extend(turn.look(lock::open_sessions)?);
+    if !planted(Fault::LivingSessionsSwept) {
+        alive.extend(turn.look(lock::open_sessions)?);
+    }
     // Somebody may still be at work in what a dead session has laid.
     for guard in turn.look(journal::guards)? {
-        if !guard.quarantined && super::guards::is_over(ground, &guard)?.is_none() {
+        if guard.state == GuardState::Active && super::guards::is_over(ground, &guard)?.is_none() {
             alive.extend(SessionId::from_slice(&guard.session));
         }
     }
-    let mut referred: Option<HashSet<String>> = None;
+    keeping::carry_on(ground, turn)?;
+    let mut referred: Option<StagedNames> = None;
     let mut history: Option<HashSet<(i64, String)>> = None;
     for area in ground.areas() {
         for name in area::names(&area.stage, &area.path.join("stage"))? {
@@ -34,21 +39,23 @@ pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
             if alive.contains(&owner) {
                 continue;
             }
+            let history = match &mut history {
+                Some(history) => history,
+                none => none.insert(turn.look(journal::history_names)?),
+            };
+            // An old version whose transaction is over, and whose process died on its way here.
+            if history.contains(&(area.id, name.to_owned())) {
+                area.to_history(name)?;
+                continue;
+            }
             let referred = match &mut referred {
                 Some(referred) => referred,
                 none => none.insert(turn.look(journal::staged_names)?),
             };
             // What the engine derives from a recorded name goes with it.
             let base = name.find('.').map_or(name, |at| &name[..at]);
-            if referred.contains(base) {
-                let history = match &mut history {
-                    Some(history) => history,
-                    none => none.insert(turn.look(journal::history_names)?),
-                };
-                // An old version whose transaction is over, and whose process died on its way here.
-                if history.contains(&(area.id, name.to_owned())) {
-                    area.to_history(name)?;
-                }
+            // IMPORTANT: what a record says that cannot be read may be this very name.
+            if referred.in_doubt.contains(&owner) || referred.names.contains(base) {
                 continue;
             }
             if name.contains(KEEP) {

@@ -5,6 +5,7 @@ use rusqlite::Connection;
 use super::connect::{self, Database};
 use super::turn::Store;
 use crate::error::Result;
+use crate::fault::step;
 use std::time::Duration;
 
 /// The connection that checkpoints.
@@ -27,6 +28,7 @@ impl Checkpointer {
     }
 
     fn copy(&self, store: &Store) -> Result<()> {
+        step("wal_checkpoint");
         let copied = self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()));
         copied.map_err(|source| store.checkpoint_failed(source))
     }

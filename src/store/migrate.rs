@@ -13,7 +13,7 @@ const FRESH: &str = include_str!("../../schema.sql");
 const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
     CREATE TABLE journal_guard (
         id       INTEGER PRIMARY KEY,
-        state    TEXT NOT NULL CHECK (state IN ('active', 'quarantined')),
+        state    TEXT NOT NULL CHECK (state IN ('active', 'quarantined', 'ending')),
         lock     TEXT NOT NULL,
         session  BLOB NOT NULL,
         label    TEXT NOT NULL DEFAULT '',
@@ -21,7 +21,9 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
         began_ms INTEGER NOT NULL,
         fence    INTEGER NOT NULL DEFAULT 0,
         mark     BLOB NOT NULL DEFAULT x'',
-        worker   BLOB
+        worker   BLOB,
+        reason   TEXT,
+        given_up_ms INTEGER
     ) STRICT;
     CREATE TABLE journal_preimage (
         id     INTEGER PRIMARY KEY,
@@ -63,6 +65,8 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
         PRIMARY KEY (guard, tree)
     ) STRICT, WITHOUT ROWID;
     ALTER TABLE journal_txn ADD COLUMN rolled_back INTEGER NOT NULL DEFAULT 0 CHECK (rolled_back IN (0, 1));
+    ALTER TABLE journal_meta ADD COLUMN guard_floor INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE journal_meta ADD COLUMN home BLOB;
 "];
 
 /// Brings the database to this library's schema, from nothing or from an older version. A newer one is refused before

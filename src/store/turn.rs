@@ -22,6 +22,7 @@ use super::caller::{CallerMode, Rows, refuse_reentry};
 use super::connect::{self, Database};
 use super::migrate;
 use crate::error::{Error, Result, SqlContext};
+use crate::fault::{Fault, planted, step};
 use crate::fs::os_lock::OsLock;
 use crate::fs::state::StateDir;
 use crate::time::Deadline;
@@ -222,6 +223,7 @@ impl Turn<'_> {
     }
 
     fn carry_over(&mut self) -> Result<()> {
+        step("wal_checkpoint");
         let busy = self
             .writer
             .conn
@@ -240,6 +242,7 @@ impl Turn<'_> {
     /// The background does not keep up, or a reader is in its way: copy what can be copied, and look again after as
     /// many frames more.
     fn carry_over_soon(&mut self) -> Result<()> {
+        step("wal_checkpoint");
         let row = self.writer.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()));
         row.map_err(|source| self.store.checkpoint_failed(source))?;
         self.writer.log_frames = 0;
@@ -247,7 +250,7 @@ impl Turn<'_> {
     }
 
     fn cure_failed_sync(&mut self) -> Result<()> {
-        if !self.store.state_dir.has_mark(MARKER) {
+        if !self.store.state_dir.has_mark(MARKER) || planted(Fault::FailedLogSyncForgotten) {
             return Ok(());
         }
         self.carry_over()?;
@@ -284,6 +287,7 @@ impl Writing<'_> {
         if tx.ended() {
             return Err(Error::EndedBySql);
         }
+        step("COMMIT");
         let done = tx.prepare("COMMIT")?.raw_execute();
         match done {
             Ok(_) => {

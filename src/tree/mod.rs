@@ -4,11 +4,12 @@
 //! - [`scan`] finds what changed in a tree, against what is in the [`record`]; [`mirror`] keeps the old versions of its files.
 //! - [`directories`] are given back their times with what is put back in them.
 //! - [`layer`] reads what a program wrote to an overlay over a tree: a [`writing`].
-//! - [`restorer`] puts the old versions back, and touches no path that was not named.
+//! - [`restorer`] puts the old versions back, and touches no path that was not named; [`missing`] tells before which are not there.
 
 mod directories;
 mod layer;
 mod mirror;
+mod missing;
 mod preimage;
 mod record;
 mod restorer;

@@ -38,7 +38,7 @@ pub(crate) struct TreeRestorer<'r> {
     /// Times and sizes prove nothing.
     in_doubt: bool,
     /// Names of files of several names, one of which was touched: what was kept takes the place of all.
-    torn: HashSet<RelPath>,
+    pub(super) torn: HashSet<RelPath>,
     /// Unnamed directories, as they were found.
     pub(super) found: HashMap<RelPath, Meta>,
 }
@@ -154,7 +154,7 @@ impl<'r> TreeRestorer<'r> {
     }
 
     /// Files of several names come back as one file: where one of the names was touched, so were all.
-    fn find_torn(&mut self, images: &PreImages) -> HashSet<RelPath> {
+    pub(super) fn find_torn(&mut self, images: &PreImages) -> HashSet<RelPath> {
         let mut names: HashMap<(i64, u64), Vec<(&RelPath, &PreImage)>> = HashMap::new();
         for (path, image) in images {
             if let Was::File { kept, way: Way::Reflink | Way::Copy, .. } = &image.was {
@@ -195,7 +195,7 @@ impl<'r> TreeRestorer<'r> {
         Ok(found)
     }
 
-    pub(super) fn area(&self, image: &PreImage) -> Result<Arc<Area>> {
+    pub(crate) fn area(&self, image: &PreImage) -> Result<Arc<Area>> {
         self.areas.get(&image.area).cloned().ok_or(Error::NotMounted { area: image.area })
     }
 
@@ -301,16 +301,19 @@ impl<'r> TreeRestorer<'r> {
             .filter_map(|path| images.get(&path).map(|image| (path, image)))
             .collect();
         let mut differs = difference != Difference::None;
-        for (path, image) in beside.iter().filter(|(path, _)| !path.as_bytes().ends_with(b"-shm")) {
-            differs |= self.compare(path, image)?.1 != Difference::None;
+        // It holds nothing, and changes when anybody looks; but an attempt before this one may have been cut short just there.
+        let mut shm_differs = false;
+        for (path, image) in &beside {
+            let what = if path.as_bytes().ends_with(b"-shm") { &mut shm_differs } else { &mut differs };
+            *what |= self.compare(path, image)?.1 != Difference::None;
         }
-        if !differs {
+        if !differs && !shm_differs {
             return Ok(PutBack::Unchanged);
         }
         let is_file = live.is_some_and(|live| live.kind == Kind::File);
         let locked = if is_file { self.opener.lock_alone(path.clone())? } else { None };
         if is_file && locked.is_none() {
-            return self.content(path, image);
+            return if differs { self.content(path, image) } else { Ok(PutBack::Unchanged) };
         }
         // Sidecars first, and the database last: who waits for the lock finds the set whole.
         for (path, image) in beside {
@@ -324,6 +327,9 @@ impl<'r> TreeRestorer<'r> {
             }
         }
         let Some(locked) = locked else { return self.one(path, image) };
+        if !differs {
+            return self.opener.unlock(locked).map(|()| PutBack::Unchanged);
+        }
         let (kept, aside) = (area.stage_path(&image.name), area.stage_path(&format!("{}{WAS}", image.name)));
         let done = self.opener.write_back(path.clone(), kept, attrs.clone(), aside);
         self.opener.unlock(locked)?;
@@ -384,7 +390,7 @@ impl<'r> TreeRestorer<'r> {
 }
 
 /// The database that a path is, or lies beside, among these.
-fn set_of(path: &RelPath, images: &PreImages) -> Option<RelPath> {
+pub(super) fn set_of(path: &RelPath, images: &PreImages) -> Option<RelPath> {
     let is_database = |path: &RelPath| images.get(path).is_some_and(|image| matches!(image.was, Was::Database { .. }));
     [Some(path.clone()), opener::database_beside(path)].into_iter().flatten().find(|path| is_database(path))
 }

@@ -15,7 +15,7 @@ use super::ground::Ground;
 use super::layout::look;
 use super::prepare::Step;
 use crate::error::{Error, IoContext, Result};
-use crate::fs::area::Area;
+use crate::fs::area::{self, Area};
 use crate::fs::exchange::{self, Placed};
 use crate::fs::root::{self, Dirs, Kind};
 use crate::fs::temp;
@@ -132,7 +132,7 @@ impl Apply<'_, '_, '_> {
         let Some(dir) = self.dirs.try_parent(from)?.filter(|_| is_it || in_doubt) else { return Ok(()) };
         let full = || self.ground.root.full(from);
         if is_it {
-            rustix::fs::unlinkat(&dir.fd, from.name(), rustix::fs::AtFlags::empty()).at("remove", full())?;
+            area::unlink(&dir.fd, from.name(), &full())?;
         } else {
             let name = format!("{}{AGAIN}", step.redo.staged);
             exchange::take(&dir.fd, from.name(), &step.area.stage, &name).at("remove", full())?;

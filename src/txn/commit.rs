@@ -22,6 +22,7 @@ use super::receipt::{Receipt, Warning};
 use super::settle::{self, SettleLock};
 use super::transaction::SqlFn;
 use crate::error::{Error, Result};
+use crate::fault::{Fault, planted};
 use crate::id::{Fence, TxnId};
 use crate::journal::{self, Change, Level, NewTxn, TxnState, What};
 use crate::lock::{self, Lease};
@@ -167,7 +168,8 @@ fn record(
     cleared: bool,
 ) -> Result<Recorded> {
     request.lease.check_same()?;
-    let writing = turn.begin(Durability::Full)?;
+    let weak = planted(Fault::CommitNotDurable);
+    let writing = turn.begin(if weak { Durability::Normal } else { Durability::Full })?;
     let tx = &writing.tx();
     let unnoted = ground.late.unnoted();
     let own = request.guarding.as_ref().map(|guarding| guarding.id);
@@ -194,6 +196,9 @@ fn record(
     }
     let alone = !lock::others_open(tx, ground.session.id)?;
     prepared.refuse_databases_in_use()?;
+    if planted(Fault::AppliedBeforeCommit) {
+        let _ = prepared.apply(id);
+    }
     writing.commit()?;
     if unnoted.is_some() {
         ground.late.set_unnoted(None);
@@ -256,7 +261,7 @@ fn carry_out(
     alone: bool,
     settling: Option<&SettleLock>,
 ) -> Vec<Warning> {
-    let outcome = prepared.apply(id);
+    let outcome = if planted(Fault::AppliedBeforeCommit) { Outcome::default() } else { prepared.apply(id) };
     let steps = &prepared.steps;
     let messages = outcome.messages();
     // Others would have to look for themselves whether it was applied; after a crash the stage tells.

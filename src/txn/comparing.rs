@@ -49,11 +49,40 @@ impl Reading<'_, '_> {
 
 /// What the comparison is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum For {
+pub(crate) enum For {
     Commit,
     Rollback,
     /// Of a transaction that may have died in a power cut.
     RollbackInDoubt,
+    /// To keep the old versions for a person: nothing in the tree is touched.
+    Keep,
+}
+
+impl For {
+    fn puts_back(self) -> bool {
+        matches!(self, Self::Rollback | Self::RollbackInDoubt)
+    }
+}
+
+/// What becomes of an old version that the baseline does not hold as its rows say.
+pub(crate) enum Missing<'l> {
+    /// Nothing is to be had then: what the others were may be as little true.
+    Refuse,
+    /// It is told, with the reason, and the others are got.
+    Tell(&'l mut Vec<(RelPath, String)>),
+}
+
+impl Missing<'_> {
+    /// True when an error is told instead of returned.
+    pub(super) fn tells(&mut self, path: &RelPath, error: &Error) -> bool {
+        match (self, error) {
+            (Self::Tell(told), Error::Corrupt { .. }) => {
+                told.push((path.clone(), error.to_string()));
+                true
+            }
+            _ => false,
+        }
+    }
 }
 
 /// What a comparison found.
@@ -81,10 +110,17 @@ pub(super) fn find<'t>(
     trees: impl IntoIterator<Item = (&'t GuardedTree, Files<'t>)>,
     known: &PreImages,
     what_for: For,
+    missing: &mut Missing<'_>,
 ) -> Result<Found> {
-    let trees = trees.into_iter().map(|(guarded, files)| compare(ground, reading, guarded, files, what_for));
-    let mut trees = trees.collect::<Result<Vec<_>>>()?;
-    if what_for != For::Commit {
+    let mut compared = Vec::new();
+    for (guarded, files) in trees {
+        match compare(ground, reading, guarded, files, what_for) {
+            Err(error) if missing.tells(guarded.tree.path.as_ref().unwrap_or(&RelPath::root()), &error) => {}
+            other => compared.push(other?),
+        }
+    }
+    let mut trees = compared;
+    if what_for.puts_back() {
         let others = of_other_names(ground, &trees, known)?;
         if !others.is_empty() {
             trees.iter_mut().try_for_each(|tree| tree.add_names_of(ground, reading, &others))?;
@@ -94,7 +130,7 @@ pub(super) fn find<'t>(
     for Compared { guarded, mirror, files, diffs } in trees {
         for diff in diffs {
             found.dirs.push(diff.row.id);
-            old_versions::images(ground, &mirror, diff, guarded.began, files, &mut found.images)?;
+            old_versions::images(ground, &mirror, diff, guarded.began, files, &mut found.images, missing)?;
         }
     }
     Ok(found)
@@ -113,7 +149,7 @@ fn compare<'t>(
         return Err(Error::corrupt("the baseline of a guarded tree", "it was being changed while it was relied upon"));
     }
     let mut rows = reading.look(|tx| journal::tree_dirs(tx, guarded.tree.id))?;
-    if what_for != For::Commit {
+    if what_for.puts_back() {
         open_up(ground, &rows)?;
     }
     let in_doubt = what_for == For::RollbackInDoubt;

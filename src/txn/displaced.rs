@@ -7,10 +7,9 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::RenameFlags;
-
 use crate::error::{IoContext, Result};
-use crate::fs::area::Area;
+use crate::fault::{Fault, planted};
+use crate::fs::area::{self, Area};
 use crate::fs::exchange::{self, ASIDE};
 use crate::fs::opener::Opener;
 use crate::fs::root::{self, Kind, Meta};
@@ -37,7 +36,7 @@ pub(crate) fn set_aside(area: &Area, txn: TxnId, dir: &OwnedFd, name: &str) -> R
             None => break,
             // A power cut may leave both names of a rename: it is there already.
             Some(there) if here.is_some_and(|here| is_one_file(&here, &there)) => {
-                crate::fs::area::unlink(dir, name.as_ref(), &base)?;
+                area::unlink(dir, name.as_ref(), &base)?;
                 return Ok(base.join(free).display().to_string());
             }
             // Something else, set aside by an earlier recovery of the same row.
@@ -87,6 +86,9 @@ impl Displaced<'_> {
             self.area.drop_staged(name)?;
             return Ok(None);
         }
+        if planted(Fault::DisplacedDropped) {
+            return self.area.drop_staged(name).map(|()| None);
+        }
         set_aside(self.area, self.txn, &self.area.stage, name).map(Some)
     }
 
@@ -120,12 +122,11 @@ impl Displaced<'_> {
 
     /// Two old versions lie under each other's names.
     fn swap(&self, one: &str, other: &str) -> Result<Option<String>> {
-        let stage = &self.area.stage;
-        if rustix::fs::renameat_with(stage, one, stage, other, RenameFlags::EXCHANGE).is_ok() {
+        if self.area.swap_staged(one, other).is_ok() {
             return Ok(None);
         }
         // Where the filesystem cannot do that.
-        let aside = set_aside(self.area, self.txn, stage, one)?;
+        let aside = set_aside(self.area, self.txn, &self.area.stage, one)?;
         self.area.rename_staged(other, one)?;
         Ok(Some(aside))
     }
@@ -192,7 +193,9 @@ impl Displaced<'_> {
                 What::Content { ino, .. } => {
                     // Made, and not filled: while the tree has another inode than the recorded one, nothing was exchanged.
                     let exchanged = live.is_some_and(|live| live.ino == *ino);
-                    let begun = meta.kind == Kind::File && meta.size == 0 && !exchanged;
+                    // Or after what is in the tree: it was cut short before it could be recorded.
+                    let fresh = live.is_some_and(|live| live.btime < meta.btime);
+                    let begun = meta.kind == Kind::File && meta.size == 0 && (!exchanged || fresh);
                     begun || self.is_version(redo, &name, &meta)?
                 }
                 _ => self.is_version(redo, &name, &meta)?,

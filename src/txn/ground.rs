@@ -139,6 +139,8 @@ pub(crate) struct Parts {
     pub(crate) limits: Limits,
     pub(crate) state_path: PathBuf,
     pub(crate) state_ino: u64,
+    /// When the state directory was made.
+    pub(crate) state_born: (i64, u32),
     pub(crate) sessions: OwnedFd,
     pub(crate) boot: Vec<u8>,
     /// Paths that are the engine's or the application's database, and so not the tree's.

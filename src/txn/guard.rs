@@ -21,11 +21,13 @@ use super::taken::Taken;
 use super::transaction::Transaction;
 use super::trees::{self, Guarded};
 use crate::error::{Error, IoContext, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::clone::Way;
 use crate::fs::opener;
 use crate::fs::owned;
 use crate::fs::root::{self, Dirs, Kind};
-use crate::journal::{self, GuardId, GuardRow, TreeRow, TxnState};
+use crate::id::QuarantineId;
+use crate::journal::{self, GuardId, GuardRow, GuardState, TreeRow, TxnState};
 use crate::path::{RelPath, STATE_DIR};
 use crate::store::{Durability, Turn, Tx};
 use crate::tree::{PreImage, Was};
@@ -165,18 +167,26 @@ impl Transaction {
                 image.was = before.was.clone();
             }
         }
-        taken.sync()?;
+        if !planted(Fault::GuardRecordedBeforeSync) {
+            taken.sync()?;
+        }
         let first = self.guarding.as_ref().map_or(0, |guarding| guarding.rows);
         let row = self.guard_row(&mut turn)?;
-        let id = turn.write(Durability::Full, |tx| {
+        let durability = if planted(Fault::GuardNotDurable) { Durability::Normal } else { Durability::Full };
+        let recorded = turn.write(durability, |tx| {
             let id = ground.record_guard(tx, own, &row)?;
             for (n, (path, image)) in taken.images.iter().enumerate() {
                 journal::insert_preimage(tx, id, first + n as i64, path, image)?;
             }
             Ok(id)
-        })?;
+        });
+        // IMPORTANT: rows that may be there refer to it.
+        taken.kept = matches!(recorded, Ok(_) | Err(Error::OutcomeUnknown { .. }));
+        let id = recorded?;
         ground.guarding().insert(id);
-        taken.kept = true;
+        if planted(Fault::GuardRecordedBeforeSync) {
+            taken.sync()?;
+        }
         taken.wait_for_the_clock();
         let mut images = std::mem::take(&mut taken.images);
         let guarding = self.guarding.get_or_insert_with(|| Guarding::new(id));
@@ -275,7 +285,8 @@ impl Transaction {
         let Some(fence) = lease.fence() else { return Err(lease.lost()) };
         Ok(GuardRow {
             id: GuardId(0),
-            quarantined: false,
+            state: GuardState::Active,
+            unknown: false,
             lock: lease.name().to_owned(),
             session: self.ground.session.id.as_bytes().to_vec(),
             label: self.label.clone(),
@@ -319,7 +330,7 @@ pub(super) fn refuse_guarded_tree(
 ) -> Result<()> {
     match path {
         Some(path) => refuse_guarded(ground, turn, own, std::slice::from_ref(path)),
-        None => match turn.look(journal::guards)?.into_iter().find(|guard| Some(guard.id) != own) {
+        None => match turn.look(journal::guards)?.into_iter().find(|guard| refuses(guard, own)) {
             None => Ok(()),
             Some(guard) => Err(guarded_by(ground.root.path().to_owned(), &guard)),
         },
@@ -329,14 +340,19 @@ pub(super) fn refuse_guarded_tree(
 fn guarded_by(path: PathBuf, guard: &GuardRow) -> Error {
     let purpose = if guard.label.is_empty() { String::new() } else { format!(" ({})", guard.label) };
     let holder = format!("the transaction under lock {:?}{purpose}", guard.lock);
-    match guard.quarantined {
-        true => Error::PathNotPutBack { path, holder },
-        false => Error::PathBusy { path, holder },
+    match guard.state {
+        GuardState::Quarantined => Error::PathNotPutBack { path, holder, id: QuarantineId::Guard(guard.id.0) },
+        GuardState::Active | GuardState::Ending => Error::PathBusy { path, holder },
     }
 }
 
+/// True for what others are kept away from by a guard: not its own transaction, and nobody once it is ending.
+fn refuses(guard: &GuardRow, own: Option<GuardId>) -> bool {
+    Some(guard.id) != own && guard.state != GuardState::Ending
+}
+
 /// Waits for the turn with everything settled, so that what is kept is durable in the tree itself.
-pub(super) fn stand_alone(ground: &Ground) -> Result<(Turn<'_>, Option<SettleLock>)> {
+pub(crate) fn stand_alone(ground: &Ground) -> Result<(Turn<'_>, Option<SettleLock>)> {
     let settled = |tx: &Tx<'_>| {
         let waits = |state: TxnState| !matches!(state, TxnState::Quarantined | TxnState::Pending);
         Ok(!journal::unsettled(tx)?.iter().any(|txn| waits(txn.state)))
@@ -356,7 +372,7 @@ pub(super) fn refuse_guarded(ground: &Ground, turn: &Turn<'_>, own: Option<Guard
     if !turn.look(journal::has_guards)? {
         return Ok(());
     }
-    for guard in turn.look(journal::guards)?.into_iter().filter(|guard| Some(guard.id) != own) {
+    for guard in turn.look(journal::guards)?.into_iter().filter(|guard| refuses(guard, own)) {
         for theirs in turn.look(|tx| journal::guarded(tx, guard.id))? {
             let (Ok(their), Ok(image)) = (&theirs.path, &theirs.image) else { continue };
             // A directory on the way to a guarded path may be used by all; it only has to stay.

@@ -4,21 +4,22 @@ use std::collections::{BTreeSet, HashSet};
 
 use rustix::io::Errno;
 
-use super::comparing::{self, For, Reading};
+use super::comparing::{self, For, Missing, Reading};
 use super::ground::Ground;
 use super::prepare::SYNC_ONE_BY_ONE;
 use super::renames;
 use super::rollback::{Attempt, RolledBack, put_back};
 use super::shared::share;
 use super::trees::{self, Guarded};
-use crate::error::{IoContext, Result};
+use crate::error::{Error, IoContext, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::attrs;
 use crate::fs::clone::Way;
 use crate::fs::opener::SyncTarget;
 use crate::fs::root::{self, Kind, Meta};
 use crate::fs::watch::Watch;
 use crate::id::Fence;
-use crate::journal::{self, Change, ChangeKind, GuardId, GuardRow};
+use crate::journal::{self, Change, ChangeKind, GuardId, GuardRow, GuardState};
 use crate::lock::Lease;
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
@@ -57,7 +58,8 @@ impl Guarding {
         let trees = self.trees.iter().zip(&watched);
         let trees = trees.map(|(guarded, touched)| (&guarded.tree, touched.as_ref().map_or(Files::All, Files::Some)));
         let what_for = if puts_back { For::Rollback } else { For::Commit };
-        let found = comparing::find(ground, Reading::Peek(ground), trees, &self.images, what_for)?;
+        let reading = Reading::Peek(ground);
+        let found = comparing::find(ground, reading, trees, &self.images, what_for, &mut Missing::Refuse)?;
         self.dirs.extend(found.dirs);
         let mut new = PreImages::new();
         for (path, image) in found.images {
@@ -113,7 +115,7 @@ impl Guarding {
     }
 
     fn sync(&self, ground: &Ground, touched: &[Touched]) -> Result<()> {
-        if touched.is_empty() {
+        if touched.is_empty() || planted(Fault::GuardedWorkUnsynced) {
             return Ok(());
         }
         let root = rustix::process::geteuid().is_root();
@@ -128,7 +130,7 @@ impl Guarding {
             }
             directories.insert(change.path.parent());
         }
-        targets.append(&mut self.kept_of_trees(ground, touched)?);
+        targets.append(&mut self.unsynced(ground, touched)?);
         if touched.iter().any(whole) || targets.len() > SYNC_ONE_BY_ONE {
             return sync_whole(ground, &self.images);
         }
@@ -136,15 +138,18 @@ impl Guarding {
         ground.sync(targets)
     }
 
-    /// Old versions that were got out of a mirror just now. The rows of the COMMIT refer to them, and the mirror is about to
-    /// follow the tree.
-    fn kept_of_trees(&self, ground: &Ground, touched: &[Touched]) -> Result<Vec<SyncTarget>> {
-        let (mut targets, mut stages) = (Vec::new(), BTreeSet::new());
-        for Touched { change, .. } in touched.iter().filter(|touched| self.unrecorded.contains(&touched.change.path)) {
-            let (Some(name), Some(image)) = (&change.preimage, self.images.get(&change.path)) else { continue };
-            let area = ground.area(change.area)?;
+    /// The old versions that were got out of trees just now, and that the changes refer to.
+    fn unsynced(&self, ground: &Ground, touched: &[Touched]) -> Result<Vec<SyncTarget>> {
+        let mut targets = Vec::new();
+        let mut stages = BTreeSet::new();
+        for Touched { change, .. } in touched.iter().filter(|touched| touched.change.preimage.is_some()) {
+            let Some(image) = self.images.get(&change.path).filter(|_| self.unrecorded.contains(&change.path)) else {
+                continue;
+            };
+            let area = ground.area(image.area)?;
+            // The bytes behind a link were synced with the baseline.
             if !matches!(image.was, Was::File { way: Way::Link, .. }) {
-                targets.push(SyncTarget::Own(area.stage_path(name)));
+                targets.push(SyncTarget::Own(area.stage_path(&image.name)));
             }
             stages.insert(area.stage_dir.clone());
         }
@@ -186,7 +191,8 @@ impl Guarding {
     ) -> Result<RolledBack> {
         let row = GuardRow {
             id: self.id,
-            quarantined: false,
+            state: GuardState::Active,
+            unknown: false,
             lock: lease.name().to_owned(),
             session: ground.session.id.as_bytes().to_vec(),
             label: label.to_owned(),
@@ -217,7 +223,10 @@ impl Guarding {
         let mine = turn.look(|tx| journal::is_guarding(tx, self.id)).and_then(is_mine);
         let new = self.images.iter().filter(|(path, _)| self.unrecorded.contains(*path));
         if let Err(error) = mine.and_then(|()| record_images(ground, &mut turn, self.id, self.rows, new)) {
-            self.forget_unrecorded(ground);
+            // IMPORTANT: rows that may be there refer to it.
+            if !matches!(error, Error::OutcomeUnknown { .. }) {
+                self.forget_unrecorded(ground);
+            }
             return Err(error);
         }
         put_back(ground, &mut turn, row, &self.images, Attempt::First)

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
+use super::comparing::Missing;
 use super::ground::Ground;
 use crate::error::{Error, IoContext, Result};
 use crate::fs::attrs::{self, Attrs};
@@ -21,12 +22,17 @@ pub(super) fn images(
     began: (i64, u32),
     looked_at: Files<'_>,
     found: &mut Vec<(RelPath, PreImage)>,
+    missing: &mut Missing<'_>,
 ) -> Result<()> {
     let sets = sets(&diff);
     let of_set =
         |name: &[u8]| sets.iter().any(|set| set.name == name || base_of(name).is_some_and(|base| base == set.name));
     for set in &sets {
-        self::set(ground, mirror, &diff, set, found)?;
+        let path = RelPath::join(diff.row.path.as_ref(), &set.name);
+        match self::set(ground, mirror, &diff, set, found) {
+            Err(error) if missing.tells(&path, &error) => {}
+            other => other?,
+        }
     }
     let DirDiff { row, mut gone, mut changed, mut new, .. } = diff;
     gone.retain(|entry| !of_set(&entry.name));
@@ -86,6 +92,11 @@ pub(super) fn images(
         .collect();
     let kept = ground.opener.run(move |_| jobs.iter().map(|job| take_out(job, began)).collect::<Vec<_>>())?;
     for ((entry, _, name), kept) in files.into_iter().zip(kept) {
+        if let Err(error) = &kept
+            && missing.tells(&RelPath::join(row.path.as_ref(), &entry.name), error)
+        {
+            continue;
+        }
         let Some((KeptFile { kept, way, .. }, attrs)) = kept? else {
             image(Some(&entry.name), entry.btime, name, Was::Lost);
             continue;

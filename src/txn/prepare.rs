@@ -322,7 +322,9 @@ impl<'g> Prepared<'g> {
             }
             let mut targets: Vec<SyncTarget> =
                 steps.iter().map(|step| SyncTarget::Own(area.stage_path(&step.redo.staged))).collect();
-            targets.push(SyncTarget::Own(area.path.join("stage")));
+            if !planted(Fault::StageDirectoryUnsynced) {
+                targets.push(SyncTarget::Own(area.path.join("stage")));
+            }
             self.ground.sync(targets)?;
         }
         Ok(())

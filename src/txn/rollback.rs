@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use super::ground::Ground;
 use super::guarding::{change, sync_whole};
 use super::renames;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::clone::Way;
 use crate::fs::root::{Kind, Meta};
 use crate::id::TxnId;
 use crate::journal::{self, Change, ChangeKind, GuardRow, Level};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn};
-use crate::tree::{PreImages, PutBack, TreeRestorer, Was};
+use crate::tree::{PreImage, PreImages, PutBack, TreeRestorer, Was};
 
 /// What a rollback put back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,9 +35,39 @@ pub struct RolledBack {
 pub(crate) enum Attempt {
     /// The transaction itself.
     First,
-    /// Recovery: an attempt before this one may have put things back and not synced them. `in_doubt`: there may have been a
-    /// power cut, too, so that bytes changed and times did not.
-    Recovery { in_doubt: bool },
+    /// Recovery: the transaction may have put things back and not synced them. `in_doubt`: there may have been a power cut,
+    /// too, so that bytes changed and times did not. `again`: recovery has begun it before.
+    Recovery { in_doubt: bool, again: bool },
+}
+
+/// What is kept of a path that could not be put back is called, below `quarantine/`.
+const OLD: &str = "old";
+/// Why something is not put back.
+const DAMAGED: &str = "it cannot be put back: it was written to in place, nobody can move it away, or it is no file, directory or symlink";
+
+/// What came of putting back what can be.
+#[derive(Debug, Default)]
+pub(crate) struct PutBackSome {
+    pub(crate) restored: Vec<PathBuf>,
+    /// What is not as before, and why.
+    pub(crate) left: Vec<(RelPath, String)>,
+}
+
+/// Puts back what it can, and leaves the guard as it is: what is displaced stays in its hands. Durable on return.
+pub(crate) fn put_back_some(ground: &Ground, images: &PreImages, in_doubt: bool) -> Result<PutBackSome> {
+    ground.touch();
+    let mut restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas()).in_doubt(in_doubt);
+    let mut done = PutBackSome::default();
+    for (path, outcome) in restorer.put_back(images) {
+        match outcome {
+            Ok(PutBack::Unchanged) => {}
+            Ok(PutBack::Restored | PutBack::Dressed) => done.restored.push(path.to_path_buf()),
+            Ok(PutBack::Damaged) => done.left.push((path, DAMAGED.to_owned())),
+            Err(error) => done.left.push((path, error.to_string())),
+        }
+    }
+    sync_whole(ground, images)?;
+    Ok(done)
 }
 
 /// Puts everything back that a guard's transaction changed, and ends the guard. Durable on return.
@@ -48,12 +79,14 @@ pub(crate) fn put_back(
     attempt: Attempt,
 ) -> Result<RolledBack> {
     ground.touch();
-    let (again, in_doubt) = match attempt {
-        Attempt::First => (false, false),
-        Attempt::Recovery { in_doubt } => (true, in_doubt),
+    let (first, in_doubt, again) = match attempt {
+        Attempt::First => (true, false, false),
+        Attempt::Recovery { in_doubt, again } => (false, in_doubt, again),
     };
     let restorer = TreeRestorer::new(&ground.root, &ground.opener, ground.areas());
     let mut restorer = restorer.in_doubt(in_doubt);
+    // IMPORTANT: before any live file is touched. A tree of which some is put back is neither as before nor as found.
+    refuse_missing(&restorer.missing(images, again)?)?;
     let mut done = RolledBack::default();
     let mut dressed = HashSet::new();
     let mut failed = None;
@@ -118,9 +151,11 @@ pub(crate) fn put_back(
     renames::tell(images, moves.map(|(change, now, _)| (change, *now)));
     let changes: Vec<Change> = changes.into_iter().map(|(change, ..)| change).collect();
     // IMPORTANT: what an earlier attempt put back is as it was, so nothing tells that it was never synced.
-    if again || !changes.is_empty() || !done.restored.is_empty() {
+    let back = !first || !changes.is_empty() || !done.restored.is_empty();
+    if back && !planted(Fault::PutBackUnsynced) {
         sync_whole(ground, images)?;
     }
+    let unplaced = unplaced(&mut restorer, images, &done.damaged)?;
     done.id = turn.write(Durability::Full, |tx| {
         journal::delete_guard(tx, row.id)?;
         if changes.is_empty() && done.damaged.is_empty() {
@@ -137,9 +172,19 @@ pub(crate) fn put_back(
         }
         for path in &done.damaged {
             let path = RelPath::parse(path)?;
-            let message = "written to in place under a guard for replacing writers, or no file at all: it could not be put \
-                           back, and is as it was found";
-            journal::insert_event(tx, Level::Error, "damaged", Some(id), Some(&path), message)?;
+            let mut message =
+                "written to in place under a guard for replacing writers, immovable, or no file at all: it could \
+                               not be put back, and is as it was found"
+                    .to_owned();
+            if let Some(image) = unplaced.get(&path) {
+                // IMPORTANT: before the COMMIT after which nothing refers to it in the stage.
+                let area = ground.area(image.area)?;
+                let of_it = id.to_string();
+                let kept = area.keep_staged(&image.name, &of_it, OLD, path.as_path())?;
+                area.sync_whole()?;
+                message.extend(kept.map(|kept| format!("; its old version is kept at {}", kept.display())));
+            }
+            journal::insert_event(tx, Level::Error, "damaged", Some(id), Some(&path), &message)?;
         }
         Ok(Some(id))
     })?;
@@ -155,6 +200,30 @@ pub(crate) fn put_back(
         }
     }
     Ok(done)
+}
+
+/// The old versions that are kept of what could not be put back: nobody could move away what is in their places.
+fn unplaced<'i>(
+    restorer: &mut TreeRestorer<'_>,
+    images: &'i PreImages,
+    damaged: &[PathBuf],
+) -> Result<HashMap<&'i RelPath, &'i PreImage>> {
+    let mut unplaced = HashMap::new();
+    for (path, image) in images.iter().filter(|(path, _)| damaged.iter().any(|damaged| damaged == path.as_path())) {
+        let live = restorer.compare(path, image)?.0;
+        let kept = restorer.area(image)?.look_staged(&image.name)?.filter(|staged| image.is_kept(staged));
+        if kept.is_some_and(|kept| live.is_none_or(|live| live.ino != kept.ino)) {
+            unplaced.insert(path, image);
+        }
+    }
+    Ok(unplaced)
+}
+
+/// Refuses to begin where old versions are not there.
+fn refuse_missing(missing: &[(RelPath, String)]) -> Result<()> {
+    let Some(((path, why), others)) = missing.split_first() else { return Ok(()) };
+    let more = if others.is_empty() { String::new() } else { format!(" (and of {} paths more)", others.len()) };
+    Err(Error::corrupt(format!("the old version of {}{more}", path.as_path().display()), why))
 }
 
 /// How many bytes were displaced under a name, with all that lies below a directory. A file of several names counts once.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::apply::Again;
-use super::displaced::{AGAIN, Displaced, set_aside as set_file_aside};
+use super::displaced::{self, AGAIN, Displaced};
 use super::ground::Ground;
 use super::prepare::{SYNC_ONE_BY_ONE, Step};
 use crate::error::{Error, IoContext, Result};
@@ -93,6 +93,11 @@ pub(crate) fn settle(ground: &Ground, deadline: Deadline) -> Result<Settled> {
         if batch.txns.is_empty() && !batch.more {
             return Ok(settled);
         }
+        if planted(Fault::SettledBeforeSync) {
+            finish(&mut Turns::Each(ground), &batch)?;
+            sync(ground, &batch)?;
+            return Ok(settled);
+        }
         sync(ground, &batch)?;
         finish(&mut Turns::Each(ground), &batch)?;
         settled.transactions += batch.txns.len() as u64;
@@ -157,7 +162,7 @@ fn begin(ground: &Ground, turns: &mut Turns<'_, '_>, _: &SettleLock) -> Result<B
     for chunk in unsettled.chunks(CHUNK) {
         turns.with(|turn| batch.begin(ground, turn, chunk, &mut suspect))?;
     }
-    if !suspect.is_empty() {
+    if !suspect.is_empty() && !planted(Fault::FailedSyncTriedAgain) {
         turns.with(|turn| rewrite(ground, turn, &mut batch, &suspect))?;
     }
     Ok(batch)
@@ -271,7 +276,9 @@ fn sync(ground: &Ground, batch: &Batch) -> Result<()> {
             }
         }
     }
-    files.extend(directories.into_iter().map(SyncTarget::Directory));
+    if !planted(Fault::LiveDirectoriesUnsynced) {
+        files.extend(directories.into_iter().map(SyncTarget::Directory));
+    }
     files.extend(own.into_iter().map(SyncTarget::Own));
     ground.sync(files)
 }
@@ -281,7 +288,8 @@ fn finish(turns: &mut Turns<'_, '_>, batch: &Batch) -> Result<()> {
     let last = chunks.len();
     for (n, chunk) in chunks.enumerate() {
         // What comes later in the log is durable with all that comes before it.
-        let durability = if n + 1 == last { Durability::Full } else { Durability::Normal };
+        let full = n + 1 == last && !planted(Fault::SettledNotDurable);
+        let durability = if full { Durability::Full } else { Durability::Normal };
         turns.with(|turn| {
             turn.write(durability, |tx| {
                 chunk.iter().try_for_each(|&txn| {
@@ -334,7 +342,7 @@ fn rewrite(ground: &Ground, turn: &mut Turn<'_>, batch: &mut Batch, suspect: &[T
         let same = |back: &Meta| Identity::from(&found.meta).is(back, true);
         match step.area.look_staged(&staged)? {
             Some(back) if same(&back) => step.area.unlink_staged(&staged)?,
-            Some(_) => drop(set_file_aside(&step.area, *txn, &step.area.stage, &staged)?),
+            Some(_) => drop(displaced::set_aside(&step.area, *txn, &step.area.stage, &staged)?),
             None => {}
         }
         renewed.push((*txn, path));

@@ -8,6 +8,7 @@ use super::guarding::Guarding;
 use super::prepare::SYNC_ONE_BY_ONE;
 use super::shared::share;
 use crate::error::{Error, IoContext, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::area::Area;
 use crate::fs::clone::{Keep, Kept, Way};
 use crate::fs::database::KeepSet;
@@ -143,6 +144,9 @@ impl<'g> Taken<'g> {
 
     /// Makes what was kept durable: names in the stage, and the bytes behind them.
     pub(super) fn sync(&self) -> Result<()> {
+        if planted(Fault::OldVersionsUnsynced) {
+            return Ok(());
+        }
         let mut files = Vec::new();
         let mut areas: Vec<Arc<Area>> = Vec::new();
         for (path, image) in &self.images {

@@ -16,11 +16,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::sync::mpsc;
 
-use super::comparing::{self, For, Reading, differences};
+use super::comparing::{self, For, Missing, Reading, differences};
 use super::ground::Ground;
 use super::guarding::record_images;
 use super::shared::share;
 use crate::error::{Error, IoContext, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::area::{self, Area};
 use crate::fs::clone::Way;
 use crate::fs::copies::Copies;
@@ -60,21 +61,26 @@ impl Guarded {
     }
 }
 
-/// Adds what the touched paths of a dead transaction's trees were to what is recorded of its guard, durably. `in_doubt`: it
-/// may have died in a power cut.
+/// Adds what the touched paths of a dead transaction's trees were to what is recorded of its guard, durably.
 pub(crate) fn complete(
     ground: &Ground,
     turn: &mut Turn<'_>,
     guard: GuardId,
     images: &mut PreImages,
-    in_doubt: bool,
+    what_for: For,
+    missing: &mut Missing<'_>,
 ) -> Result<()> {
     let first = turn.look(|tx| journal::guarded_count(tx, guard))?;
-    let trees = turn.look(|tx| journal::guarded_trees(tx, guard))?.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut trees = Vec::new();
+    for tree in turn.look(|tx| journal::guarded_trees(tx, guard))? {
+        match tree {
+            Err(error) if missing.tells(&RelPath::unknown(), &error) => {}
+            other => trees.push(other?),
+        }
+    }
     let mut new = PreImages::new();
-    let what_for = if in_doubt { For::RollbackInDoubt } else { For::Rollback };
     let all = trees.iter().map(|tree| (tree, Files::All));
-    for (path, image) in comparing::find(ground, Reading::Turn(turn), all, images, what_for)?.images {
+    for (path, image) in comparing::find(ground, Reading::Turn(turn), all, images, what_for, missing)?.images {
         // Perhaps recorded by an attempt before this one.
         match image.beside(new.get(&path).or(images.get(&path))) {
             Some(image) => drop(new.insert(path, image)),
@@ -118,6 +124,9 @@ fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirro
     // Writers that replace files leave traces in directories; those that do not are looked for file by file.
     let files = if tree.replacing { Files::None } else { Files::All };
     let mut is_true = tree.is_true;
+    if is_true && planted(Fault::StaleBaselineTrusted) {
+        return Ok(());
+    }
     // The directories to look at; none is all of them.
     let mut only: Option<HashSet<DirId>> = None;
     for _ in 0..ROUNDS {
@@ -135,7 +144,7 @@ fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirro
         if !fresh && diffs.is_empty() {
             break;
         }
-        if is_true {
+        if is_true && !planted(Fault::BaselineNotMarkedChanging) {
             ground.enter()?.write(Durability::Full, |tx| journal::set_tree(tx, tree.id, false, tree.area))?;
             is_true = false;
         }
@@ -149,7 +158,7 @@ fn bring_up_to_date(ground: &Ground, area: &Area, tree: &TreeRow, mirror: &Mirro
             break;
         }
     }
-    if is_true { Ok(()) } else { area.sync_whole() }
+    if is_true || planted(Fault::BaselineUnsynced) { Ok(()) } else { area.sync_whole() }
 }
 
 /// The directories to look at once more after little was taken over from them. To look at the whole tree again would take
@@ -178,7 +187,7 @@ fn watch(ground: &Ground, tree: &TreeRow) -> Result<Option<Watch>> {
 }
 
 /// Where the mirror of a tree lies.
-pub(super) fn mirror(area: &Area, tree: &TreeRow) -> Result<Mirror> {
+pub(crate) fn mirror(area: &Area, tree: &TreeRow) -> Result<Mirror> {
     area::subdirectory(&area.dir, BASELINE, &area.path, 0o700)?;
     Ok(mirror_in(area, if tree.replacing { Way::Link } else { Way::Reflink }))
 }

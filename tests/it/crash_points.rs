@@ -9,9 +9,13 @@
 //! This shows that no *order* of calls is wrong. That what was synced is what is needed after a power cut is another
 //! question, which a killed process cannot answer.
 
-mod guards;
-mod manifest;
-mod strace;
+mod exec;
+pub(crate) mod guards;
+pub(crate) mod manifest;
+mod plain;
+pub(crate) mod registry;
+pub(crate) mod strace;
+pub(crate) mod sweep;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -97,14 +101,14 @@ fn child() {
 }
 
 /// As every program does it: opening recovers, and makes what is missing.
-fn open(root: &Path) -> Journal {
+pub(crate) fn open(root: &Path) -> Journal {
     let journal = Journal::open(root).unwrap();
     journal.migrate(&["CREATE TABLE doc (path TEXT PRIMARY KEY, title TEXT NOT NULL) STRICT"]).unwrap();
     journal
 }
 
 /// A tree of every kind of thing a transaction can meet, each with a time of its own, and rows beside it.
-fn prepare(root: &Path) -> Result<()> {
+pub(crate) fn prepare(root: &Path) -> Result<()> {
     fs::create_dir(root).unwrap();
     let journal = open(root);
     journal.transact(|txn| {
@@ -125,7 +129,7 @@ fn prepare(root: &Path) -> Result<()> {
 }
 
 /// The transaction that is killed.
-fn change(txn: &mut Transaction, workload: &str, outside: &Path) -> Result<()> {
+pub(crate) fn change(txn: &mut Transaction, workload: &str, outside: &Path) -> Result<()> {
     txn.write("pages/new.md", "new\n")?;
     txn.write("made/on/the/way.md", "way\n")?;
     txn.write("pages/old.md", "overwritten\n")?;
@@ -279,7 +283,7 @@ impl Sweep {
 }
 
 /// Does `work` for each point, several at once: most of it is waiting for the disk. The answers are in order.
-fn at_each<T: Send>(points: &[Point], work: impl Fn(&Point) -> T + Sync) -> Vec<T> {
+pub(crate) fn at_each<P: Sync, T: Send>(points: &[P], work: impl Fn(&P) -> T + Sync) -> Vec<T> {
     let next = AtomicUsize::new(0);
     let worker = || {
         let mut done = Vec::new();

@@ -5,7 +5,7 @@
 //! calls. So `TMPDIR=/a/mount cargo test --test it` does the same for all tests. What only one filesystem has stands in
 //! files of its own.
 
-mod image;
+pub(crate) mod image;
 mod inside;
 mod refused;
 mod ways;

@@ -106,6 +106,31 @@ fn a_closed_database_in_a_tree_comes_back_byte_for_byte() {
     }
 }
 
+/// Its removal was not synced when the power failed, and the transaction is over.
+#[test]
+fn a_copy_that_was_written_back_and_is_still_there_is_swept() {
+    let (tree, journal) = tree("wal");
+    let mut txn = journal.begin("").unwrap();
+    guard(&mut txn, Way::Tree);
+    let connection = open(&tree.path("d/index.db"), "wal");
+    add(&connection, 100);
+    connection.close().unwrap();
+    txn.rollback().unwrap();
+    journal.close().unwrap();
+    let history = || -> Vec<_> {
+        let entries = fs::read_dir(tree.path(".journal/history")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let kept = history();
+    let displaced = kept.iter().find_map(|name| name.strip_suffix(".was")).expect("what was written is kept");
+    fs::copy(tree.path("d/index.db"), tree.path(&format!(".journal/stage/{displaced}"))).unwrap();
+    let journal = tree.journal();
+    journal.recover().unwrap();
+    journal.close().unwrap();
+    assert_eq!(fs::read_dir(tree.path(".journal/stage")).unwrap().count(), 0);
+    assert_eq!(history(), kept);
+}
+
 #[test]
 fn a_database_that_did_not_change_is_not_copied_again() {
     for way in [Way::Tree, Way::Replacing] {

@@ -10,18 +10,18 @@ use journal_kb::{Error, Journal, rusqlite};
 use crate::support::{Tree, child, child_root, manifest};
 
 /// A tree with one commit that was applied and not settled, and whose process is gone.
-fn committed(tree: &Tree) {
+pub(crate) fn committed(tree: &Tree) {
     tree.put("replaced", "before");
     tree.put("removed", "to go");
     run(tree, "recovery::commit_child");
 }
 
-fn run(tree: &Tree, test: &str) {
+pub(crate) fn run(tree: &Tree, test: &str) {
     let output = child(test, tree.root()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn unsettled(root: &std::path::Path) -> Journal {
+pub(crate) fn unsettled(root: &std::path::Path) -> Journal {
     Journal::options().settle_after(Duration::from_secs(3600)).open(root).unwrap()
 }
 
@@ -49,47 +49,47 @@ fn second_child() {
     std::process::exit(0);
 }
 
-fn db(tree: &Tree) -> rusqlite::Connection {
+pub(crate) fn db(tree: &Tree) -> rusqlite::Connection {
     rusqlite::Connection::open(tree.path(".journal/journal.db")).unwrap()
 }
 
 /// As if "applied" had never been noted.
-fn forget_applied(tree: &Tree) {
+pub(crate) fn forget_applied(tree: &Tree) {
     let changed = db(tree).execute("UPDATE journal_txn SET state = 'committed', applied_mark = NULL", ()).unwrap();
     assert!(changed > 0);
 }
 
 /// The stage file of a path's effect in a transaction, where the old version is.
-fn staged(tree: &Tree, txn: i64, path: &str) -> PathBuf {
+pub(crate) fn staged(tree: &Tree, txn: i64, path: &str) -> PathBuf {
     let sql = "SELECT preimage FROM journal_change WHERE txn = ?1 AND path = ?2";
     let name: String = db(tree).query_row(sql, (txn, path.as_bytes()), |row| row.get(0)).unwrap();
     tree.path(".journal/stage").join(name)
 }
 
 /// As if the exchange had not reached the disk.
-fn undo_exchange(tree: &Tree, txn: i64, path: &str) {
+pub(crate) fn undo_exchange(tree: &Tree, txn: i64, path: &str) {
     let (staged, live, between) = (staged(tree, txn, path), tree.path(path), tree.path(".journal/between"));
     for (from, to) in [(&live, &between), (&staged, &live), (&between, &staged)] {
         fs::rename(from, to).unwrap();
     }
 }
 
-fn read(tree: &Tree, path: &str) -> String {
+pub(crate) fn read(tree: &Tree, path: &str) -> String {
     String::from_utf8(fs::read(tree.path(path)).unwrap()).unwrap()
 }
 
-fn states(tree: &Tree) -> Vec<String> {
+pub(crate) fn states(tree: &Tree) -> Vec<String> {
     let db = db(tree);
     let mut all = db.prepare("SELECT state FROM journal_txn ORDER BY id").unwrap();
     all.query_map((), |row| row.get(0)).unwrap().map(Result::unwrap).collect()
 }
 
-fn quarantined(tree: &Tree, txn: i64) -> Vec<String> {
+pub(crate) fn quarantined(tree: &Tree, txn: i64) -> Vec<String> {
     let Ok(dir) = fs::read_dir(tree.path(&format!(".journal/quarantine/{txn}"))) else { return Vec::new() };
     dir.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap()).collect()
 }
 
-fn assert_after(tree: &Tree) {
+pub(crate) fn assert_after(tree: &Tree) {
     assert_eq!(read(tree, "replaced"), "after");
     assert_eq!(read(tree, "made/new"), "new");
     assert_eq!(read(tree, "large"), "l".repeat(100 << 10));
@@ -274,7 +274,7 @@ fn used_up_attempts_end_in_quarantine_and_block_only_their_paths() {
     let refused = journal.transact(|txn| txn.write("replaced", b"x"));
     match refused {
         Err(error @ Error::PathQuarantined { .. }) => {
-            assert!(error.is_quarantined() && error.to_string().contains("journalctl-kb show 1"), "{error}");
+            assert!(error.is_quarantined() && error.to_string().contains("journalctl-kb quarantine show 1"), "{error}");
         }
         other => panic!("{other:?}"),
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::builder::styling::{AnsiColor, Style};
-use journal_kb::Error;
+use journal_kb::{Error, QuarantineId};
 
 /// What a verb found when nothing failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub(crate) enum Failure {
     NoJournalAbove(PathBuf),
     /// No transaction of this number.
     NoTransaction(i64),
+    /// Nothing in quarantine is called so.
+    NothingInQuarantine(QuarantineId),
     /// A system call of this command's own failed.
     System(&'static str, PathBuf, io::Error),
     /// The arguments contradict each other.
@@ -73,7 +75,7 @@ impl Failure {
             // `| head` has seen enough; that is no failure.
             Self::Output(error) if error.kind() == ErrorKind::BrokenPipe => 0,
             Self::Output(_) | Self::System(..) => 74,
-            Self::NoJournalAbove(_) | Self::NoTransaction(_) => 1,
+            Self::NoJournalAbove(_) | Self::NoTransaction(_) | Self::NothingInQuarantine(_) => 1,
             Self::Conflict(_) | Self::NoOverlay(_) => 1,
             Self::Usage(_) => 2,
             Self::NoCommand(_, error) if error.kind() == ErrorKind::NotFound => 127,
@@ -96,6 +98,9 @@ impl Failure {
                 from.display()
             ),
             Self::NoTransaction(id) => format!("there is no transaction {id}: see `journalctl-kb log`"),
+            Self::NothingInQuarantine(id) => {
+                format!("nothing in quarantine is called {id}: see `journalctl-kb quarantine list`")
+            }
             Self::System(what, path, error) => format!("cannot {what} {}: {error}", path.display()),
             Self::Usage(what) => format!("{what}; see --help"),
             Self::NoCommand(command, error) => format!("cannot run {}: {error}", command.display()),
@@ -164,6 +169,8 @@ mod tests {
         let path = || PathBuf::from("x");
         let table = [
             (Error::PathQuarantined { path: path(), txn: 7.into() }, 76),
+            (Error::PathNotPutBack { path: path(), holder: "p".into(), id: QuarantineId::Guard(3) }, 76),
+            (Error::NotInQuarantine { id: QuarantineId::Guard(3), kept: false }, 1),
             (Error::Busy { what: "main".into(), holder: "p".into(), waited: Duration::ZERO }, 75),
             (Error::PoolTimeout { waited: Duration::ZERO }, 75),
             (Error::Io { op: "open", path: path(), source: io(ErrorKind::Other) }, 74),

@@ -1,7 +1,8 @@
 //! `journalctl-kb`: looks inside a journal, and sets it right.
 //!
-//! `status`, `log`, `show` and `locks` only read: they take no lock and keep no writer waiting. `init`, `recover` and
-//! `settle` open the journal as any program does, and change what their help says.
+//! `status`, `log`, `show`, `locks` and `quarantine list` and `show` only read: they take no lock and keep no writer waiting.
+//! `init`, `recover`, `settle` and the rest of `quarantine` open the journal as any program does, and change what their help
+//! says.
 
 mod exit;
 mod isolate;
@@ -103,6 +104,12 @@ enum Verb {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Show what recovery could not decide or finish, and say how it ends
+    #[command(after_help = verbs::quarantine::HELP)]
+    Quarantine {
+        #[command(subcommand)]
+        action: Option<verbs::quarantine::Action>,
+    },
     /// Run a command as one transaction: what it does is kept when it exits with 0, and put back otherwise
     #[command(after_help = verbs::exec::HELP)]
     Exec(verbs::exec::Arguments),
@@ -137,6 +144,7 @@ fn run(cli: Cli, out: &mut Out) -> Result<Outcome, Failure> {
         Verb::Locks => verbs::locks::run(out, &place),
         Verb::Recover { dry_run: true } => verbs::recover::dry_run(out, &place),
         Verb::Recover { dry_run: false } => verbs::recover::run(out, &place),
+        Verb::Quarantine { action } => verbs::quarantine::run(out, &place, action.as_ref()),
         Verb::Exec(arguments) => verbs::exec::run(&place, &arguments),
         Verb::Settle => verbs::settle::run(out, &place),
     }

@@ -261,14 +261,14 @@ fn a_guard_in_quarantine_needs_a_person_and_everything_is_kept() {
     assert_eq!(given_up.code, Some(76), "{given_up:?}");
     assert_eq!(fs::read(root.join("wiki/a")).expect("read"), b"other bytes", "it is left as it was found");
     let told =
-        at(root, &["status"]).says(&["a person is needed", "in quarantine", "recover --dry-run", "cannot be read"]);
+        at(root, &["status"]).says(&["a person is needed", "in quarantine", "quarantine show g1", "cannot be read"]);
     assert_eq!(told.code, Some(76), "{told:?}");
     let status = status(root);
     let guard = &status["guards"][0];
     assert_eq!((&status["health"], &guard["quarantined"]), (&"quarantined".into(), &true.into()), "{status}");
     assert!(guard["reason"].as_str().is_some_and(|reason| reason.contains("cannot be read")), "{guard}");
     // What the advice shows: where the old version is.
-    assert_eq!(status["advice"][0]["command"], "journalctl-kb recover --dry-run", "{status}");
+    assert_eq!(status["advice"][0]["command"], "journalctl-kb quarantine show g1", "{status}");
     let plan = at(root, &["recover", "--dry-run", "--json"]).json();
     let step = plan.iter().find(|step| step["path"] == "wiki/a").expect("a step");
     assert_eq!(step["action"], "leave", "{step}");

@@ -59,6 +59,19 @@ impl Manifest {
         self
     }
 
+    /// What a commit promises of it, if it was made after `before`: directories and symlinks that it changed may have any time.
+    pub(crate) fn committed_after(mut self, before: &Self) -> Self {
+        for (path, entry) in &mut self.0 {
+            let old = before.0.get(path).is_some_and(|old| old.content == entry.content && old.mtime == entry.mtime);
+            match entry.content {
+                Content::Directory => entry.mtime = None,
+                Content::Symlink(_) if !old => entry.mtime = None,
+                _ => {}
+            }
+        }
+        self
+    }
+
     pub(crate) fn file(&self, path: &str) -> Option<&[u8]> {
         match &self.0.get(Path::new(path))?.content {
             Content::File(bytes) => Some(bytes),

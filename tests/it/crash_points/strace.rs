@@ -19,7 +19,7 @@ use std::process::{self, Command, Stdio};
 
 /// Calls that change files, directories or what of them is durable. The question mark is strace's: an architecture may
 /// lack the call.
-const MUTATING: &str = "?write,?pwrite64,?writev,?pwritev,?pwritev2,?rename,?renameat,?renameat2,?link,?linkat,\
+pub(crate) const MUTATING: &str = "?write,?pwrite64,?writev,?pwritev,?pwritev2,?rename,?renameat,?renameat2,?link,?linkat,\
     ?unlink,?unlinkat,?mkdir,?mkdirat,?rmdir,?symlink,?symlinkat,?fsync,?fdatasync,?syncfs,?sync_file_range,\
     ?truncate,?ftruncate,?fallocate,?chmod,?fchmod,?fchmodat,?fchmodat2,?chown,?fchown,?lchown,?fchownat,\
     ?utimensat,?setxattr,?lsetxattr,?fsetxattr,?removexattr,?lremovexattr,?fremovexattr,?copy_file_range,?sendfile,\
@@ -76,9 +76,9 @@ pub(crate) fn usable() -> bool {
     probe.is_ok_and(|status| status.success())
 }
 
-/// In the child: says what is so far. Lines of the test harness do not begin with this mark.
+/// In the child: says what is so far, unless that very call is what fails. Lines of the test harness do not begin with this mark.
 pub(crate) fn say(word: &str) {
-    println!("\n@{word}");
+    let _ = writeln!(std::io::stdout(), "\n@{word}");
 }
 
 /// In the child: lets strace attach, then goes on.
@@ -95,25 +95,26 @@ pub(crate) fn points(test: &str, workload: &str, root: &Path) -> Vec<Point> {
     let log = log_file(root);
     let child = Child::spawn(test, workload, root);
     let threads = child.threads();
-    let end =
-        child.go(&["-f", "-Y", "-s", "24", "-o", log.to_str().unwrap(), "-e", &format!("trace={MUTATING}")], None);
+    let end = child
+        .go(&["-f", "-Y", "-y", "-s", "24", "-o", log.to_str().unwrap(), "-e", &format!("trace={MUTATING}")], None);
     assert!(end.said("done"), "the child did not reach its end unharmed: {end:?}");
     parse(&fs::read_to_string(log).unwrap(), &threads)
 }
 
 /// Runs a child that is killed when it enters the call at `point`.
 pub(crate) fn kill_at(test: &str, workload: &str, root: &Path, point: &Point) -> End {
-    inject(test, workload, root, point, "signal=KILL")
+    inject(test, workload, root, point, "signal=KILL", "")
 }
 
-/// Runs a child whose call at `point` is not carried out, and answers this error instead.
-pub(crate) fn fail_at(test: &str, workload: &str, root: &Path, point: &Point, error: &str) -> End {
-    inject(test, workload, root, point, &format!("error={error}"))
+/// Runs a child whose call at `point` is not carried out, and answers this error instead; with `+` as `onwards` every such
+/// call that follows, too.
+pub(crate) fn fail_at(test: &str, workload: &str, root: &Path, point: &Point, error: &str, onwards: &str) -> End {
+    inject(test, workload, root, point, &format!("error={error}"), onwards)
 }
 
-fn inject(test: &str, workload: &str, root: &Path, point: &Point, what: &str) -> End {
+fn inject(test: &str, workload: &str, root: &Path, point: &Point, what: &str, onwards: &str) -> End {
     let child = Child::spawn(test, workload, root);
-    let inject = format!("inject={}:{what}:when={}", point.call, point.nth);
+    let inject = format!("inject={}:{what}:when={}{onwards}", point.call, point.nth);
     let trace = format!("trace={}", point.call);
     let log = log_file(root);
     let mut options = vec!["-o", log.to_str().unwrap(), "-e", &trace, "-e", &inject];
@@ -131,7 +132,7 @@ fn inject(test: &str, workload: &str, root: &Path, point: &Point, what: &str) ->
 
 /// Waits until the kernel has let go of the locks of whoever was killed, which under load is a little later than its end is
 /// told: what is tested is what the next one finds.
-fn wait_for_locks(root: &Path) {
+pub(crate) fn wait_for_locks(root: &Path) {
     let files = walkdir::WalkDir::new(root.join(".journal")).max_depth(2).into_iter().filter_map(Result::ok);
     let locks: BTreeSet<u64> = files
         .filter(|file| file.path().extension().is_some_and(|extension| extension == "lock"))
@@ -226,7 +227,7 @@ impl Child {
 
 /// Reads the lines of a trace: `1234<name> call(arguments…) = result`. A call that another thread interrupts is printed
 /// in two parts; the second, `<... call resumed>`, is not counted again.
-fn parse(trace: &str, threads: &BTreeMap<u32, Thread>) -> Vec<Point> {
+pub(crate) fn parse(trace: &str, threads: &BTreeMap<u32, Thread>) -> Vec<Point> {
     let mut counts: BTreeMap<(u32, &str), usize> = BTreeMap::new();
     let mut points = Vec::new();
     for line in trace.lines() {
@@ -257,7 +258,7 @@ fn is_mutation(call: &str, arguments: &str) -> bool {
         // One that strace has no name for yet, and shows whatever it was asked for: `listxattrat`.
         "syscall_0x1d1" => false,
         // What the child says to its parent, and the harness to nobody.
-        "write" => !arguments.starts_with("1,") && !arguments.starts_with("2,"),
+        "write" => !["1,", "1<", "2,", "2<"].iter().any(|told| arguments.starts_with(told)),
         _ => true,
     }
 }
@@ -270,7 +271,7 @@ fn a_trace_is_read() {
         8<journal-settle> <... fsync resumed>) = 0\n\
         9<new> fsync(5) = 0\n\
         8<journal-settle> fsync(5) = ?\n\
-        7<it-1> write(1, \"x\", 1) = 1\n\
+        7<it-1> write(1</dev/pts/0>, \"x\", 1) = 1\n\
         7<it-1> --- SIGCHLD {si_signo=SIGCHLD} ---\n\
         7<it-1> +++ exited with 0 +++\n";
     let settle = Thread::Named("journal-settle".to_owned(), 0);

@@ -7,16 +7,16 @@ use std::process::{Command, Stdio};
 use crate::skip::skip;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Ext4,
     Xfs,
     Btrfs,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 3] = [Self::Ext4, Self::Xfs, Self::Btrfs];
+    pub(crate) const ALL: [Self; 3] = [Self::Ext4, Self::Xfs, Self::Btrfs];
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
@@ -24,7 +24,7 @@ impl Kind {
         }
     }
 
-    fn quietly(self) -> &'static [&'static str] {
+    pub(crate) fn quietly(self) -> &'static [&'static str] {
         match self {
             Self::Ext4 => &["-q", "-F"],
             Self::Xfs | Self::Btrfs => &["-q", "-f"],
@@ -113,6 +113,6 @@ pub(super) fn unmount(at: &Path) {
 }
 
 /// Runs a command, and says whether it did what it was told.
-pub(super) fn done(command: &mut Command) -> bool {
+pub(crate) fn done(command: &mut Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }

@@ -149,7 +149,10 @@ impl Run<'_> {
         let applied = marked && self.has_left_stage(&effect.redo);
         let Redo { what, ino, .. } = effect.redo;
         let available = match what {
-            What::Content { inline: false, .. } => self.world.disk.at(effect.redo.name()) == ino,
+            What::Content { data, inline: false } => {
+                let whole = |staged: Meta| staged.ino == ino && !staged.empty && staged.mtime == data;
+                self.world.disk.meta(effect.redo.name()).is_some_and(whole)
+            }
             _ => true,
         };
         decide(Evidence { applied, live: self.classify(effect), available })
@@ -294,17 +297,19 @@ impl Run<'_> {
             }
             let base = number(name);
             let by_redo = rows.txns.iter().flat_map(|txn| &txn.redo).any(|redo| redo.staged == base);
-            let by_change = |txn: &Txn| txn.changes.iter().any(|change| number(change.preimage) == base);
-            let by_guard = rows.guard.iter().flat_map(|guard| &guard.images).any(|image| image.staged == base);
-            let refers = by_redo || by_guard || rows.txns.iter().any(by_change);
-            if refers && !self.is(Fault::SweptThoughReferredTo) {
-                let settled = rows.txns.iter().filter(|txn| txn.state == State::Settled);
-                if settled.flat_map(|txn| &txn.changes).any(|change| change.preimage == name) {
-                    self.to_history(name);
-                }
+            let is_settled = |txn: &&Txn| txn.state == State::Settled;
+            let belongs = rows.txns.iter().filter(is_settled).flat_map(|txn| &txn.changes);
+            if belongs.into_iter().any(|change| change.preimage == name) {
+                self.to_history(name);
                 continue;
             }
-            self.unlink(name);
+            let by_change = |txn: &Txn| txn.changes.iter().any(|change| number(change.preimage) == base);
+            let by_guard = rows.guard.iter().flat_map(|guard| &guard.images).any(|image| image.staged == base);
+            let unsettled = rows.txns.iter().filter(|txn| !is_settled(txn));
+            let refers = by_redo || by_guard || unsettled.into_iter().any(by_change);
+            if !refers || self.is(Fault::SweptThoughReferredTo) {
+                self.unlink(name);
+            }
         }
     }
 

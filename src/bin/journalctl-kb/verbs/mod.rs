@@ -4,6 +4,7 @@ pub(crate) mod exec;
 pub(crate) mod init;
 pub(crate) mod locks;
 pub(crate) mod log;
+pub(crate) mod quarantine;
 pub(crate) mod recover;
 pub(crate) mod settle;
 pub(crate) mod show;

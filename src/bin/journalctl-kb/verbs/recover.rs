@@ -70,7 +70,7 @@ pub(crate) fn run(out: &mut Out, place: &Place) -> Result<Outcome, Failure> {
             (done.moved_aside, "path", "moved aside to quarantine, because somebody else had changed it"),
             (done.swept, "leftover", "of unfinished work swept"),
             (pending, "transaction", "still pending: `journalctl-kb status` says why"),
-            (quarantined, "transaction", "in quarantine: `journalctl-kb status` says which"),
+            (quarantined, "transaction", "in quarantine: `journalctl-kb quarantine list` says which, and why"),
         ];
         for (count, what, how) in told {
             if count > 0 {

@@ -1,0 +1,215 @@
+//! What a journal does on a disk that remembers: its writes, its flushes, and what was promised when.
+
+use std::cell::{Cell, RefCell};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use journal_kb::Journal;
+
+use super::disk::{Content, Disk, Event, Mark};
+use super::machine::Machine;
+use super::sys;
+use super::workloads::Workload;
+use crate::crash_points::manifest::Manifest;
+use crate::crash_points::open;
+use crate::filesystems::image::Kind;
+
+/// The tree and the rows, as they must be together.
+#[derive(Clone)]
+pub(super) struct Shot {
+    pub(super) tree: Manifest,
+    pub(super) rows: Vec<(String, String)>,
+}
+
+impl Shot {
+    pub(super) fn of(journal: &Journal) -> journal_kb::Result<Self> {
+        let all = "SELECT path, title FROM doc ORDER BY path";
+        let rows = journal.read(|rows| rows.query_map(all, (), |row| Ok((row.get(0)?, row.get(1)?))))?;
+        Ok(Self { tree: Manifest::of(journal.root()), rows })
+    }
+}
+
+/// A disk from before, everything that happened to it, and the states that its tree and rows went through.
+pub(super) struct Recording {
+    pub(super) what: String,
+    pub(super) base: Content,
+    pub(super) log: Vec<Event>,
+    pub(super) states: Vec<Shot>,
+    /// The first and the last state that may be found where the log says nothing yet.
+    pub(super) first: (usize, usize),
+    /// So many events happened before the work began.
+    pub(super) opening: usize,
+}
+
+impl Recording {
+    /// The first and the last state that may be found when the power fails after so many events.
+    pub(super) fn bounds(&self, end: usize) -> (usize, usize) {
+        self.log[..end].iter().fold(self.first, |(low, high), event| match event {
+            Event::Mark(Mark::Begun(state)) => (low, high.max(*state)),
+            Event::Mark(Mark::Done(state)) => (low.max(*state), high.max(*state)),
+            _ => (low, high),
+        })
+    }
+}
+
+/// How the machine is while it is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Air {
+    /// Nothing reaches the disk that the journal did not ask for.
+    Calm,
+    /// The kernel writes things out all the time, in its own order: metadata without data, and data without metadata.
+    Restless,
+}
+
+/// What a workload is done with.
+pub(super) struct Recorder<'m> {
+    disk: &'m Disk,
+    kernel: Kernel,
+    air: Air,
+    pub(super) root: PathBuf,
+    pub(super) outside: PathBuf,
+    states: RefCell<Vec<Shot>>,
+    opening: Cell<Option<usize>>,
+}
+
+impl Recorder<'_> {
+    /// One transaction that leads to another state. When `work` has returned, that must never be lost again.
+    pub(super) fn commits(&self, journal: &Journal, work: impl FnOnce()) {
+        self.begins();
+        let next = self.states.borrow().len();
+        self.disk.mark(Mark::Begun(next));
+        work();
+        self.disk.mark(Mark::Done(next));
+        let Shot { tree, rows } = Shot::of(journal).unwrap();
+        let mut states = self.states.borrow_mut();
+        let tree = tree.committed_after(&states.last().expect("the first state is known").tree);
+        states.push(Shot { tree, rows });
+        drop(states);
+        self.breathe();
+    }
+
+    /// Work after which everything is as it was.
+    pub(super) fn comes_to_nothing(&self, journal: &Journal, work: impl FnOnce()) {
+        self.begins();
+        work();
+        let (now, states) = (Shot::of(journal).unwrap(), self.states.borrow());
+        let before = states.last().expect("the first state is known");
+        assert_eq!(now.tree.differences(&before.tree), [""; 0]);
+        assert_eq!(now.rows, before.rows);
+        drop(states);
+        self.breathe();
+    }
+
+    fn begins(&self) {
+        self.opening.set(self.opening.get().or(Some(self.disk.happened())));
+    }
+
+    /// Where the kernel may have written something out, for a restless one to do so.
+    pub(super) fn breathe(&self) {
+        if self.air == Air::Restless {
+            self.kernel.writes_out();
+        }
+    }
+}
+
+/// What the kernel does by itself some seconds later.
+struct Kernel {
+    kind: Kind,
+    root: PathBuf,
+    outside: PathBuf,
+}
+
+impl Kernel {
+    fn writes_out(&self) {
+        if self.kind == Kind::Btrfs {
+            return sys::commit_btrfs(&File::open(&self.outside).unwrap()).unwrap();
+        }
+        // A file that has nothing to do with anything takes all metadata with it, and not their data.
+        let mut file = File::create(self.outside.join("unrelated")).unwrap();
+        file.write_all(b"unrelated").unwrap();
+        file.sync_all().unwrap();
+    }
+
+    /// The data of files, without their metadata.
+    fn writes_data(&self) {
+        let own = |entry: &walkdir::DirEntry| entry.file_name() == ".journal" || entry.file_name() == "index.db";
+        let files = walkdir::WalkDir::new(&self.root).into_iter().filter_entry(|entry| !own(entry));
+        // They come and go meanwhile.
+        for file in files.filter_map(Result::ok).filter(|entry| entry.file_type().is_file()) {
+            let _ = File::open(file.path()).and_then(|file| sys::write_back(&file));
+        }
+    }
+
+    fn works_until(&self, over: &AtomicBool) {
+        for n in 0_u64.. {
+            if over.load(Ordering::Relaxed) {
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(700 * (1 + n % 5)));
+            if n % 3 == 2 { self.writes_data() } else { self.writes_out() }
+        }
+    }
+}
+
+/// Prepares a tree on a fresh disk, then does the workload with the disk remembering.
+pub(super) fn record(machine: &Machine, workload: &Workload, air: Air) -> Recording {
+    let disk = &*machine.disk;
+    disk.insert(machine.fresh());
+    let mounted = machine.boot().unwrap();
+    (workload.prepare)(&mounted.root(), &mounted.outside().join("outside"));
+    mounted.unmount();
+
+    let base = disk.record();
+    let mounted = machine.boot().unwrap();
+    let (root, outside) = (mounted.root(), mounted.outside().join("outside"));
+    let before = journal_before(&root);
+    let kernel = |kind| Kernel { kind, root: root.clone(), outside: mounted.outside() };
+    let recorder = Recorder {
+        disk,
+        kernel: kernel(machine.kind),
+        air,
+        root: root.clone(),
+        outside: outside.clone(),
+        states: RefCell::new(vec![before]),
+        opening: Cell::default(),
+    };
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        if air == Air::Restless {
+            let (kernel, over) = (kernel(machine.kind), &over);
+            scope.spawn(move || kernel.works_until(over));
+        }
+        let _over = Over(&over);
+        (workload.work)(&recorder);
+    });
+    let (states, opening) = (recorder.states.into_inner(), recorder.opening.get().unwrap_or(0));
+    mounted.unmount();
+    let log = disk.recorded();
+    Recording { what: format!("{}, {air:?}", workload.name), base, log, states, first: (0, 0), opening }
+}
+
+/// What is there before anything is done.
+fn journal_before(root: &Path) -> Shot {
+    let journal = open(root);
+    let shot = Shot::of(&journal).unwrap();
+    journal.close().unwrap();
+    shot
+}
+
+/// Ends what goes on beside, also when the work panics.
+struct Over<'o>(&'o AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What is made outside the tree, to be published into it.
+pub(super) fn prepare_outside(outside: &Path) {
+    fs::create_dir_all(outside.join("sub")).unwrap();
+    fs::write(outside.join("sub/page.md"), "published\n").unwrap();
+}

@@ -1,0 +1,275 @@
+//! What is done while the disk remembers.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use journal_kb::rusqlite::Connection;
+use journal_kb::{Guard, Journal, Result, Transaction};
+
+use super::record::{Recorder, prepare_outside};
+use crate::crash_points::guards::{self, Ends};
+use crate::crash_points::{self, manifest, open};
+
+type Prepare = Box<dyn Fn(&Path, &Path) + Send + Sync>;
+type Work = Box<dyn Fn(&Recorder<'_>) + Send + Sync>;
+
+pub(super) struct Workload {
+    pub(super) name: String,
+    /// Makes the tree, and what lies outside of it.
+    pub(super) prepare: Prepare,
+    pub(super) work: Work,
+}
+
+impl Workload {
+    fn new(
+        name: &str,
+        prepare: impl Fn(&Path) + Send + Sync + 'static,
+        work: impl Fn(&Recorder<'_>) + Send + Sync + 'static,
+    ) -> Self {
+        let prepare = move |root: &Path, outside: &Path| {
+            prepare_outside(outside);
+            prepare(root);
+        };
+        Self { name: name.to_owned(), prepare: Box::new(prepare), work: Box::new(work) }
+    }
+
+    /// One transaction of staged operations, then settled and closed.
+    fn staged(name: &str, change: fn(&mut Transaction, &Path) -> Result<()>) -> Self {
+        Self::new(
+            name,
+            |root| crash_points::prepare(root).unwrap(),
+            move |recorder| {
+                let journal = open(&recorder.root);
+                recorder.commits(&journal, || {
+                    journal.transact(|txn| change(txn, &recorder.outside)).unwrap();
+                });
+                journal.settle().unwrap();
+                recorder.breathe();
+                journal.close().unwrap();
+            },
+        )
+    }
+
+    /// One of those that processes are killed in.
+    fn guarded(workload: guards::Workload) -> Self {
+        Self::new(
+            workload.name,
+            move |root| {
+                guards::prepare(root);
+                if workload.past {
+                    let journal = open(root);
+                    guards::past(&journal, workload.guard);
+                    journal.close().unwrap();
+                    guards::edit_by_hand(root);
+                }
+            },
+            move |recorder| {
+                let journal = open(&recorder.root);
+                let work = || guards::work(&journal, workload, &|_| recorder.breathe());
+                match workload.ends {
+                    Ends::Committed => recorder.commits(&journal, work),
+                    Ends::RolledBack | Ends::Refused => recorder.comes_to_nothing(&journal, work),
+                }
+                journal.close().unwrap();
+            },
+        )
+    }
+}
+
+/// More than rides in the log.
+const LARGE: usize = 100_000;
+/// More than are synced one by one.
+const MANY: usize = 12;
+
+fn large(txn: &mut Transaction, files: usize) -> Result<()> {
+    for n in 0..files {
+        let bytes = vec![b'a' + n as u8; LARGE + n];
+        txn.write_from(format!("large/{n}.bin"), &mut &bytes[..])?;
+    }
+    txn.write_from("large-before.bin", &mut &[b'z'; LARGE][..])?;
+    title(txn, "large", "Large")
+}
+
+fn title(txn: &mut Transaction, path: &str, title: &str) -> Result<()> {
+    let (path, title) = (path.to_owned(), title.to_owned());
+    txn.sql(move |rows| rows.execute("INSERT INTO doc VALUES (?1, ?2)", (&*path, &*title)).map(drop))
+}
+
+pub(super) fn all() -> Vec<Workload> {
+    let mut all = vec![
+        Workload::staged("small", |txn, _| {
+            txn.write("pages/old.md", "overwritten\n")?;
+            txn.write("pages/new.md", "new\n")?;
+            title(txn, "pages/new.md", "New")
+        }),
+        Workload::staged("many small", |txn, _| {
+            txn.write("pages/old.md", "overwritten\n")?;
+            (0..3 * MANY).try_for_each(|n| txn.write(format!("many/{n}.md"), format!("{n}, of many\n")))?;
+            title(txn, "many", "Many")
+        }),
+        Workload::staged("contents", |txn, outside| crash_points::change(txn, "contents", outside)),
+        Workload::staged("structure", |txn, outside| crash_points::change(txn, "structure", outside)),
+        Workload::staged("some large", |txn, _| large(txn, 2)),
+        Workload::staged("many large", |txn, _| large(txn, MANY)),
+        // To open a journal, which makes it, is what every recording begins with.
+        Workload::new("making", prepare_bare, |_| ()),
+        Workload::new("in a row", |root| crash_points::prepare(root).unwrap(), in_a_row),
+        Workload::new("database, committed", prepare_database, |recorder| database(recorder, true)),
+        Workload::new("database, rolled back", prepare_database, |recorder| database(recorder, false)),
+        Workload::new("append, committed", prepare_log, |recorder| append(recorder, true)),
+        Workload::new("append, rolled back", prepare_log, |recorder| append(recorder, false)),
+        Workload::new("large under a guard", prepare_large, large_under_a_guard),
+    ];
+    all.extend(guards::WORKLOADS.map(Workload::guarded));
+    all
+}
+
+/// A tree that never had a journal.
+fn prepare_bare(root: &Path) {
+    fs::create_dir_all(root.join("pages")).unwrap();
+    fs::write(root.join("pages/mine.md"), "mine").unwrap();
+    manifest::age(root);
+}
+
+/// Transactions of one process, while the earlier ones are settled beside them.
+fn in_a_row(recorder: &Recorder<'_>) {
+    let journal =
+        Journal::options().settle_after(Duration::from_millis(1)).settle_paths(1).open(&recorder.root).unwrap();
+    for n in 0..8 {
+        recorder.commits(&journal, || {
+            let done = journal.transact(|txn| {
+                txn.write("pages/old.md", format!("overwritten {n} times\n"))?;
+                txn.write(format!("row/{n}.md"), format!("{n} in a row\n"))?;
+                match n {
+                    2 => txn.remove("row/0.md")?,
+                    3 => txn.write_from("row/large.bin", &mut &vec![b'l'; LARGE][..]).map(drop)?,
+                    4 => txn.rename("row/1.md", "pages/one.md")?,
+                    5 => txn.write("row/large.bin", "small now\n")?,
+                    _ => {}
+                }
+                title(txn, &format!("row/{n}.md"), "In a row")
+            });
+            done.unwrap();
+        });
+    }
+    journal.close().unwrap();
+}
+
+fn prepare_database(root: &Path) {
+    guards::prepare(root);
+    let database = Connection::open(root.join("pages/index.db")).unwrap();
+    database
+        .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (n, b); INSERT INTO t VALUES (0, randomblob(9000))")
+        .unwrap();
+    drop(database);
+    manifest::age(root);
+}
+
+/// A SQLite database in a guarded tree, written to and left with its log.
+fn database(recorder: &Recorder<'_>, commits: bool) {
+    let journal = open(&recorder.root);
+    let work = |txn: &mut Transaction| {
+        txn.guard("pages").unwrap();
+        recorder.breathe();
+        let database = Connection::open(recorder.root.join("pages/index.db")).unwrap();
+        database
+            .execute_batch("UPDATE t SET b = randomblob(9000); INSERT INTO t VALUES (1, randomblob(20000))")
+            .unwrap();
+        drop(database);
+        fs::write(recorder.root.join("pages/one.md"), "one, by the program\n").unwrap();
+        recorder.breathe();
+    };
+    let mut txn = journal.begin("database").unwrap();
+    if commits {
+        recorder.commits(&journal, || {
+            work(&mut txn);
+            title(&mut txn, "pages/index.db", "Index").unwrap();
+            txn.commit().unwrap();
+        });
+    } else {
+        recorder.comes_to_nothing(&journal, || {
+            work(&mut txn);
+            txn.rollback().unwrap();
+        });
+    }
+    journal.close().unwrap();
+}
+
+fn prepare_log(root: &Path) {
+    guards::prepare(root);
+    for n in 0..2 {
+        fs::write(root.join(format!("{n}.log")), "a line\n".repeat(3000)).unwrap();
+    }
+    manifest::age(root);
+}
+
+fn append(recorder: &Recorder<'_>, commits: bool) {
+    let journal = open(&recorder.root);
+    let work = |txn: &mut Transaction| {
+        txn.guard_with(Guard::append(["0.log", "1.log"])).unwrap();
+        recorder.breathe();
+        for n in 0..2 {
+            let mut log = File::options().append(true).open(recorder.root.join(format!("{n}.log"))).unwrap();
+            log.write_all("a further line\n".repeat(2000).as_bytes()).unwrap();
+            recorder.breathe();
+        }
+    };
+    let mut txn = journal.begin("append").unwrap();
+    if commits {
+        recorder.commits(&journal, || {
+            work(&mut txn);
+            title(&mut txn, "0.log", "Log").unwrap();
+            txn.commit().unwrap();
+        });
+    } else {
+        recorder.comes_to_nothing(&journal, || {
+            work(&mut txn);
+            txn.rollback().unwrap();
+        });
+    }
+    journal.close().unwrap();
+}
+
+fn prepare_large(root: &Path) {
+    guards::prepare(root);
+    for n in 0..MANY {
+        fs::write(root.join(format!("pages/{n}.bin")), vec![b'a' + n as u8; 20_000]).unwrap();
+    }
+    manifest::age(root);
+}
+
+/// Files of several blocks, of which each is guarded, overwritten in place and put back; then the same again, and kept.
+fn large_under_a_guard(recorder: &Recorder<'_>) {
+    let journal = open(&recorder.root);
+    let names = |count: usize| (0..count).map(|n| format!("pages/{n}.bin"));
+    let overwrite = |count: usize| {
+        for (n, name) in names(count).enumerate() {
+            let mut file = File::options().write(true).open(recorder.root.join(name)).unwrap();
+            file.write_all(&vec![b'A' + n as u8; 9_000]).unwrap();
+        }
+        recorder.breathe();
+    };
+    // Fewer and more than are synced one by one.
+    for count in [2, MANY] {
+        let mut txn = journal.begin("large").unwrap();
+        recorder.comes_to_nothing(&journal, || {
+            txn.guard_paths(names(count)).unwrap();
+            recorder.breathe();
+            overwrite(count);
+            txn.rollback().unwrap();
+        });
+    }
+    for count in [2, MANY] {
+        recorder.commits(&journal, || {
+            let mut txn = journal.begin("large").unwrap();
+            txn.guard_paths(names(count)).unwrap();
+            recorder.breathe();
+            overwrite(count);
+            title(&mut txn, &format!("{count}"), "Large").unwrap();
+            txn.commit().unwrap();
+        });
+    }
+    journal.close().unwrap();
+}
