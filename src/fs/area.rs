@@ -137,11 +137,17 @@ impl Area {
         }
     }
 
+    /// Looks at a name of history.
+    pub(crate) fn look_in_history(&self, name: &str) -> Result<Option<Meta>> {
+        root::look(&self.history, name).at_in("look at", &self.path, name)
+    }
+
     /// True when a file of the stage has the same name in history too.
     fn is_in_history(&self, name: &str) -> Result<bool> {
-        let history = root::look(&self.history, name).at_in("look at", &self.path, name)?;
         let staged = self.look_staged(name)?;
-        Ok(staged.zip(history).is_some_and(|(staged, there)| staged.ino == there.ino && staged.kind != Kind::Directory))
+        Ok(staged
+            .zip(self.look_in_history(name)?)
+            .is_some_and(|(staged, there)| staged.ino == there.ino && staged.kind != Kind::Directory))
     }
 
     /// Has two names of the stage change places.

@@ -175,6 +175,10 @@ fn classify(scene: &Scene<'_>, effect: &Newest, found: Option<&Found>) -> Result
     for aside in asides(&effect.redo.staged) {
         linked |= area.look_staged(&aside)?.is_some_and(|aside| aside.ino == meta.ino);
     }
+    // So does a rename into history that a power cut left half done, with all that came before it.
+    for of in &effect.found_by {
+        linked |= area.look_in_history(&of.preimage_name())?.is_some_and(|kept| kept.ino == meta.ino);
+    }
     if linked && older().any(|old| old.is(meta, true)) {
         return Ok(Live::PreImage);
     }

@@ -1,6 +1,7 @@
 //! Goes through every crash of a script, and every crash of the recoveries that follow.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use super::disk::{FILE, INODES, Profile};
 use super::faults::Fault;
@@ -19,12 +20,23 @@ pub(super) struct Stats {
     pub(super) recoveries: u64,
     /// States that crashes left and that were met before.
     pub(super) met_before: u64,
+    /// Not all of it was gone through.
+    pub(super) cut_short: bool,
 }
 
 impl Stats {
     pub(super) fn add(&mut self, other: Self) {
         self.recoveries += other.recoveries;
         self.met_before += other.met_before;
+        self.cut_short |= other.cut_short;
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { recoveries, met_before, cut_short } = self;
+        let all = if *cut_short { "; of some scripts not all of them" } else { "" };
+        write!(f, "{recoveries} recoveries, {met_before} states met before{all}")
     }
 }
 
@@ -33,6 +45,12 @@ impl Stats {
 pub(super) struct Violation {
     pub(super) what: String,
     pub(super) how: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n{}", self.what, self.how)
+    }
 }
 
 struct Crashed {
@@ -83,9 +101,12 @@ impl<'s> Explorer<'s> {
             return Err(Violation { what, how: format!("{:?}, without any crash", self.script.events) });
         }
         let shown = |n: usize| format!("script crashed before step {n}, {:?}", steps.get(n));
-        for (n, world) in seen.into_iter().chain([end]).enumerate() {
-            self.crash(&world, DEPTH, &[], || shown(n))?;
-            self.work()?;
+        let points = seen.len() as u64 + 1;
+        for (n, world) in (0..points).zip(seen.into_iter().chain([end])) {
+            // Each point has its share, should not all of it be gone through.
+            let most = (self.most / points).max(1).saturating_mul(n + 1);
+            self.crash(&world, DEPTH, &[], || shown(n as usize))?;
+            self.work(most)?;
         }
         Ok(self.stats)
     }
@@ -145,9 +166,10 @@ impl<'s> Explorer<'s> {
     }
 
     /// Recovers all that waits, and what crashes of that leave.
-    fn work(&mut self) -> Result<(), Violation> {
+    fn work(&mut self, most: u64) -> Result<(), Violation> {
         while let Some(Crashed { world, left, how }) = self.waiting.pop() {
-            if self.stats.recoveries >= self.most {
+            if self.stats.recoveries >= most {
+                self.stats.cut_short = true;
                 self.waiting.clear();
                 break;
             }

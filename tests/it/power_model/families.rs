@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::faults::Fault;
 use super::guard::{End, Work};
 use super::scripts::{Event, Script};
 use super::staged::Do;
@@ -44,8 +45,50 @@ pub(super) fn all() -> Vec<Script> {
 /// A few of each family, the same every time.
 pub(super) fn sample() -> Vec<Script> {
     let all = all();
-    let step = all.len() / 60;
-    all.into_iter().step_by(step.max(1)).collect()
+    let step = all.len() / 40;
+    all.into_iter().step_by(step).collect()
+}
+
+/// A script in which a fault shows.
+pub(super) fn telling(fault: Fault) -> Script {
+    let edit = || Event::Hand(Work::Replace(A, 16));
+    let guarded = |links: bool, work: Vec<Work>, end: End| Event::Guarded { paths: vec![A, B], links, work, end };
+    let in_place = || vec![Work::WriteInPlace(A, 18), Work::Replace(B, 19)];
+    let tree = |work: Vec<Work>, end: End| Event::Tree { links: true, work, end };
+    let events = match fault {
+        Fault::StagedFileUnsynced | Fault::StageUnsyncedBeforeCommit => vec![Event::Staged(vec![Do::WriteLarge(A, 6)])],
+        Fault::LiveDirectoriesUnsynced | Fault::QuarantineNamesRecur => {
+            vec![Event::Staged(vec![Do::MakeDir(E), Do::Write(EX, 6)])]
+        }
+        Fault::SettlingIsNotRewritten => vec![write(A, 5), Event::Settle],
+        Fault::SettledUnsynced => vec![write(A, 5), Event::Settle, edit(), Event::Sync, Event::Note],
+        Fault::OlderOverNewer => vec![write(A, 5), write(A, 6)],
+        Fault::StageIsNotBelieved => vec![write(A, 5), edit(), Event::Note],
+        Fault::OldVersionsShareAName => vec![write(A, 5), edit(), write(A, 6)],
+        Fault::GuardBeforeSettle => vec![write(A, 5), guarded(true, vec![Work::Replace(A, 18)], End::Commit)],
+        Fault::SweptByAnUnsyncedLog
+        | Fault::KeptUnsynced
+        | Fault::StageUnsyncedByGuard
+        | Fault::GuardUnsynced
+        | Fault::TouchedFilesUnsynced
+        | Fault::TouchedDirectoriesUnsynced
+        | Fault::TimesAreBelieved
+        | Fault::PutBackUnsynced => vec![guarded(false, in_place(), End::Commit)],
+        Fault::PutBackTwiceUnsynced => vec![guarded(false, vec![Work::Remove(A)], End::Rollback)],
+        Fault::KeptOfTreeUnsynced
+        | Fault::FoundUnsynced
+        | Fault::FoundRecordedUnsynced
+        | Fault::BaselineUnsynced => vec![tree(vec![Work::Replace(CX, 22)], End::Commit)],
+        Fault::ChangingNotNoted => {
+            let edit = Event::Hand(Work::Replace(CX, 21));
+            let guarded = || Event::Tree { links: false, work: vec![], end: End::Commit };
+            vec![guarded(), edit, guarded()]
+        }
+        Fault::PutBeforeGuard => vec![Event::Absorbed(vec![(A, Some(12))])],
+        _ => vec![write(A, 5)],
+    };
+    let after_crash = (fault == Fault::NumbersAreProof).then_some(Work::WriteInPlace(A, 17));
+    Script { events, after_crash }
 }
 
 fn write(path: Path, content: u8) -> Event {
@@ -81,8 +124,8 @@ fn between() -> Vec<Vec<Event>> {
         vec![Event::Hand(Work::Replace(A, 16))],
         vec![Event::Hand(Work::WriteInPlace(A, 16))],
         vec![Event::Hand(Work::Remove(A))],
-        vec![Event::Note, Event::Hand(Work::Replace(B, 16)), Event::Sync],
-        vec![Event::Settle, Event::Hand(Work::Replace(A, 16)), Event::Sync],
+        vec![Event::Note, Event::Hand(Work::Replace(B, 16)), Event::Sync, Event::Note],
+        vec![Event::Settle, Event::Hand(Work::Replace(A, 16)), Event::Sync, Event::Note],
     ]
 }
 

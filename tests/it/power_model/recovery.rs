@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use journal_kb::__model::{Decision, Evidence, Live, decide};
 
-use super::disk::{AGAIN, CREATED, DIRECTORY, Dir, EARLIER, FILE, Meta, NONE, Slot, beside, number, slots, staged};
+use super::disk::{
+    AGAIN, CREATED, DIRECTORY, Dir, EARLIER, FILE, Meta, NONE, Slot, beside, in_history, number, slots, staged,
+};
 use super::faults::Fault;
 use super::run::{Done, Durability, Failed, Run};
 use super::world::{Path, Redo, Rows, State, Txn, What};
@@ -175,6 +177,12 @@ impl Run<'_> {
             return Live::New;
         }
         if effect.older.iter().any(|older| older.old.is_some_and(|old| old.is(meta, false))) {
+            return Live::PreImage;
+        }
+        // A rename into history that is half done has moved its ctime on.
+        let linked = |of: &Redo| self.world.disk.at(in_history(of.preimage())) == meta.ino;
+        let is_old = |of: &Redo| of.old.is_some_and(|old| old.is(meta, true));
+        if effect.older.iter().any(linked) && effect.older.iter().any(is_old) {
             return Live::PreImage;
         }
         if what != What::Absence && meta.kind == FILE && meta.empty { Live::Empty } else { Live::Other }

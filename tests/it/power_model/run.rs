@@ -2,6 +2,8 @@
 
 use std::rc::Rc;
 
+use journal_kb::__model::may_become;
+
 use super::disk::{Dir, EMPTY, FILE, Ino, NUMBERS, Profile, Slot, dir_of, in_history, in_quarantine, slots, staged};
 use super::faults::Fault;
 use super::world::{Books, Path, Rows, World};
@@ -245,8 +247,14 @@ impl<'b> Run<'b> {
 
     /// One COMMIT. At FULL it is durable when this returns; before that the log may be there or not.
     pub(super) fn commit(&mut self, durability: Durability, change: impl FnOnce(&mut Rows)) {
-        let mut rows = Rows::clone(&self.rows());
+        let before = self.rows();
+        let mut rows = Rows::clone(&before);
         change(&mut rows);
+        for (was, is) in before.txns.iter().zip(&rows.txns).filter(|(was, is)| was.state != is.state) {
+            if !may_become(was.state.word(), is.state.word()) {
+                self.complain(|| format!("a transaction that is {} becomes {}", was.state.word(), is.state.word()));
+            }
+        }
         let number = self.books.number(rows);
         if durability == Durability::Normal && number == self.world.now() {
             return;
