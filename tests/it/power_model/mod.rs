@@ -35,6 +35,7 @@ use self::disk::Profile;
 use self::explore::{Explorer, Stats, Violation};
 use self::faults::Fault;
 use self::scripts::Script;
+use crate::figures;
 
 /// How many recoveries of one script, in one profile, in `cargo test`.
 const FEW: u64 = 200;
@@ -79,6 +80,7 @@ fn after_every_crash_rows_and_files_agree_and_nothing_is_lost() {
     let scripts = if asked.is_some() { families::all() } else { families::sample() };
     let stats = explore(&scripts, most).unwrap_or_else(|violation| panic!("{violation}"));
     println!("{} scripts in two profiles: {stats}", scripts.len());
+    figures::add("recoveries of the model of the protocol", stats.recoveries as usize);
     // Else the model has come to a stand, and proves nothing.
     assert!(stats.recoveries >= scripts.len() as u64 * 50, "{stats}");
 }
@@ -106,6 +108,7 @@ fn every_fault_of_the_model_is_found() {
     }
     let missed: Vec<_> = told.iter().filter(|(_, found)| found.iter().all(Option::is_none)).collect();
     assert!(missed.is_empty(), "the model does not see {missed:?}");
+    figures::add("faults planted in the model, and found", told.len());
     assert_eq!(told.len(), faults.len());
 }
 
