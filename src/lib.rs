@@ -38,3 +38,15 @@ pub use txn::{Guard, Layer, Receipt, RolledBack, Settled, Transaction, Warning};
 #[doc(hidden)]
 #[path = "fuzz.rs"]
 pub mod __fuzz;
+
+/// What the tests' model of the protocol decides by: the very tables that recovery has. Not part of the interface.
+#[doc(hidden)]
+pub mod __model {
+    pub use crate::recovery::{Decision, Evidence, Live, decide};
+
+    /// True when a transaction in one state may come into another: both are words of the database.
+    pub fn may_become(from: &str, to: &str) -> bool {
+        let state = crate::journal::TxnState::parse;
+        state(from).zip(state(to)).is_some_and(|(from, to)| from.may_become(to))
+    }
+}

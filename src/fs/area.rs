@@ -122,12 +122,39 @@ impl Area {
     /// Moves an old version from the stage to history; fine when it went there before.
     pub(crate) fn to_history(&self, name: &str) -> Result<()> {
         check_name(name)?;
-        match calls::renameat(&self.stage, name, &self.history, name) {
+        let moved = match calls::renameat_with(&self.stage, name, &self.history, name, RenameFlags::NOREPLACE) {
+            // A power cut may leave both names of a rename, and then a rename does nothing at all.
+            Err(Errno::EXIST) => match self.is_in_history(name)? {
+                true => calls::unlinkat(&self.stage, name, AtFlags::empty()),
+                false => calls::renameat(&self.stage, name, &self.history, name),
+            },
+            Err(Errno::INVAL | Errno::NOSYS) => calls::renameat(&self.stage, name, &self.history, name),
+            other => other,
+        };
+        match moved {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             // There is one of that name, which no name of ours is used for twice: both are kept, each where it is.
             Err(Errno::NOTEMPTY | Errno::EXIST | Errno::ISDIR | Errno::NOTDIR) => Ok(()),
             Err(error) => Err(error).at("move to history", self.stage_path(name)),
         }
+    }
+
+    /// Looks at a name of history.
+    pub(crate) fn look_in_history(&self, name: &str) -> Result<Option<Meta>> {
+        root::look(&self.history, name).at_in("look at", &self.path, name)
+    }
+
+    /// True when a file of the stage has the same name in history too.
+    fn is_in_history(&self, name: &str) -> Result<bool> {
+        let staged = self.look_staged(name)?;
+        Ok(staged
+            .zip(self.look_in_history(name)?)
+            .is_some_and(|(staged, there)| staged.ino == there.ino && staged.kind != Kind::Directory))
+    }
+
+    /// Has two names of the stage change places.
+    pub(crate) fn swap_staged(&self, one: &str, other: &str) -> Result<(), Errno> {
+        calls::renameat_with(&self.stage, one, &self.stage, other, RenameFlags::EXCHANGE)
     }
 
     /// Has `name` of the stage be the same file as `other`, in place of the one that it is. False where the filesystem cannot

@@ -182,6 +182,11 @@ impl Opener {
         self.ask(move |_| temp::read(&path))?
     }
 
+    /// The hash of such a file; none where this user may not read it.
+    pub(crate) fn hash_own(&self, path: PathBuf) -> Result<Option<[u8; 32]>> {
+        self.ask(move |_| temp::hash(&path))?
+    }
+
     /// What lies at each path, hashed where its size is the one expected.
     pub(crate) fn examine(&self, paths: Vec<(RelPath, u64)>) -> Result<Vec<Result<Option<Found>>>> {
         self.ask(move |tree| paths.iter().map(|(path, size)| tree.examine(path, *size)).collect())

@@ -67,7 +67,9 @@ pub(crate) fn sweep_dead(turn: &mut Turn<'_>, sessions: &OwnedFd, path: &Path) -
     if dead.is_empty() {
         return Ok(());
     }
-    turn.write(Durability::Normal, |tx| dead.iter().try_for_each(|&id| rows::end_session(tx, id, "dead")))
+    // IMPORTANT: what a dead process wrote to the log may not be durable, whatever it says: it could have died within its COMMIT.
+    // It is from here on, before anything goes that only an undone COMMIT would need.
+    turn.write(Durability::Full, |tx| dead.iter().try_for_each(|&id| rows::end_session(tx, id, "dead")))
 }
 
 fn file_name(id: SessionId) -> String {

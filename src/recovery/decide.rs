@@ -4,7 +4,7 @@ use std::fmt;
 
 /// What lies at the path now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Live {
+pub enum Live {
     /// What the effect wants there: equal bytes, the recorded inode, an equal symlink, a directory, or nothing.
     New,
     /// What was there before this or an earlier commit that is not settled.
@@ -17,18 +17,18 @@ pub(crate) enum Live {
 
 /// What recovery knows of one path's newest effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Evidence {
+pub struct Evidence {
     /// It was in the tree in this boot and on these mounts: the stage shows that its new version left it.
-    pub(crate) applied: bool,
+    pub applied: bool,
     /// What the live tree has.
-    pub(crate) live: Live,
+    pub live: Live,
     /// The new version can be had: from the row, or under its recorded inode in the stage.
-    pub(crate) available: bool,
+    pub available: bool,
 }
 
 /// What recovery does about one path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Decision {
+pub enum Decision {
     /// Nothing: it is as it should be, or it is a later edit of something that was applied.
     Keep,
     /// Put the new version in place; what comes out is the old one.
@@ -54,7 +54,7 @@ impl fmt::Display for Decision {
 }
 
 /// The table.
-pub(crate) fn decide(evidence: Evidence) -> Decision {
+pub fn decide(evidence: Evidence) -> Decision {
     let Evidence { applied, live, available } = evidence;
     match (applied, live, available) {
         (true, _, _) => Decision::Keep,

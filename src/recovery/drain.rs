@@ -19,13 +19,12 @@ use crate::error::{Error, IoContext, Result};
 use crate::fault::{Fault, planted};
 use crate::fs::area::{self, Area};
 use crate::fs::exchange::{self};
-use crate::fs::root::{Dir, Dirs, Kind};
-use crate::fs::temp;
+use crate::fs::root::{Dir, Dirs};
 use crate::id::TxnId;
 use crate::journal::{self, Level, Mark, Redo, RedoRow, TxnState, Unsettled, What};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
-use crate::txn::{self, AGAIN, Again, Drained, Ground, Outcome, Scene, Step, Which};
+use crate::txn::{self, AGAIN, Again, Displaced, Drained, Ground, Outcome, Repeat, Scene, Step, Which};
 
 /// Recoveries begun for a transaction before it goes to quarantine.
 pub(super) const MAX_ATTEMPTS: i64 = 5;
@@ -85,8 +84,11 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
         }
         if txn.structural && rows.is_empty() && outcome.failed.is_empty() {
             note(ground, turn, &mut ended)?;
+            let in_doubt = txn.mark.as_ref().is_none_or(|mark| !mark.counts_in(&ground.mark_now()));
             match steps(ground, turn, txn.id) {
-                Ok(steps) => outcome = txn::apply(ground, &mut dirs, txn.id, &steps, Some(turn)),
+                Ok(steps) => {
+                    outcome = txn::apply(ground, &mut dirs, txn.id, &steps, Some(Repeat { turn, in_doubt }));
+                }
                 // In part it would be worse than not at all.
                 Err(error) => outcome.failed.push((RelPath::unknown(), error)),
             }
@@ -260,7 +262,7 @@ pub(super) fn carry_out_some(
             Err(_) => turn.write(Durability::Normal, |tx| record(tx, effect, &placing)),
         };
         let trouble = troubles.entry(effect.txn).or_default();
-        match recorded.and_then(|()| placing.place(dirs, path, effect)) {
+        match recorded.and_then(|()| placing.place(ground, dirs, path, effect)) {
             Ok(kept) => trouble.aside.extend(kept.map(|kept| (path.clone(), kept))),
             Err(error) => trouble.failed.push((path.clone(), error)),
         }
@@ -296,9 +298,12 @@ fn begin_carrying_out(
     let area = ground.area(effect.redo.area)?;
     let full = || ground.root.full(path);
     let live = txn::look(dirs, path)?;
-    let left = txn::reconcile(&area, effect.txn, &effect.redo, &effect.older, live.as_ref())?;
+    let displaced = displaced(ground, &area, effect);
+    let left = displaced.reconcile(live.as_ref())?;
     match decision {
-        Decision::Keep | Decision::KeepTheirs => return Ok(Begun::Done(unjudged(ground, &area, effect)?.or(left))),
+        Decision::Keep | Decision::KeepTheirs => {
+            return Ok(Begun::Done(displaced.judge_staged(live.as_ref(), false)?.or(left)));
+        }
         Decision::Lost => return Err(Error::NotFound { path: area.stage_path(&effect.redo.staged) }),
         Decision::Apply | Decision::ApplyAside => {}
     }
@@ -309,13 +314,13 @@ fn begin_carrying_out(
         let mut kept = left;
         if live.is_some() {
             exchange::take(&dir.fd, path.name(), &area.stage, &again).at("remove", full())?;
-            kept = txn::keep(&area, effect.txn, &effect.redo, &effect.older, &again)?.or(kept);
+            kept = displaced.keep(&again)?.or(kept);
         }
         if let What::Directory { mode } = effect.redo.what {
             dirs.forget(path);
             dir.make_dir(path.name(), mode).at("make the directory", full())?;
         }
-        return Ok(Begun::Done(kept));
+        return Ok(Begun::Done(displaced.judge_staged(None, true)?.or(kept)));
     }
     let large = matches!(effect.redo.what, What::Content { .. }) && !effect.inline;
     let content = match large {
@@ -340,53 +345,29 @@ fn check_content(redo: &Redo, content: Option<&[u8]>) -> Result<()> {
 
 impl Placing {
     /// Puts it in place. Answers where somebody's version was put, if it was.
-    fn place(self, dirs: &mut Dirs<'_>, path: &RelPath, effect: &Newest) -> Result<Option<String>> {
-        let (area, staged) = (&self.step.area, &effect.redo.staged);
-        let large = self.again.is_none();
-        let name = self.again.as_ref().map_or_else(|| staged.clone(), |again| again.staged.clone());
+    fn place(self, ground: &Ground, dirs: &mut Dirs<'_>, path: &RelPath, effect: &Newest) -> Result<Option<String>> {
+        let area = &self.step.area;
+        let displaced = displaced(ground, area, effect);
+        let name = self.again.as_ref().map_or_else(|| effect.redo.staged.clone(), |again| again.staged.clone());
         if let Some(again) = self.again {
             again.fill(&self.step)?;
         }
         let dir = parent_again(dirs, path)?;
         let placed = exchange::place(area, &area.stage, &name, &dir.fd, path.name(), self.occupied);
-        let kept = match placed.at("put in place", dirs.root().full(path))? {
-            exchange::Placed::New => {
-                // What the try before this one had moved aside.
-                let live = txn::look(dirs, path)?;
-                txn::reconcile(area, effect.txn, &effect.redo, &effect.older, live.as_ref())?.or(self.left)
-            }
-            exchange::Placed::Exchanged => {
-                txn::keep(area, effect.txn, &effect.redo, &effect.older, &name)?.or(self.left)
-            }
+        let placed = placed.at("put in place", dirs.root().full(path))?;
+        let live = txn::look(dirs, path)?;
+        let kept = match placed {
+            // What the try before this one had moved aside.
+            exchange::Placed::New => displaced.reconcile(live.as_ref())?,
+            exchange::Placed::Exchanged => displaced.keep(&name)?,
         };
-        if let What::Content { ino, .. } | What::Symlink { ino, .. } = effect.redo.what
-            && !large
-            && area.look_staged(staged)?.is_some_and(|staged| staged.ino == ino)
-        {
-            // The temporary file of the first try, under its recorded inode: never published.
-            area.unlink_staged(staged)?;
-        }
-        Ok(kept)
+        Ok(displaced.judge_staged(live.as_ref(), true)?.or(kept).or(self.left))
     }
 }
 
-/// What an effect displaced just before its process died, and nobody has looked at yet.
-fn unjudged(ground: &Ground, area: &Area, effect: &Newest) -> Result<Option<String>> {
-    let name = &effect.redo.staged;
-    let Some(meta) = area.look_staged(name)? else { return Ok(None) };
-    // The new version itself, or what an earlier try wrote of it.
-    let ours = match &effect.redo.what {
-        What::Content { ino, size, hash, .. } => {
-            let equal = || -> Result<bool> {
-                let same_size = meta.kind == Kind::File && meta.size == *size;
-                Ok(same_size && blake3::hash(&ground.opener.read_own(area.stage_path(name))?) == *hash)
-            };
-            meta.ino == *ino || (effect.inline && equal()?)
-        }
-        What::Symlink { target, .. } => temp::symlink_says(area, name, target),
-        _ => false,
-    };
-    if ours { Ok(None) } else { txn::keep(area, effect.txn, &effect.redo, &effect.older, name) }
+fn displaced<'a>(ground: &'a Ground, area: &'a Area, effect: &'a Newest) -> Displaced<'a> {
+    let Newest { txn, redo, found_by, .. } = effect;
+    Displaced { opener: &ground.opener, area, txn: *txn, redo, found_by }
 }
 
 /// The directory a path lies in, made again where somebody removed it: what is committed has to be somewhere.

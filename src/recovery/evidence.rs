@@ -6,7 +6,6 @@ use super::decide::{Decision, Evidence, Live, decide};
 use crate::error::Result;
 use crate::fault::{Fault, planted};
 use crate::fs::area;
-use crate::fs::identity::Identity;
 use crate::fs::opener::Found;
 use crate::fs::root::{Kind, Meta};
 use crate::id::TxnId;
@@ -21,7 +20,8 @@ pub(super) struct Newest {
     pub(super) n: i64,
     pub(super) redo: Redo,
     pub(super) inline: bool,
-    pub(super) older: Vec<Identity>,
+    /// The effects of all unsettled commits on the path, this one last.
+    pub(super) found_by: Vec<Redo>,
 }
 
 /// A row of the redo log that cannot be read, or names what is not the tree's.
@@ -69,9 +69,9 @@ pub(super) fn newest(
             if planted(Fault::OldestEffectWins) && newest.contains_key(&path) {
                 continue;
             }
-            let mut older = newest.remove(&path).map(|older| older.older).unwrap_or_default();
-            older.extend(redo.old.clone());
-            newest.insert(path, Newest { txn: row.txn, n: row.n, redo, inline: row.content, older });
+            let mut found_by = newest.remove(&path).map(|older| older.found_by).unwrap_or_default();
+            found_by.push(redo.clone());
+            newest.insert(path, Newest { txn: row.txn, n: row.n, redo, inline: row.content, found_by });
         }
     }
     Ok((newest, unreadable))
@@ -165,7 +165,8 @@ fn classify(scene: &Scene<'_>, effect: &Newest, found: Option<&Found>) -> Result
     if is_new {
         return Ok(Live::New);
     }
-    if effect.older.iter().any(|old| old.is(meta, false)) {
+    let older = || effect.found_by.iter().filter_map(|of| of.old.as_ref());
+    if older().any(|old| old.is(meta, false)) {
         return Ok(Live::PreImage);
     }
     // The fallback without an exchange links the old version aside before it renames, which moves its ctime on.
@@ -174,7 +175,11 @@ fn classify(scene: &Scene<'_>, effect: &Newest, found: Option<&Found>) -> Result
     for aside in asides(&effect.redo.staged) {
         linked |= area.look_staged(&aside)?.is_some_and(|aside| aside.ino == meta.ino);
     }
-    if linked && effect.older.iter().any(|old| old.is(meta, true)) {
+    // So does a rename into history that a power cut left half done, with all that came before it.
+    for of in &effect.found_by {
+        linked |= area.look_in_history(&of.preimage_name())?.is_some_and(|kept| kept.ino == meta.ino);
+    }
+    if linked && older().any(|old| old.is(meta, true)) {
         return Ok(Live::PreImage);
     }
     let wants_something = effect.redo.what != What::Absence;

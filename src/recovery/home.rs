@@ -123,8 +123,8 @@ fn is_own(ground: &Ground, turn: &Turn<'_>, rebound: &Rebound) -> Result<Option<
 fn fits(ground: &Ground, rebound: &Rebound, txn: TxnId) -> bool {
     let scene = ground.scene();
     rebound.redo.iter().filter(|row| row.txn == txn).all(|row| {
-        let older = row.redo.old.iter().cloned().collect();
-        let effect = Newest { txn, n: row.n, redo: row.redo.clone(), inline: row.inline, older };
+        let found_by = vec![row.redo.clone()];
+        let effect = Newest { txn, n: row.n, redo: row.redo.clone(), inline: row.inline, found_by };
         scene.check(&row.path).is_ok() && as_expected(&scene, &row.path, &effect).unwrap_or(false)
     })
 }

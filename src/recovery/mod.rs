@@ -19,6 +19,7 @@ mod quarantine;
 mod rebind;
 mod sweep;
 
+pub use decide::{Decision, Evidence, Live, decide};
 pub(crate) use drain::{drain, plan};
 pub(crate) use home::arrive;
 pub use quarantine::{Resolved, Standing};

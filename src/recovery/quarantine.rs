@@ -23,7 +23,7 @@ use crate::journal::{self, ChangeKind, GuardRow, GuardState, Level, TxnState, Un
 use crate::path::RelPath;
 use crate::store::{Durability, Turn};
 use crate::tree::TreeRestorer;
-use crate::txn::{self, Attempt, Drained, For, Ground, Missing, Outcome, Which};
+use crate::txn::{self, Attempt, Drained, For, Ground, Missing, Outcome, Repeat, Which};
 
 /// How something that was in quarantine stands after a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,15 +219,17 @@ fn restore_transaction(ground: &Ground, turn: &mut Turn<'_>, row: &Unsettled) ->
             Err(error) => resolved.leave([(known, error.to_string())]),
             Ok(step) if row.structural => steps.push(step),
             Ok(step) => {
-                let older = step.redo.old.iter().cloned().collect();
-                effects.insert(known, Newest { txn: row.id, n: step.n, redo: step.redo, inline, older });
+                let found_by = vec![step.redo.clone()];
+                effects.insert(known, Newest { txn: row.id, n: step.n, redo: step.redo, inline, found_by });
             }
         }
     }
     let mut dirs = Dirs::new(&ground.root);
     let mut outcome = Outcome::default();
     if row.structural {
-        outcome = txn::apply(ground, &mut dirs, row.id, &steps, Some(turn));
+        // Whatever is where something moved away from is displaced, as everything is that stands in the way.
+        let again = Repeat { turn, in_doubt: true };
+        outcome = txn::apply(ground, &mut dirs, row.id, &steps, Some(again));
         resolved.restored = steps.iter().map(|step| step.path.to_path_buf()).collect();
     } else {
         let decided = forced(&ground.scene(), &effects)?;

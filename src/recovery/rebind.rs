@@ -247,19 +247,18 @@ fn entry(entry: &mut Entry, live: Option<Meta>, kept: Option<Meta>) -> bool {
         Kind::Directory | Kind::Other => true,
         _ => (live.size, live.mtime, live.mode) == (entry.size, entry.attrs.mtime, entry.attrs.mode),
     });
-    let pinned = entry.is_pinned().then_some(kept).flatten();
-    match (same, live, pinned) {
-        (true, Some(live), pinned) => {
+    match (same, live, kept) {
+        (true, Some(live), kept) => {
             (entry.ino, entry.ctime, entry.btime) = (live.ino, live.ctime, live.btime);
-            if pinned.is_some_and(|kept| kept.ino != live.ino) {
+            if entry.is_pinned() && kept.is_some_and(|kept| kept.ino != live.ino) {
                 // The copy tore the two names of one file apart.
                 entry.what = EntryKind::File(Way::Copy);
             }
         }
-        // What was touched comes out of the mirror.
+        // What was touched comes out of the mirror. IMPORTANT: no two files may seem to be one for their size and times, and no
+        // file of the tree has the number of a file in the mirror.
         (_, _, Some(kept)) => entry.ino = kept.ino,
-        // No inode has this number: whatever is there is something else.
-        _ => entry.ino = 0,
+        _ => {}
     }
     same
 }

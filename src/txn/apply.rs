@@ -10,12 +10,12 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 
-use super::displaced::{self, AGAIN};
+use super::displaced::{AGAIN, Displaced};
 use super::ground::Ground;
 use super::layout::look;
 use super::prepare::Step;
 use crate::error::{Error, IoContext, Result};
-use crate::fs::area::Area;
+use crate::fs::area::{self, Area};
 use crate::fs::exchange::{self, Placed};
 use crate::fs::root::{self, Dirs, Kind};
 use crate::fs::temp;
@@ -33,13 +33,21 @@ pub(crate) struct Outcome {
     pub(crate) aside: Vec<(RelPath, String)>,
 }
 
-/// Carries out all steps of a transaction. With the turn, `again`: what is written once more is recorded first.
+/// To carry out steps once more.
+pub(crate) struct Repeat<'a, 't> {
+    /// What is written once more is recorded first.
+    pub(crate) turn: &'a mut Turn<'t>,
+    /// A power cut may have come since they were carried out first.
+    pub(crate) in_doubt: bool,
+}
+
+/// Carries out all steps of a transaction.
 pub(crate) fn apply(
     ground: &Ground,
     dirs: &mut Dirs<'_>,
     txn: TxnId,
     steps: &[Step],
-    again: Option<&mut Turn<'_>>,
+    again: Option<Repeat<'_, '_>>,
 ) -> Outcome {
     let mut outcome = Outcome::default();
     let mut apply = Apply { ground, dirs, txn, again, aside: Vec::new() };
@@ -81,7 +89,7 @@ struct Apply<'a, 'd, 't> {
     ground: &'a Ground,
     dirs: &'a mut Dirs<'d>,
     txn: TxnId,
-    again: Option<&'a mut Turn<'t>>,
+    again: Option<Repeat<'a, 't>>,
     aside: Vec<(RelPath, String)>,
 }
 
@@ -102,16 +110,34 @@ impl Apply<'_, '_, '_> {
     fn lift(&mut self, step: &Step, from: &RelPath, ino: u64) -> Result<()> {
         if self.again.is_some() {
             let there = |meta: Option<root::Meta>| meta.is_some_and(|meta| meta.ino == ino);
+            let source = self.look_again(from)?;
             if self.staged_ino(&step.area, &step.redo.staged)? == Some(ino) || there(self.look_again(&step.path)?) {
-                return Ok(());
+                return source.map_or(Ok(()), |meta| self.clear_source(step, from, meta.ino == ino));
             }
-            if !there(self.look_again(from)?) {
+            if !there(source) {
                 return Err(Error::NotFound { path: self.ground.root.full(from) });
             }
         }
         let dir = self.dirs.parent(from)?;
         exchange::take(&dir.fd, from.name(), &step.area.stage, &step.redo.staged)
             .at("move", self.ground.root.full(from))?;
+        self.dirs.forget(from);
+        Ok(())
+    }
+
+    /// What is moved has left its path. A power cut may leave both names of that rename, or have brought back there what
+    /// somebody had replaced and nobody had synced: that goes to quarantine, as what is at a removed path does.
+    fn clear_source(&mut self, step: &Step, from: &RelPath, is_it: bool) -> Result<()> {
+        let in_doubt = self.again.as_ref().is_some_and(|again| again.in_doubt);
+        let Some(dir) = self.dirs.try_parent(from)?.filter(|_| is_it || in_doubt) else { return Ok(()) };
+        let full = || self.ground.root.full(from);
+        if is_it {
+            area::unlink(&dir.fd, from.name(), &full())?;
+        } else {
+            let name = format!("{}{AGAIN}", step.redo.staged);
+            exchange::take(&dir.fd, from.name(), &step.area.stage, &name).at("remove", full())?;
+            self.judge(step, &name)?;
+        }
         self.dirs.forget(from);
         Ok(())
     }
@@ -160,7 +186,7 @@ impl Apply<'_, '_, '_> {
     fn rewrite(&mut self, step: &Step) -> Result<()> {
         let staged = format!("{}{AGAIN}", step.redo.staged);
         let again = Again::begin(step, staged.clone())?;
-        if let Some(turn) = self.again.as_deref_mut() {
+        if let Some(Repeat { turn, .. }) = &mut self.again {
             let redo = again.recorded(&step.redo);
             turn.write(Durability::Normal, |tx| journal::update_redo(tx, self.txn, step.n, &redo))?;
         }
@@ -168,13 +194,21 @@ impl Apply<'_, '_, '_> {
         if self.place(step, &staged)? {
             self.judge(step, &staged)?;
         }
-        if let What::Content { ino, .. } | What::Symlink { ino, .. } = step.redo.what
-            && self.staged_ino(&step.area, &step.redo.staged)? == Some(ino)
-        {
-            // The temporary file of the first try, under its recorded inode: never published.
-            step.area.unlink_staged(&step.redo.staged)?;
-        }
+        // The temporary file of the first try, as a rule.
+        let live = self.look_again(&step.path)?;
+        let kept = self.displaced(step).judge_staged(live.as_ref(), true)?;
+        self.aside.extend(kept.map(|kept| (step.path.clone(), kept)));
         Ok(())
+    }
+
+    fn displaced<'s>(&'s self, step: &'s Step) -> Displaced<'s> {
+        Displaced {
+            opener: &self.ground.opener,
+            area: &step.area,
+            txn: self.txn,
+            redo: &step.redo,
+            found_by: std::slice::from_ref(&step.redo),
+        }
     }
 
     /// True when the tree has the very content or symlink that a step is to leave there.
@@ -194,6 +228,10 @@ impl Apply<'_, '_, '_> {
 
     fn place_moved(&mut self, step: &Step, ino: u64) -> Result<()> {
         if self.again.is_some() && self.reconcile(step)?.is_some_and(|meta| meta.ino == ino) {
+            if self.staged_ino(&step.area, &step.redo.staged)? == Some(ino) {
+                // A power cut may leave both names of a rename.
+                step.area.unlink_staged(&step.redo.staged)?;
+            }
             // What the exchange displaced may not have been judged yet.
             return self.judge(step, &step.redo.staged);
         }
@@ -219,14 +257,14 @@ impl Apply<'_, '_, '_> {
     /// Puts right what the try before this one left, and answers what the tree has.
     fn reconcile(&mut self, step: &Step) -> Result<Option<root::Meta>> {
         let live = self.look_again(&step.path)?;
-        let kept = displaced::reconcile(&step.area, self.txn, &step.redo, step.redo.old.as_slice(), live.as_ref())?;
+        let kept = self.displaced(step).reconcile(live.as_ref())?;
         self.aside.extend(kept.map(|kept| (step.path.clone(), kept)));
         Ok(live)
     }
 
     /// What came out of the tree is kept for history if it is what was expected, else for a person.
     fn judge(&mut self, step: &Step, name: &str) -> Result<()> {
-        let kept = displaced::keep(&step.area, self.txn, &step.redo, step.redo.old.as_slice(), name)?;
+        let kept = self.displaced(step).keep(name)?;
         self.aside.extend(kept.map(|kept| (step.path.clone(), kept)));
         Ok(())
     }

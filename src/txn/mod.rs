@@ -43,10 +43,10 @@ mod taken;
 mod transaction;
 mod trees;
 
-pub(crate) use apply::{Again, Outcome, apply};
+pub(crate) use apply::{Again, Outcome, Repeat, apply};
 pub(crate) use backlog::{Backlog, BacklogState};
 pub(crate) use comparing::{For, Missing};
-pub(crate) use displaced::{AGAIN, NOBODYS, asides, keep, reconcile, set_aside};
+pub(crate) use displaced::{AGAIN, Displaced, NOBODYS, asides, set_aside};
 pub(crate) use ground::{Drained, Ground, Limits, Parts, Scene, Which};
 pub use guard::Guard;
 pub(crate) use guard::stand_alone;

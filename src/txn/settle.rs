@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::apply::Again;
-use super::displaced::{self, AGAIN};
+use super::displaced::{self, AGAIN, Displaced};
 use super::ground::Ground;
 use super::prepare::{SYNC_ONE_BY_ONE, Step};
 use crate::error::{Error, IoContext, Result};
@@ -321,7 +321,8 @@ fn rewrite(ground: &Ground, turn: &mut Turn<'_>, batch: &mut Batch, suspect: &[T
         let (found, area) = (found?, ground.area(redo.area)?);
         // What an earlier settle that was cut short left, somebody's edit of its last instant included.
         let live = found.as_ref().map(|found| &found.meta);
-        displaced::reconcile(&area, *txn, redo, redo.old.as_slice(), live)?;
+        let found_by = std::slice::from_ref(&*redo);
+        Displaced { opener: &ground.opener, area: &area, txn: *txn, redo, found_by }.reconcile(live)?;
         let Some(found) = found.filter(|found| found.hash == Some(*hash)) else { continue };
         let Some(content) = turn.look(|tx| journal::redo_content(tx, *txn, *n))? else { continue };
         let staged = format!("{}{AGAIN}", redo.staged);

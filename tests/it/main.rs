@@ -26,6 +26,7 @@ mod opening;
 mod overlay_model;
 mod planted;
 mod power;
+mod power_model;
 mod quarantine;
 mod recovery;
 mod review;

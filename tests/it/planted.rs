@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::figures;
+use crate::{figures, skip};
 
 /// Which test finds which fault; of those that cut the power, with which workloads.
 const FOUND_BY: &[(&str, &str, &str)] = &[
@@ -59,7 +59,7 @@ fn every_planted_fault_is_found() {
     let work = || {
         while let Some((fault, test, workloads)) = FOUND_BY.get(next.fetch_add(1, Ordering::Relaxed)) {
             let output = Command::new(std::env::current_exe().unwrap())
-                .args([test, "--exact", "--test-threads=1"])
+                .args([test, "--exact", "--test-threads=1", "--nocapture"])
                 .env("JOURNAL_KB_PLANTED", fault)
                 .env("JOURNAL_KB_POWER_WORKLOADS", workloads)
                 .env_remove("JOURNAL_KB_POWER_POINTS")
@@ -67,13 +67,13 @@ fn every_planted_fault_is_found() {
                 .stdin(Stdio::null())
                 .output()
                 .unwrap();
-            let said = String::from_utf8_lossy(&output.stdout);
+            let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
             // Failed by an assertion, and not for want of a tool.
             let found =
                 said.contains("1 failed") && said.contains("panicked") && !said.contains("nothing may be skipped");
-            let skipped = output.status.success() && String::from_utf8_lossy(&output.stderr).contains("SKIP:");
+            let skipped = output.status.success() && said.contains(skip::MARK);
             if skipped {
-                crate::skip::skip(&format!("{test} cannot run here, so nothing finds {fault}"));
+                skip::skip(&format!("{test} cannot run here, so nothing finds {fault}"));
             } else if !found {
                 missed.lock().unwrap().push(format!("{fault}, which {test} is to find:\n{said}"));
             } else {

@@ -10,8 +10,8 @@
 //!    have nothing left to do; nothing may lie about, and what left the tree must be kept.
 //! 4. The recovery was remembered in its turn, so the power fails within it, too.
 //!
-//! In calm air nothing reaches the disk but what the journal asks for. In restless air the kernel writes things out all the
-//! time, so that metadata are there without their data, and data without their metadata.
+//! In calm air nothing reaches the disk but what the journal asks for. In gusts the kernel writes out what was done so far, metadata
+//! without their data; in restless air it does so all the time, and data without their metadata.
 //!
 //! By default some points of each workload are tried. `JOURNAL_KB_POWER_POINTS` says how many of each filesystem, or `all`;
 //! `JOURNAL_KB_POWER_SEED` makes them others; `JOURNAL_KB_POWER_WORKLOADS` takes only workloads with this in their names.
@@ -45,7 +45,7 @@ const POINTS: &str = "JOURNAL_KB_POWER_POINTS";
 const WORKLOADS: &str = "JOURNAL_KB_POWER_WORKLOADS";
 const SEED: &str = "JOURNAL_KB_POWER_SEED";
 /// So many points of each filesystem are tried unless told otherwise.
-const SOME: usize = 60;
+const SOME: usize = 90;
 /// One of so many points that had something to recover is gone into: so often does the power fail within its recovery.
 const DEEPER: usize = 3;
 /// While one waits for a disk, the others work.
@@ -98,7 +98,7 @@ fn survives(kind: Kind) {
     let named = std::env::var(WORKLOADS).unwrap_or_default();
     let workloads: Vec<_> = workloads::all().into_iter().filter(|workload| workload.name.contains(&named)).collect();
     assert!(!workloads.is_empty(), "no workload has {named:?} in its name");
-    let jobs: Vec<(&Workload, Air)> = [Air::Calm, Air::Restless]
+    let jobs: Vec<(&Workload, Air)> = [Air::Calm, Air::Gusty, Air::Restless]
         .iter()
         .flat_map(|&air| workloads.iter().map(move |workload| (workload, air)))
         .collect();

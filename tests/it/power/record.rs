@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use journal_kb::{Journal, Options};
+use journal_kb::{Journal, Options, Transaction};
 
 use super::disk::{Content, Disk, Event, Mark};
 use super::machine::Machine;
@@ -55,14 +55,16 @@ impl Recording {
     }
 }
 
-/// After so long without a commit the background settles.
-const SOON: Duration = Duration::from_millis(20);
+/// A pause after which there is little that is not settled yet.
+pub(super) const SOON: Duration = Duration::from_millis(20);
 
 /// How the machine is while it is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Air {
     /// Nothing reaches the disk that the journal did not ask for.
     Calm,
+    /// In between, all metadata is written out at once: what a program under a guard has done, say, and not what is done next.
+    Gusty,
     /// The kernel writes things out all the time, in its own order: metadata without data, and data without metadata.
     Restless,
 }
@@ -80,28 +82,25 @@ pub(super) struct Recorder<'m> {
 
 impl Recorder<'_> {
     /// Opens a journal as it is after some use: its log has room that was written to before, so that a COMMIT is only a write
-    /// into the log's own blocks, and takes nothing along that somebody forgot to sync. The work begins here.
-    pub(super) fn open(&self, options: Options) -> Journal {
-        let journal = options.open(&self.root).unwrap();
-        let used = |n: usize| (format!("used/{n}.md"), "used\n".repeat(10_000));
-        let done = journal.transact(|txn| {
-            (0..10).try_for_each(|n| {
-                let (path, content) = used(n);
-                txn.write(path, content)
-            })
-        });
-        done.unwrap();
-        // The background settles it, and carries the log over. If it did not yet, this is one recording that shows less.
-        std::thread::sleep(5 * SOON);
-        journal.settle().unwrap();
+    /// into the log's own blocks, and takes nothing along that somebody forgot to sync. It settles after so long without a
+    /// commit. The work begins here.
+    pub(super) fn open(&self, options: Options, idle: Duration) -> Journal {
+        let journal = options.settle_after(idle).open(&self.root).unwrap();
+        let content = "used\n".repeat(10_000);
+        // In the root, whose own times are not looked at.
+        let write = |txn: &mut Transaction| (0..10).try_for_each(|n| txn.write(format!("used-{n}.md"), &content));
+        journal.transact(write).unwrap();
+        // The background settles it, and carries the log over without making it shorter. Where it does not do so in time, this is
+        // one recording that shows less.
+        std::thread::sleep(2 * idle + 3 * SOON);
         *self.states.borrow_mut() = vec![Shot::of(&journal).unwrap()];
         self.opening.set(self.disk.happened());
         journal
     }
 
-    /// The same, with the usual options, and as soon idle.
+    /// The same, as usual.
     pub(super) fn open_used(&self) -> Journal {
-        self.open(Journal::options().settle_after(SOON))
+        self.open(Journal::options(), SOON)
     }
 
     /// One transaction that leads to another state. When `work` has returned, that must never be lost again.
@@ -129,9 +128,9 @@ impl Recorder<'_> {
         self.breathe();
     }
 
-    /// Where the kernel may have written something out, for a restless one to do so.
+    /// Where the kernel may have written something out.
     pub(super) fn breathe(&self) {
-        if self.air == Air::Restless {
+        if self.air != Air::Calm {
             self.kernel.writes_out();
         }
     }

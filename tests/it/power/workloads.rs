@@ -3,12 +3,11 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
-use std::time::Duration;
 
 use journal_kb::rusqlite::Connection;
 use journal_kb::{Guard, Journal, Result, Transaction};
 
-use super::record::{Recorder, prepare_outside};
+use super::record::{Recorder, SOON, prepare_outside};
 use crate::crash_points::guards::{self, Ends};
 use crate::crash_points::{self, manifest, open};
 
@@ -145,7 +144,7 @@ fn prepare_bare(root: &Path) {
 
 /// Transactions of one process, while the earlier ones are settled beside them.
 fn in_a_row(recorder: &Recorder<'_>) {
-    let journal = recorder.open(Journal::options().settle_after(Duration::from_millis(1)).settle_paths(1));
+    let journal = recorder.open(Journal::options().settle_paths(1), SOON / 20);
     for n in 0..8 {
         recorder.commits(&journal, || {
             let done = journal.transact(|txn| {
@@ -166,18 +165,18 @@ fn in_a_row(recorder: &Recorder<'_>) {
     journal.close().unwrap();
 }
 
-/// What was settled is everybody's again: what somebody writes there later, and syncs, stays.
+/// What is settled is everybody's again: what somebody writes there later, and syncs, stays. What moves something is settled when
+/// its commit returns.
 fn edited_by_hand(recorder: &Recorder<'_>) {
-    let journal = recorder.open_used();
+    let journal = recorder.open(Journal::options(), 10 * SOON);
     recorder.commits(&journal, || {
         let done = journal.transact(|txn| {
             txn.write("pages/old.md", "overwritten\n")?;
-            txn.write("pages/new.md", "new\n")?;
-            title(txn, "pages/new.md", "New")
+            txn.rename("pages/moved.md", "pages/here.md")?;
+            title(txn, "pages/here.md", "Here")
         });
         done.unwrap();
     });
-    journal.settle().unwrap();
     recorder.commits(&journal, || {
         by_hand(recorder, "pages/old.md");
     });
@@ -198,13 +197,12 @@ fn edited_after_a_rollback(recorder: &Recorder<'_>) {
     journal.close().unwrap();
 }
 
-/// Writes a file anew as editors do it, at once and durably. What was in it stays in it: nobody else keeps that.
+/// Adds a line to a file as editors do it: at once, and durably.
 fn by_hand(recorder: &Recorder<'_>, path: &str) {
     let (aside, path) = (recorder.outside.join("by-hand"), recorder.root.join(path));
-    let mut bytes = fs::read(&path).unwrap();
-    bytes.extend(b"by hand\n");
+    let content = [&fs::read(&path).unwrap()[..], b"by hand\n"].concat();
     let mut file = File::create(&aside).unwrap();
-    file.write_all(&bytes).unwrap();
+    file.write_all(&content).unwrap();
     file.sync_all().unwrap();
     fs::rename(aside, &path).unwrap();
     File::open(path.parent().unwrap()).unwrap().sync_all().unwrap();
