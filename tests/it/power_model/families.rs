@@ -75,10 +75,9 @@ pub(super) fn telling(fault: Fault) -> Script {
         | Fault::TimesAreBelieved
         | Fault::PutBackUnsynced => vec![guarded(false, in_place(), End::Commit)],
         Fault::PutBackTwiceUnsynced => vec![guarded(false, vec![Work::Remove(A)], End::Rollback)],
-        Fault::KeptOfTreeUnsynced
-        | Fault::FoundUnsynced
-        | Fault::FoundRecordedUnsynced
-        | Fault::BaselineUnsynced => vec![tree(vec![Work::Replace(CX, 22)], End::Commit)],
+        Fault::KeptOfTreeUnsynced | Fault::FoundUnsynced | Fault::FoundRecordedUnsynced | Fault::BaselineUnsynced => {
+            vec![tree(vec![Work::Replace(CX, 22)], End::Commit)]
+        }
         Fault::ChangingNotNoted => {
             let edit = Event::Hand(Work::Replace(CX, 21));
             let guarded = || Event::Tree { links: false, work: vec![], end: End::Commit };
