@@ -92,13 +92,14 @@ pub(crate) fn ready() {
 
 /// Runs a child to its end and lists its mutating calls, in their order.
 pub(crate) fn points(test: &str, workload: &str, root: &Path) -> Vec<Point> {
-    let log = log_file(root);
     let child = Child::spawn(test, workload, root);
     let threads = child.threads();
-    let end = child
-        .go(&["-f", "-Y", "-y", "-s", "24", "-o", log.to_str().unwrap(), "-e", &format!("trace={MUTATING}")], None);
-    assert!(end.said("done"), "the child did not reach its end unharmed: {end:?}");
-    parse(&fs::read_to_string(log).unwrap(), &threads)
+    parse(&child.trace(root), &threads)
+}
+
+/// Runs a child to its end and gives the trace of its mutating calls, as strace writes it.
+pub(crate) fn trace(test: &str, workload: &str, root: &Path) -> String {
+    Child::spawn(test, workload, root).trace(root)
 }
 
 /// Runs a child that is killed when it enters the call at `point`.
@@ -195,6 +196,14 @@ impl Child {
             (tid, Thread::Named(name.trim_end().to_owned(), *nth))
         };
         tids.into_iter().map(name).collect()
+    }
+
+    fn trace(self, root: &Path) -> String {
+        let log = log_file(root);
+        let calls = format!("trace={MUTATING}");
+        let end = self.go(&["-f", "-Y", "-y", "-s", "200", "-o", log.to_str().unwrap(), "-e", &calls], None);
+        assert!(end.said("done"), "the child did not reach its end unharmed: {end:?}");
+        fs::read_to_string(log).unwrap()
     }
 
     /// Attaches strace, to one thread or to all, and lets the child run until it ends.

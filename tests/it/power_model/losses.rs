@@ -32,12 +32,13 @@ pub(super) fn needed(pending: &[Op], synced: impl Fn(Slot) -> bool) -> Vec<Kept>
     kept
 }
 
-/// Visits all that a power cut may leave. `recorded` are the inodes and ctimes that somebody may compare with.
-pub(super) fn power_cut(disk: &Disk, profile: Profile, recorded: &[(u8, u8)], visit: &mut dyn FnMut(Disk)) {
+/// Visits all that a power cut may leave, for as long as the visitor wants more. `recorded` are the inodes and ctimes that
+/// somebody may compare with.
+pub(super) fn power_cut(disk: &Disk, profile: Profile, recorded: &[(u8, u8)], visit: &mut dyn FnMut(Disk) -> bool) {
     let mut pending = disk.pending.clone();
     let mut base = disk.clone();
     base.pending.clear();
-    let mut cut = Cut { recorded, visit };
+    let mut cut = Cut { recorded, visit, enough: false };
     match profile {
         Profile::Ordered => {
             cut.bytes(&base);
@@ -52,12 +53,16 @@ pub(super) fn power_cut(disk: &Disk, profile: Profile, recorded: &[(u8, u8)], vi
 
 struct Cut<'v> {
     recorded: &'v [(u8, u8)],
-    visit: &'v mut dyn FnMut(Disk),
+    visit: &'v mut dyn FnMut(Disk) -> bool,
+    enough: bool,
 }
 
 impl Cut<'_> {
     /// Each change is lost or kept by itself; but what comes later on the same name cannot be there without it.
     fn names(&mut self, disk: Disk, pending: &[Op], blocked: &mut [u8; SLOTS]) {
+        if self.enough {
+            return;
+        }
         let Some((&op, rest)) = pending.split_first() else { return self.bytes(&disk) };
         let [a, b] = op.slots().map(usize::from);
         if blocked[a] == 0 && blocked[b] == 0 {
@@ -81,6 +86,9 @@ impl Cut<'_> {
 
     /// Bytes, and with them times, are on the disk or not.
     fn bytes(&mut self, disk: &Disk) {
+        if self.enough {
+            return;
+        }
         let mut there = [false; INODES];
         disk.durable_names.iter().for_each(|&ino| there[ino as usize] = true);
         let dirty: Vec<usize> =
@@ -125,6 +133,6 @@ impl Cut<'_> {
         left.names = left.durable_names;
         left.inodes = left.durable.clone();
         left.stuck = 0;
-        (self.visit)(left);
+        self.enough = self.enough || !(self.visit)(left);
     }
 }
