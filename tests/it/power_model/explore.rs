@@ -71,8 +71,9 @@ pub(super) struct Explorer<'s> {
     waiting: Vec<Crashed>,
     stats: Stats,
     buffer: Vec<u8>,
-    /// At most so many recoveries.
+    /// At most so many recoveries; and so many up to the crash that the script has now come to.
     most: u64,
+    share: u64,
 }
 
 impl<'s> Explorer<'s> {
@@ -87,6 +88,7 @@ impl<'s> Explorer<'s> {
             stats: Stats::default(),
             buffer: Vec::new(),
             most,
+            share: 0,
         }
     }
 
@@ -104,15 +106,20 @@ impl<'s> Explorer<'s> {
         let points = seen.len() as u64 + 1;
         for (n, world) in (0..points).zip(seen.into_iter().chain([end])) {
             // Each point has its share, should not all of it be gone through.
-            let most = (self.most / points).max(1).saturating_mul(n + 1);
+            self.share = (self.most / points).max(1).saturating_mul(n + 1);
             self.crash(&world, DEPTH, &[], || shown(n as usize))?;
-            self.work(most)?;
+            self.work()?;
         }
         Ok(self.stats)
     }
 
     /// Everything that a crash in this state may leave.
     fn crash(&mut self, world: &World, left: u8, how: &[String], shown: impl Fn() -> String) -> Result<(), Violation> {
+        let room = self.share.saturating_sub(self.stats.recoveries);
+        if room == 0 {
+            self.stats.cut_short = true;
+            return Ok(());
+        }
         let how = |what: &str| how.iter().cloned().chain([format!("{} ({what})", shown())]).collect::<Vec<_>>();
         self.meet(world.clone(), left, || how("killed"));
         let rows = self.books.rows(world.now());
@@ -142,6 +149,8 @@ impl<'s> Explorer<'s> {
                 }
                 left.ghost.theirs = theirs;
                 found.push(left);
+                // Some of them were met before.
+                (found.len() as u64) / 4 <= room
             });
             if let Some(lost) = lost {
                 let what = format!("somebody's work was durable, and is lost: {lost:#x}");
@@ -166,9 +175,9 @@ impl<'s> Explorer<'s> {
     }
 
     /// Recovers all that waits, and what crashes of that leave.
-    fn work(&mut self, most: u64) -> Result<(), Violation> {
+    fn work(&mut self) -> Result<(), Violation> {
         while let Some(Crashed { world, left, how }) = self.waiting.pop() {
-            if self.stats.recoveries >= most {
+            if self.stats.recoveries >= self.share {
                 self.stats.cut_short = true;
                 self.waiting.clear();
                 break;
