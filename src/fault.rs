@@ -10,6 +10,8 @@ pub(crate) enum Fault {
     CommitNotDurable,
     /// Settling syncs nothing before redo content goes.
     LiveFilesUnsynced,
+    /// "Settled" is not synced, so that a power cut brings redo content back.
+    SettledNotDurable,
     /// Redo content goes before the tree is synced.
     SettledBeforeSync,
     /// A failed sync of the tree is tried again.

@@ -286,7 +286,8 @@ fn finish(turns: &mut Turns<'_, '_>, batch: &Batch) -> Result<()> {
     let last = chunks.len();
     for (n, chunk) in chunks.enumerate() {
         // What comes later in the log is durable with all that comes before it.
-        let durability = if n + 1 == last { Durability::Full } else { Durability::Normal };
+        let full = n + 1 == last && !planted(Fault::SettledNotDurable);
+        let durability = if full { Durability::Full } else { Durability::Normal };
         turns.with(|turn| {
             turn.write(durability, |tx| {
                 chunk.iter().try_for_each(|&txn| {

@@ -41,6 +41,7 @@ const FOUND_BY: &[(&str, &str, &str)] = &[
     ("OldestEffectWins", "recovery::the_newest_commit_on_a_path_decides", ""),
     ("PutBackUnsynced", "power::btrfs_survives_power_cuts", "under a guard"),
     ("SettledBeforeSync", "power::btrfs_survives_power_cuts", "in a row"),
+    ("SettledNotDurable", "power::btrfs_survives_power_cuts", "edited by hand"),
     ("StagedContentUnsynced", "power::ext4_survives_power_cuts", "some large"),
     ("StaleBaselineTrusted", "guard_tree::edits_by_hand_in_between_are_taken_over", ""),
     ("StaleMarkTrusted", "power::btrfs_survives_power_cuts", "small"),

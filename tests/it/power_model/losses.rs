@@ -94,8 +94,8 @@ impl Cut<'_> {
         let dirty: Vec<usize> =
             (1..INODES).filter(|&ino| there[ino] && disk.is_dirty(ino) && disk.stuck & (1 << ino) == 0).collect();
         let mut left = disk.clone();
-        for ino in 0..INODES {
-            if !there[ino] {
+        for (ino, is_there) in there.into_iter().enumerate() {
+            if !is_there {
                 left.durable.clear(ino);
             } else if !self.recorded.contains(&(ino as u8, left.durable.ctime[ino])) {
                 // Unlike any that somebody knows.

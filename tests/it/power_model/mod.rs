@@ -38,7 +38,7 @@ use self::scripts::Script;
 use crate::figures;
 
 /// How many recoveries of one script, in one profile, in `cargo test`.
-const FEW: u64 = 200;
+const FEW: u64 = 50;
 /// And where all is asked for. Most scripts have fewer.
 const MANY: u64 = 2_500;
 
