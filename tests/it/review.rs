@@ -1,6 +1,6 @@
 //! What a review found broken, as promises: each test is a state or a sequence that once came out wrong.
 
-mod crash;
+pub(crate) mod crash;
 mod meanwhile;
 mod places;
 

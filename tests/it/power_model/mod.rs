@@ -9,7 +9,7 @@
 //! - [`scripts`] are transactions in a row with edits by hand in between, [`families`] all that there are. [`explore`] crashes each
 //!   at every step, then each recovery at every step, by a kill or with every loss, and has [`judge`] look at what the next
 //!   recovery makes of it. A state that was recovered from before is not gone through again, and not counted again.
-//! - [`faults`] are what the model can be told to do wrong. Each has to be found.
+//! - [`faults`] are what the model can be told to do wrong. Each has to be found. [`found`] is what it found in the engine.
 //!
 //! `JOURNAL_KB_MODEL=all` goes through all scripts, a number says with how many recoveries of each at most.
 
@@ -17,6 +17,7 @@ mod disk;
 mod explore;
 mod families;
 mod faults;
+mod found;
 mod guard;
 mod judge;
 mod losses;

@@ -65,11 +65,37 @@ fn the_model_makes_the_steps_that_the_engine_makes() {
     }
 }
 
+/// A process that dies within its COMMIT has written to the log, and not synced it: whoever comes next reads what a power cut may
+/// still take back. So that is durable before anything goes that only the other outcome would need.
+#[test]
+fn nothing_is_swept_by_a_log_that_is_not_synced() {
+    if !strace::usable() {
+        return skip("the steps of the engine are seen by strace, which needs leave to trace");
+    }
+    let home = tempfile::tempdir().unwrap();
+    let root = home.path().join("kb");
+    fs::create_dir(&root).unwrap();
+    strace::trace(CHILD, "staged, and gone", &root);
+    let trace = strace::trace(CHILD, "open", &root);
+    let steps = steps_of(&trace, &root);
+    let at = |wanted: Step| steps.iter().position(|step| *step == wanted);
+    let (synced, swept) = (at(Step::SyncLog), at(Step::Unlink(Place::Stage)));
+    assert!(swept.is_some(), "{steps:?}");
+    assert!(synced.is_some() && synced < swept, "{steps:?}");
+}
+
 /// Not a test: what is traced.
 #[test]
 fn child() {
     let Ok(workload) = std::env::var("JOURNAL_KB_CHILD") else { return };
     let root = PathBuf::from(std::env::var_os("JOURNAL_KB_ROOT").unwrap());
+    if workload == "open" {
+        strace::ready();
+        strace::say("begin");
+        drop(Journal::open(&root).unwrap());
+        strace::say("end");
+        return strace::say("done");
+    }
     // Nothing is settled but by this thread.
     let options = Journal::options().settle_after(Duration::from_secs(3600));
     let journal = options.open(&root).unwrap();
@@ -87,6 +113,11 @@ fn child() {
     };
     let mut txn = journal.begin("traced").unwrap();
     match workload.as_str() {
+        "staged, and gone" => {
+            txn.write_from("b", &mut &vec![b'l'; LARGE][..]).unwrap();
+            strace::say("done");
+            std::process::exit(0);
+        }
         "new" => txn.write("b", "new\n").unwrap(),
         "large" => drop(txn.write_from("a", &mut &vec![b'l'; LARGE][..]).unwrap()),
         "remove" => txn.remove("a").unwrap(),

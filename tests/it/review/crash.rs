@@ -17,7 +17,7 @@ fn forget_notes(tree: &Tree) {
 }
 
 /// Runs a child under strace, which makes the calls it is told to fail; none when strace cannot.
-fn injected(test: &str, root: &Path, args: &[&str]) -> Option<Output> {
+pub(crate) fn injected(test: &str, root: &Path, args: &[&str]) -> Option<Output> {
     let usable = Command::new("strace").args(["-o", "/dev/null", "true"]).output();
     if !usable.is_ok_and(|output| output.status.success()) {
         skip("failing system calls need strace, and leave to trace");
