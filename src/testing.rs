@@ -48,8 +48,10 @@ use crate::error::Result;
 use crate::fault::steps;
 use crate::options::Options;
 
-/// What a process is told that is to end at a step: which call of [`CrashTest::run`], what to do, at which step, where.
+/// What a process is told that is to end at a step: which call of [`CrashTest::run`], what to do, at which step.
 const TOLD: &str = "JOURNAL_KB_TESTING";
+/// And where.
+const ROOT: &str = "JOURNAL_KB_TESTING_ROOT";
 /// Begins a line by which such a process tells how far it came.
 const TELLS: &str = "@journal-kb ";
 
@@ -90,7 +92,7 @@ impl Deref for TempJournal {
 pub struct Crash {
     /// Before which step the process ended, from 1.
     pub step: u64,
-    /// The system call, or `COMMIT`, that was not made.
+    /// The call that was not made: `COMMIT`, or the system call, by its name in rustix.
     pub before: String,
     /// The work had returned `Ok`, so everything it committed has to be there.
     pub returned: bool,
@@ -217,15 +219,16 @@ impl CrashTest {
 
     /// In a process that is to end at a step.
     fn follow(&self, nth: u64, told: &str, work: impl Fn(&Journal) -> Result<()>) {
-        let mut told = told.splitn(4, ' ');
+        let mut told = told.split(' ');
         let mut next = || told.next().unwrap_or_default();
         if next().parse() != Ok(nth) {
             return;
         }
-        let (what, step, root) = (next() == "work", next().parse().unwrap_or_default(), next());
+        let (what, step) = (next() == "work", next().parse().unwrap_or_default());
+        let root = std::env::var_os(ROOT).unwrap_or_default();
         let tell = |before: &'static str| say(&format!("ended {before}"));
         if what {
-            let journal = self.open(root.as_ref());
+            let journal = self.open(Path::new(&root));
             steps::end_at(step, tell);
             if let Err(error) = work(&journal) {
                 steps::go_on();
@@ -235,7 +238,7 @@ impl CrashTest {
             drop(journal);
         } else {
             steps::end_at(step, tell);
-            drop(self.open(root.as_ref()));
+            drop(self.open(Path::new(&root)));
         }
         steps::go_on();
         say("done");
@@ -256,9 +259,9 @@ impl End {
         let mut command = Command::new(std::env::current_exe().unwrap_or_else(|error| panic!("this program: {error}")));
         match std::thread::current().name() {
             None | Some("main") => command.args(std::env::args_os().skip(1)),
-            Some(test) => command.args([test, "--exact", "--nocapture", "--test-threads=1"]),
+            Some(test) => command.args([test, "--exact", "--nocapture", "--include-ignored", "--test-threads=1"]),
         };
-        command.env(TOLD, format!("{nth} {what} {step} {}", root.display())).stdin(Stdio::null());
+        command.env(TOLD, format!("{nth} {what} {step}")).env(ROOT, root).stdin(Stdio::null());
         let output = command.output().unwrap_or_else(|error| panic!("starting this program again: {error}"));
         let said = String::from_utf8_lossy(&output.stdout);
         let lines = || said.lines().filter_map(|line| line.strip_prefix(TELLS));

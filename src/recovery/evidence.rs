@@ -89,6 +89,12 @@ pub(super) fn decisions<'n>(
     let marked: HashSet<TxnId> = due.iter().filter(counts).map(|txn| txn.id).collect();
     let due: HashSet<TxnId> = due.iter().filter(|txn| !txn.structural).map(|txn| txn.id).collect();
     let due: Vec<(&RelPath, &Newest)> = newest.iter().filter(|(_, effect)| due.contains(&effect.txn)).collect();
+    let mut emptied = HashSet::new();
+    for (_, effect) in due.iter().filter(|(_, effect)| marked.contains(&effect.txn)) {
+        if is_missing(scene, effect)? {
+            emptied.insert(effect.txn);
+        }
+    }
     let sizes = due.iter().map(|(path, effect)| {
         let size = match effect.redo.what {
             What::Content { size, .. } => size,
@@ -104,7 +110,8 @@ pub(super) fn decisions<'n>(
             let found = found.unwrap_or_default();
             let live = classify(scene, effect, found.as_ref())?;
             let available = is_available(scene, effect)?;
-            let applied = marked.contains(&effect.txn) && has_left_stage(scene, effect)?;
+            let applied =
+                marked.contains(&effect.txn) && !emptied.contains(&effect.txn) && has_left_stage(scene, effect)?;
             Ok((path, effect, decide(Evidence { applied, live, available })))
         })
         .collect()
@@ -186,8 +193,25 @@ fn classify(scene: &Scene<'_>, effect: &Newest, found: Option<&Found>) -> Result
     Ok(if wants_something && meta.kind == Kind::File && meta.size == 0 { Live::Empty } else { Live::Other })
 }
 
+/// True when neither the new version nor the old one is where it has to be: somebody has been in the stage. The names that are
+/// missing there show nothing then, and the redo record may be all there is.
+fn is_missing(scene: &Scene<'_>, effect: &Newest) -> Result<bool> {
+    let area = scene.area(effect.redo.area)?;
+    let versions = matches!(effect.redo.what, What::Content { .. } | What::Symlink { .. });
+    if effect.redo.old.is_none() || !versions {
+        return Ok(false);
+    }
+    for name in [effect.redo.staged.clone(), format!("{}{AGAIN}", effect.redo.staged), effect.redo.preimage_name()] {
+        if area.look_staged(&name)?.is_some() || area.look_in_history(&name)?.is_some() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// True when the stage shows that an effect was carried out. A name in the stage is never reused, and what it holds is
-/// the new version until that is in place, then the old one. Says nothing once something unsynced may be lost.
+/// the new version until that is in place, then the old one, or nothing where there was none. Says nothing once something
+/// unsynced may be lost, nor where somebody has been in the stage.
 fn has_left_stage(scene: &Scene<'_>, effect: &Newest) -> Result<bool> {
     let area = scene.area(effect.redo.area)?;
     let again = format!("{}{AGAIN}", effect.redo.staged);

@@ -7,7 +7,6 @@
 //! Before any live file is touched it is clear that every old version that is needed is there.
 
 use super::drain::{MAX_ATTEMPTS, is_excused};
-use super::keeping;
 use crate::error::{Error, Result};
 use crate::fault::{Fault, planted};
 use crate::fs::area;
@@ -39,7 +38,8 @@ pub(super) fn put_back_dead(ground: &Ground, turn: &mut Turn<'_>, drained: &mut 
                 give_up(turn, &guard, "its state is none that this version knows; everything is kept", drained)?;
             }
             GuardState::Quarantined => drained.quarantined += 1,
-            GuardState::Ending => keeping::keep_guard(ground, turn, &guard)?,
+            // Over, and in nobody's way: the sweep goes on with it.
+            GuardState::Ending => {}
             GuardState::Active => {
                 let Some(_over) = is_over(ground, &guard)? else { continue };
                 put_back(ground, turn, &guard, drained)?;
@@ -64,6 +64,17 @@ pub(super) fn is_over(ground: &Ground, guard: &GuardRow) -> Result<Option<Over>>
         // No lock can have that name, so nobody has it.
         Err(Error::BadPath { .. }) => Ok(Some(Over::Known)),
         lock => Ok(lock?.map(|lock| Over::Free { _lock: lock })),
+    }
+}
+
+/// True when what is kept is not there, or says nothing.
+fn is_lost(ground: &Ground, error: &Error) -> bool {
+    match error {
+        Error::Corrupt { .. } => true,
+        Error::NotFound { path } | Error::NotADirectory { path } => {
+            ground.areas().iter().any(|area| path.starts_with(&area.path))
+        }
+        _ => false,
     }
 }
 
@@ -138,7 +149,7 @@ pub(super) fn put_back(ground: &Ground, turn: &mut Turn<'_>, guard: &GuardRow, d
             if excused {
                 turn.write(Durability::Full, |tx| journal::set_guard_attempts(tx, guard.id, guard.attempts))?;
             }
-            if let Error::Corrupt { .. } = error {
+            if is_lost(ground, &error) {
                 // What the old versions were is not known any more: a person has to look.
                 return give_up(
                     turn,

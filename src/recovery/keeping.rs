@@ -34,15 +34,25 @@ const UNREADABLE: &str = "unreadable";
 /// What a record that cannot be read may have referred to.
 const STRAY: &str = "stray";
 
-/// Carries on what was cut short.
+/// Carries on what was cut short. What cannot be moved now is in nobody's way, and waits for the next recovery.
 pub(super) fn carry_on(ground: &Ground, turn: &mut Turn<'_>) -> Result<()> {
     for txn in turn.look(journal::being_kept)? {
-        keep_transaction(ground, turn, txn)?;
+        let done = keep_transaction(ground, turn, txn);
+        or_tell(ground, turn, QuarantineId::Transaction(txn), done)?;
     }
     for guard in turn.look(journal::guards)?.iter().filter(|guard| guard.state == GuardState::Ending) {
-        keep_guard(ground, turn, guard)?;
+        let done = keep_guard(ground, turn, guard);
+        or_tell(ground, turn, QuarantineId::Guard(guard.id.0), done)?;
     }
     Ok(())
+}
+
+fn or_tell(ground: &Ground, turn: &mut Turn<'_>, id: QuarantineId, done: Result<()>) -> Result<()> {
+    let Err(error) = done else { return Ok(()) };
+    ground.store.refuse_poisoned()?;
+    tracing::error!(%id, %error, "what was kept could not be moved to quarantine yet; it stays where it is");
+    let message = format!("what is kept of {id} could not be moved to quarantine/{id}; it is tried again: {error}");
+    turn.write(Durability::Normal, |tx| journal::insert_event(tx, Level::Error, "keeping", None, None, &message))
 }
 
 /// Moves what is kept of a transaction that is over.

@@ -168,8 +168,11 @@ fn effect(ground: &Ground, path: &RelPath, redo: &mut Redo, inline: bool) -> Res
         What::Move { from, ino, btime, directory } => {
             let kind = |meta: &Meta| (meta.kind == Kind::Directory) == *directory;
             let at_source = from.as_ref().and_then(|from| look(ground, from));
-            // It is in one of three places, and the first to hold anything of its kind on the way is it.
-            if let Some(meta) = staged.filter(kind).or(at_source.filter(kind)).or(live.filter(kind)) {
+            let old = redo.old.as_ref();
+            let moved = live.filter(|live| old.is_none_or(|old| !is_like(old, live)));
+            // It is in one of three places. Where two hold something, one is somebody's, and a person has to say which.
+            let mut there = [staged, at_source, moved].into_iter().flatten().filter(kind);
+            if let (Some(meta), None) = (there.next(), there.next()) {
                 (*ino, *btime) = (meta.ino, meta.btime);
             }
         }

@@ -3,6 +3,7 @@
 pub(crate) mod crash;
 mod meanwhile;
 mod places;
+mod stranger;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -38,7 +38,8 @@ A path that is not UTF-8 has its exact bytes in path_hex (kept_at_hex, file_hex)
 pub(crate) enum Action {
     /// List what is there (reads only)
     List,
-    /// Show one entry path by path: what is there, what a restore would put there, whether it can be had (reads only)
+    /// Show one entry path by path: what is there, what a restore would put there, whether it can be had; a guarded tree is
+    /// one row, because what differs in it is found by the restore (reads only)
     Show {
         /// As in the list
         #[arg(value_name = "ID")]
