@@ -24,6 +24,9 @@ use crate::journal::{Redo, What};
 use crate::path::RelPath;
 use crate::tree::{PreImage, Was};
 
+/// What a restore does to a path that has what it is to have.
+const IN_PLACE: &str = "nothing: it is in place";
+
 /// So many paths of an entry stand in a list.
 const PATHS: usize = 20;
 
@@ -245,8 +248,13 @@ impl Look {
             What::Content { ino, size, .. } => {
                 item.would = "put the committed file there".into();
                 item.bytes = Some(*size);
-                let whole = staged.filter(|(_, meta)| meta.ino == *ino && meta.size == *size);
-                item.available = held.is_some() || whole.is_some();
+                let is_it = |meta: &Meta| meta.ino == *ino && meta.size == *size;
+                let whole = staged.filter(|(_, meta)| is_it(meta));
+                let placed = self.live(&item).as_ref().is_some_and(is_it);
+                if placed {
+                    item.would = IN_PLACE.into();
+                }
+                item.available = held.is_some() || whole.is_some() || placed;
                 item.kept_at = whole.filter(|_| held.is_none()).map(|(at, _)| at);
                 item.why_not = (!item.available).then(|| "its content is not in the stage any more".into());
             }
@@ -270,9 +278,8 @@ impl Look {
                     None => "put there what was published".into(),
                 };
                 let staged = staged.filter(|(_, meta)| there(meta));
-                let live = RelPath::parse(&item.path).ok().and_then(|path| self.root.look(&path).ok().flatten());
-                item.available =
-                    staged.is_some() || from_there.as_ref().is_some_and(there) || live.as_ref().is_some_and(there);
+                let placed = self.live(&item).as_ref().is_some_and(there);
+                item.available = staged.is_some() || from_there.as_ref().is_some_and(there) || placed;
                 item.kept_at = staged.map(|(at, _)| at);
                 item.why_not = (!item.available).then(|| "what was to be moved is not to be found".into());
             }
@@ -348,11 +355,21 @@ impl Look {
         item.bytes = image.size();
         if let Was::File { .. } | Was::Database { .. } = image.was {
             let kept = self.staged(image.area, &image.name).filter(|(_, meta)| image.is_kept(meta));
-            item.available = kept.is_some();
-            item.why_not = kept.is_none().then(|| "its old version is not in the stage, or not what was kept".into());
+            let placed = kept.is_none() && self.live(&item).as_ref().is_some_and(|live| image.is_kept(live));
+            if placed {
+                item.would = IN_PLACE.into();
+            }
+            item.available = kept.is_some() || placed;
+            item.why_not =
+                (!item.available).then(|| "its old version is not in the stage, or not what was kept".into());
             item.kept_at = kept.map(|(at, _)| at);
         }
         Some(item)
+    }
+
+    /// What lies at the path of an entry now.
+    fn live(&self, item: &QuarantinePath) -> Option<Meta> {
+        RelPath::parse(&item.path).ok().and_then(|path| self.root.look(&path).ok().flatten())
     }
 
     /// What lies at the path of a row now.

@@ -148,6 +148,11 @@ fn where_an_old_version_is_missing_no_file_is_touched() {
         );
         assert!(!tree.path("new").exists() && tree.path("d/e").exists(), "{spoil}");
         assert!(matches!(journal.transact(|txn| txn.write("b", b"x")), Err(Error::PathNotPutBack { .. })), "{spoil}");
+        // What came back is there, and shown so.
+        let shown = journal.quarantine().show(FIRST).unwrap().unwrap();
+        let of = |path: &str| shown.items.iter().find(|item| item.path == std::path::Path::new(path)).unwrap();
+        assert!(of("a").available && of("a").would.contains("in place"), "{spoil}: {:?}", of("a"));
+        assert!(!of("b").available, "{spoil}: {:?}", of("b"));
         // Somebody says that it is right so. What the restore displaced is kept with the rest.
         journal.quarantine().keep_live(FIRST).unwrap();
         let kept = kept(&tree, "g1");
