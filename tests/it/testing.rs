@@ -80,7 +80,6 @@ fn so_it_is_after_a_crash_at_every_step_of_the_recovery_too() {
         let there = there(journal, &["new.md"]);
         assert!(there.len() == 2 || there.is_empty() && !crash.returned, "{there:?}");
     };
-    // Without the database's own checkpoints and background, which have steps of their own.
     let steps = CrashTest::default().recoveries_too().run(|journal| journal.migrate(&[SCHEMA]), work, check);
     assert!(steps.crashes > 3 && steps.crashed_recoveries > steps.crashes, "{steps:?}");
     tell(steps);

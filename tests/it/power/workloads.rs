@@ -274,11 +274,16 @@ fn database(recorder: &Recorder<'_>, commits: bool) {
         fs::write(recorder.root.join("pages/one.md"), "one, by the program\n").unwrap();
         recorder.breathe();
     };
-    let mut txn = journal.begin("database").unwrap();
+    ends(recorder, journal, commits, "pages/index.db", work);
+}
+
+/// A transaction in which a program works under a guard, and that then commits, with a row, or is rolled back.
+fn ends(recorder: &Recorder<'_>, journal: Journal, commits: bool, row: &str, work: impl Fn(&mut Transaction)) {
+    let mut txn = journal.begin("guarded").unwrap();
     if commits {
         recorder.commits(&journal, || {
             work(&mut txn);
-            title(&mut txn, "pages/index.db", "Index").unwrap();
+            title(&mut txn, row, "Guarded").unwrap();
             txn.commit().unwrap();
         });
     } else {
@@ -309,20 +314,7 @@ fn append(recorder: &Recorder<'_>, commits: bool) {
             recorder.breathe();
         }
     };
-    let mut txn = journal.begin("append").unwrap();
-    if commits {
-        recorder.commits(&journal, || {
-            work(&mut txn);
-            title(&mut txn, "0.log", "Log").unwrap();
-            txn.commit().unwrap();
-        });
-    } else {
-        recorder.comes_to_nothing(&journal, || {
-            work(&mut txn);
-            txn.rollback().unwrap();
-        });
-    }
-    journal.close().unwrap();
+    ends(recorder, journal, commits, "0.log", work);
 }
 
 fn prepare_large(root: &Path) {
