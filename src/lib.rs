@@ -19,6 +19,7 @@ pub mod testing;
 mod time;
 mod tree;
 mod txn;
+mod wait;
 
 pub use rusqlite;
 

@@ -6,13 +6,15 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::handoff::Handoff;
 use super::root;
 use crate::error::{Error, IoContext, Result};
 use crate::time::Deadline;
+use crate::wait::Patience;
 
 /// Who else may have a lock at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +22,6 @@ pub(crate) enum Sharing {
     /// Nobody.
     Exclusive,
     /// Everybody who shares it too.
-    #[allow(dead_code, reason = "what uses it stands on a higher floor")]
     Shared,
 }
 
@@ -89,41 +90,49 @@ impl OsLock {
 
     /// Waits for the lock until the deadline. False when it passed.
     pub(crate) fn lock_until(&mut self, deadline: Deadline) -> Result<bool> {
-        self.lock_as_until(Sharing::Exclusive, deadline)
+        self.lock_as(Sharing::Exclusive, &mut Patience::until(deadline))
     }
 
-    /// Waits until nobody is in the way, or until the deadline. False when it passed. The kernel lets those who share
-    /// in past somebody who waits to have it alone.
-    pub(crate) fn lock_as_until(&mut self, sharing: Sharing, deadline: Deadline) -> Result<bool> {
+    /// Waits until nobody is in the way, as long as patience lasts. False when it came to an end. The kernel lets those
+    /// who share in past somebody who waits to have it alone.
+    pub(crate) fn lock_as(&mut self, sharing: Sharing, patience: &mut Patience<'_>) -> Result<bool> {
         if self.try_lock_as(sharing)? {
             return Ok(true);
         }
-        if deadline.passed() {
+        if patience.is_over() {
             return Ok(false);
         }
         // A description of its own for the waiter: were ours used, a late grant would meet a lock that a later
         // attempt through the same description already holds, and release it.
         let waiting = Self::open(&self.dir, &self.name)?;
         let ino = waiting.ino;
-        let (send, granted) = mpsc::sync_channel::<Result<File>>(0);
+        let handoff = Arc::new(Handoff::<Result<File>>::new());
+        let giving = Arc::clone(&handoff);
         std::thread::Builder::new()
             .name("journal-wait".into())
             .spawn(move || {
                 let outcome = sharing.wait_on(&waiting.file).at("lock", waiting.path());
-                // A rendezvous: either the waiter takes the lock over now, or it has given up and we release.
-                if let Err(mpsc::SendError(Ok(file))) = send.send(outcome.map(|()| waiting.file)) {
+                // Either it is taken over now, or they have given up and we release.
+                if let Err(Ok(file)) = giving.give(outcome.map(|()| waiting.file)) {
                     let _ = fs4::FileExt::unlock(&file);
                 }
             })
             .at("start a thread that waits for", self.path())?;
-        match granted.recv_timeout(deadline.left()) {
-            Ok(file) => {
-                self.file = file?;
-                self.ino = ino;
-                Ok(true)
+        let nudged = Arc::clone(&handoff);
+        let _called_off = patience.cancel().map(|cancel| cancel.on_stop(move || nudged.nudge()));
+        let got = loop {
+            if let Some(got) = handoff.take(patience.slice(), || patience.is_over()) {
+                break Some(got);
             }
-            Err(_) => Ok(false),
-        }
+            if patience.is_over() {
+                break handoff.give_up();
+            }
+            patience.tell();
+        };
+        let Some(file) = got else { return Ok(false) };
+        self.file = file?;
+        self.ino = ino;
+        Ok(true)
     }
 
     /// A descriptor of the same lock that processes started from now on inherit.
@@ -146,6 +155,17 @@ impl OsLock {
             Err(rustix::io::Errno::NOENT) => Err(Error::LockFileReplaced { path }),
             Err(error) => Err(error).at("look at", path),
         }
+    }
+}
+
+/// True when nobody has the lock file in `dir` alone, or it is not there. Shares the lock for an instant, so that any number may
+/// ask at once.
+pub(crate) fn is_unheld(dir: &Path, name: &str) -> Result<bool> {
+    let path = dir.join(name);
+    match rustix::fs::open(&path, OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(file) => Sharing::Shared.try_on(&file.into()).at("lock", path),
+        Err(rustix::io::Errno::NOENT) => Ok(true),
+        Err(error) => Err(error).at("open the lock file", path),
     }
 }
 
