@@ -14,6 +14,44 @@ use super::root;
 use crate::error::{Error, IoContext, Result};
 use crate::time::Deadline;
 
+/// Who else may have a lock at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// Nobody.
+    Exclusive,
+    /// Everybody who shares it too.
+    #[allow(dead_code, reason = "what uses it stands on a higher floor")]
+    Shared,
+}
+
+impl Sharing {
+    fn try_on(self, file: &File) -> Result<bool, std::io::Error> {
+        let tried = match self {
+            Self::Exclusive => fs4::FileExt::try_lock(file),
+            Self::Shared => fs4::FileExt::try_lock_shared(file),
+        };
+        match tried {
+            Ok(()) => Ok(true),
+            Err(fs4::TryLockError::WouldBlock) => Ok(false),
+            Err(fs4::TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// Blocks in the kernel.
+    fn wait_on(self, file: &File) -> Result<(), std::io::Error> {
+        loop {
+            let waited = match self {
+                Self::Exclusive => fs4::FileExt::lock(file),
+                Self::Shared => fs4::FileExt::lock_shared(file),
+            };
+            match waited {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+}
+
 /// A lock file, open but not necessarily locked.
 #[derive(Debug)]
 pub(crate) struct OsLock {
@@ -40,16 +78,24 @@ impl OsLock {
 
     /// Takes the lock if it is free.
     pub(crate) fn try_lock(&self) -> Result<bool> {
-        match fs4::FileExt::try_lock(&self.file) {
-            Ok(()) => Ok(true),
-            Err(fs4::TryLockError::WouldBlock) => Ok(false),
-            Err(fs4::TryLockError::Error(error)) => Err(error).at_in("lock", &self.dir, &self.name),
-        }
+        self.try_lock_as(Sharing::Exclusive)
+    }
+
+    /// Takes the lock if nobody is in the way. IMPORTANT: not through a lock that is held: the kernel would let go of
+    /// that first.
+    pub(crate) fn try_lock_as(&self, sharing: Sharing) -> Result<bool> {
+        sharing.try_on(&self.file).at_in("lock", &self.dir, &self.name)
     }
 
     /// Waits for the lock until the deadline. False when it passed.
     pub(crate) fn lock_until(&mut self, deadline: Deadline) -> Result<bool> {
-        if self.try_lock()? {
+        self.lock_as_until(Sharing::Exclusive, deadline)
+    }
+
+    /// Waits until nobody is in the way, or until the deadline. False when it passed. The kernel lets those who share
+    /// in past somebody who waits to have it alone.
+    pub(crate) fn lock_as_until(&mut self, sharing: Sharing, deadline: Deadline) -> Result<bool> {
+        if self.try_lock_as(sharing)? {
             return Ok(true);
         }
         if deadline.passed() {
@@ -63,13 +109,7 @@ impl OsLock {
         std::thread::Builder::new()
             .name("journal-wait".into())
             .spawn(move || {
-                let outcome = loop {
-                    match fs4::FileExt::lock(&waiting.file) {
-                        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                        Err(error) => break Err(error).at("lock", waiting.path()),
-                        Ok(()) => break Ok(()),
-                    }
-                };
+                let outcome = sharing.wait_on(&waiting.file).at("lock", waiting.path());
                 // A rendezvous: either the waiter takes the lock over now, or it has given up and we release.
                 if let Err(mpsc::SendError(Ok(file))) = send.send(outcome.map(|()| waiting.file)) {
                     let _ = fs4::FileExt::unlock(&file);
@@ -117,9 +157,48 @@ pub(crate) fn is_free(dir: &OwnedFd, name: &str, path: &Path) -> Result<bool> {
         Err(rustix::io::Errno::NOENT) => return Ok(true),
         Err(error) => return Err(error).at("open the lock file", path.join(name)),
     };
-    match fs4::FileExt::try_lock(&file) {
-        Ok(()) => Ok(true),
-        Err(fs4::TryLockError::WouldBlock) => Ok(false),
-        Err(fs4::TryLockError::Error(error)) => Err(error).at("lock", path.join(name)),
+    Sharing::Exclusive.try_on(&file).at("lock", path.join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn who_shares_a_lock_keeps_out_only_who_wants_it_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || OsLock::open(dir.path(), "tree.lock").unwrap();
+        let (first, second, alone) = (open(), open(), open());
+        assert!(first.try_lock_as(Sharing::Shared).unwrap());
+        assert!(second.try_lock_as(Sharing::Shared).unwrap());
+        assert!(!alone.try_lock().unwrap());
+        first.unlock().unwrap();
+        assert!(!alone.try_lock().unwrap(), "one of them still has it");
+        second.unlock().unwrap();
+        assert!(alone.try_lock().unwrap());
+        assert!(!first.try_lock_as(Sharing::Shared).unwrap());
+    }
+
+    #[test]
+    fn who_waits_to_share_a_lock_gets_it_with_all_others_who_do_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || OsLock::open(dir.path(), "tree.lock").unwrap();
+        let alone = open();
+        assert!(alone.try_lock().unwrap());
+        assert!(!open().lock_as_until(Sharing::Shared, Deadline::after(Duration::from_millis(5))).unwrap());
+        let long = Deadline::after(Duration::from_secs(30));
+        let (mut first, mut second) = (open(), open());
+        let held = std::thread::scope(|scope| {
+            let waiters = [&mut first, &mut second].map(|lock| {
+                let wait = move || lock.lock_as_until(Sharing::Shared, long);
+                std::thread::Builder::new().spawn_scoped(scope, wait).unwrap()
+            });
+            alone.unlock().unwrap();
+            waiters.map(|waiter| waiter.join().unwrap().unwrap())
+        });
+        assert_eq!(held, [true, true]);
+        assert!(!alone.try_lock().unwrap());
     }
 }
