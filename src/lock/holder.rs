@@ -1,6 +1,7 @@
 //! Who holds a lock, for people.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -22,6 +23,22 @@ pub struct Holder {
     pub heartbeat_ms: i64,
     /// What the holder says about its progress.
     pub progress: String,
+}
+
+/// Somebody waits for a lock: what [`Acquire::on_wait`](crate::Acquire::on_wait) is told.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Waiting {
+    /// Who has it; none where that is not known yet.
+    pub holder: Option<Holder>,
+    /// For how long this has been waited.
+    pub waited: Duration,
+}
+
+impl Waiting {
+    pub(crate) fn new(holder: Option<Holder>, waited: Duration) -> Self {
+        Self { holder, waited }
+    }
 }
 
 impl Holder {

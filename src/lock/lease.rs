@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use super::locks::{Order, Spot};
 use super::queue::Ticket;
@@ -15,6 +16,9 @@ use crate::id::{Fence, SessionId};
 use crate::store::{Durability, Store, Turn, Tx};
 use crate::time::now_ms;
 use crate::wait::StopToken;
+
+/// How long to wait for the turn to write down what is not needed.
+const SHORT_WAIT: Duration = Duration::from_millis(200);
 
 /// What this process knows of a lock it holds.
 #[derive(Debug)]
@@ -212,7 +216,7 @@ impl Lease {
 
     fn lose(&self, store: &Store) {
         if self.standing.lose() {
-            let noted = store.enter(crate::time::SHORT_WAIT).and_then(|mut turn| self.count_loss(&mut turn));
+            let noted = store.enter(SHORT_WAIT).and_then(|mut turn| self.count_loss(&mut turn));
             if let Err(error) = noted {
                 tracing::debug!(%error, "the loss of a lock could not be counted");
             }
@@ -318,10 +322,7 @@ impl Drop for Lease {
         // Explicitly: a forked child may have inherited the descriptor, and would keep the lock.
         let os = self.standing.os().take().filter(|os| os.unlock().is_ok());
         let standing = &self.standing;
-        self.ticket.with(|spot| {
-            spot.standing.retain(|held| !Arc::ptr_eq(held, standing));
-            spot.idle = os.or(spot.idle.take());
-        });
+        self.ticket.with(|spot| spot.leave(standing, os));
     }
 }
 

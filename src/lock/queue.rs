@@ -119,9 +119,7 @@ impl<K> Name<K> {
         let mut before = self.places.iter();
         match before.next() {
             Some(first) if first.number == number => true,
-            Some(first) if first.shares => {
-                before.take_while(|place| place.shares).any(|place| place.number == number)
-            }
+            Some(first) if first.shares => before.take_while(|place| place.shares).any(|place| place.number == number),
             _ => false,
         }
     }
