@@ -207,11 +207,14 @@ mod tests {
         let open = || OsLock::open(dir.path(), "tree.lock").unwrap();
         let alone = open();
         assert!(alone.try_lock().unwrap());
-        assert!(!open().lock_as_until(Sharing::Shared, Deadline::after(Duration::from_millis(5))).unwrap());
+        assert!(
+            !open().lock_as(Sharing::Shared, &mut Patience::until(Deadline::after(Duration::from_millis(5)))).unwrap()
+        );
         let long = Deadline::after(Duration::from_secs(30));
         let waiters = [(); 2].map(|()| {
             let mut lock = open();
-            std::thread::spawn(move || lock.lock_as_until(Sharing::Shared, long).map(|got| (got, lock)))
+            #[expect(clippy::disallowed_methods, reason = "a thread of a test needs no name")]
+            std::thread::spawn(move || lock.lock_as(Sharing::Shared, &mut Patience::until(long)).map(|got| (got, lock)))
         });
         alone.unlock().unwrap();
         let held = waiters.map(|waiter| waiter.join().unwrap().unwrap());
