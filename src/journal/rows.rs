@@ -6,7 +6,7 @@ use rusqlite::Row;
 use rusqlite::types::Value;
 
 use super::guard::GuardId;
-use super::record::{Change, ChangeKind, EventDetails, Mark, Redo, What};
+use super::record::{Change, ChangeKind, EventDetails, Mark, Redo, Span, What};
 use super::state::TxnState;
 use crate::codec;
 use crate::error::{Error, Result};
@@ -223,20 +223,6 @@ pub(crate) fn has_unsettled_structure(tx: &Tx<'_>) -> Result<bool> {
         (),
         |row| row.get(0),
     )
-}
-
-/// Transactions from one number to another, of one COMMIT: nobody else's are between them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
-    pub(crate) first: TxnId,
-    pub(crate) last: TxnId,
-}
-
-impl Span {
-    /// Both ends, for SQL; with nothing between them when there is none.
-    fn ends(span: Option<Self>) -> (i64, i64) {
-        span.map_or((0, 0), |span| (span.first.get(), span.last.get()))
-    }
 }
 
 /// True when a transaction was committed, and it is not known that it was carried into the tree; or when one guards paths,
