@@ -28,6 +28,7 @@ mod planted;
 mod power;
 mod power_model;
 mod quarantine;
+mod queue_model;
 mod recovery;
 mod review;
 mod skip;
