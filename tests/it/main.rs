@@ -9,6 +9,7 @@ mod crash_points;
 mod figures;
 mod filesystems;
 mod fuzz_corpus;
+mod group;
 mod guard;
 mod guard_beside;
 mod guard_corners;
