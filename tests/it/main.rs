@@ -24,6 +24,7 @@ mod guard_tree;
 mod ingest;
 mod locks;
 mod locks_lost;
+mod locks_model;
 mod model;
 mod opening;
 mod overlay_model;
