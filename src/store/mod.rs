@@ -8,6 +8,7 @@
 // What `queue` shares between threads, under a name that a test can put a model in place of.
 use std::sync;
 
+mod aside;
 mod caller;
 mod checkpoint;
 mod connect;
@@ -19,6 +20,7 @@ mod turn;
 mod tx;
 mod writer;
 
+pub(crate) use aside::Aside;
 pub(crate) use caller::CallerMode;
 pub use caller::Rows;
 pub(crate) use caller::refuse_reentry;

@@ -25,14 +25,14 @@ use crate::error::{Error, Result};
 use crate::fault::{Fault, planted};
 use crate::id::{Fence, TxnId};
 use crate::journal::{self, Change, Level, NewTxn, Span, TxnState, What};
-use crate::lock::{self, Lease};
+use crate::lock::{self, Held};
 use crate::path::RelPath;
 use crate::store::{Decided, Durability, Part, Turn, Tx, Wish};
 use crate::time::Deadline;
 
 /// What a transaction asks for.
 pub(super) struct Request<'r> {
-    pub(super) lease: &'r Lease,
+    pub(super) lease: &'r Held,
     pub(super) label: &'r str,
     pub(super) key: Option<&'r str>,
     pub(super) began_ms: i64,
@@ -50,7 +50,7 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
     if let Some(key) = request.key {
         // Before anything is prepared: the second time, sources are gone that were moved the first time.
         if let Some(receipt) = ground.store.peek(|tx| first(tx, key, &request.digest))? {
-            request.lease.note_release(&mut ground.enter()?)?;
+            request.lease.let_go(&mut ground.enter()?)?;
             return Ok(receipt);
         }
     }
@@ -65,7 +65,8 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
         Ok((Recorded::New(new), log_frames)) => (new, log_frames),
         Ok((Recorded::Before(receipt), _)) => {
             drop(turn);
-            request.lease.note_release(&mut ground.enter()?)?;
+            request.lease.not_committed();
+            request.lease.let_go(&mut ground.enter()?)?;
             return Ok(receipt);
         }
         Ok((Recorded::NotYet, _)) => {
@@ -76,6 +77,7 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
                 ground.late.gone(id);
             }
             drop(turn);
+            request.lease.not_committed();
             match &error {
                 // The rows may be there: what they refer to has to be, too.
                 Error::OutcomeUnknown { .. } => prepared.keep(),
@@ -88,7 +90,7 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
         }
     };
     prepared.keep();
-    request.lease.concluded();
+    request.lease.concluded(new.fence);
     if let Some(span) = new.noted {
         ground.late.noted(span);
     }
