@@ -31,6 +31,9 @@ const MOST_BYTES: u64 = 4 << 20;
 /// A group that has been open for so long takes in nobody else: the other processes wait for the turnstile.
 const OPEN_FOR: Duration = Duration::from_millis(10);
 
+/// So many are woken while somebody is at it. More would take the cores from those who work.
+const NEXT_ONES: usize = 1;
+
 /// What a thread wants to commit, as far as those who might share the COMMIT need to know.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wish {
@@ -216,7 +219,7 @@ impl Store {
         let deadline = Deadline::after(wait);
         let mut place = None;
         let word = self.ask(wish, deadline, &mut place)?;
-        let place = place.unwrap_or_else(Place::new);
+        let place = place.unwrap_or_else(|| self.queue.place());
         Member { store: self, durability, wish, deadline, place, work, done: None }.go_on(word)
     }
 
@@ -282,6 +285,7 @@ impl<'s, T, W: FnMut(&Tx<'_>, bool) -> Result<Part<T>>> Member<'s, '_, T, W> {
     /// Adds the part of this thread, and hands the transaction on or commits it.
     fn join(&mut self, open: Open) -> Result<Step<'s, T>> {
         let mut held = Held { store: self.store, open: Some(open) };
+        self.store.queue.rouse(NEXT_ONES);
         let Some(open) = &held.open else { return Err(Error::Closed) };
         let first = open.seats.is_empty();
         let tx = open.writer.tx();
