@@ -183,8 +183,9 @@ impl Journal {
     ///
     /// [`Error::Busy`] when the lock does not come free in time. Costs no sync.
     pub fn begin_with(&self, begin: Begin) -> Result<Transaction> {
-        store::refuse_reentry("the beginning of a transaction")?;
         let ground = self.ground();
+        ground.store.refuse_forked()?;
+        store::refuse_reentry("the beginning of a transaction")?;
         let name = begin.lock.as_deref().unwrap_or(MAIN_LOCK);
         Enclosing::refuse(ground, name)?;
         let deadline = Deadline::after(begin.wait.unwrap_or(self.inner.lock_wait));
@@ -233,6 +234,7 @@ impl Journal {
     }
 
     fn settle_and_retain(&self) -> Result<Settled> {
+        self.ground().store.refuse_forked()?;
         store::refuse_reentry("a settle")?;
         let _ = self.ground().backlog.take();
         let settled = txn::settle(self.ground(), Deadline::after(self.ground().limits.turn_wait))?;
@@ -276,6 +278,12 @@ impl Journal {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if self.ground.store.refuse_forked().is_err() {
+            // The parent's: its threads are not here, and to close its connections would be to act for it.
+            std::mem::forget(Arc::clone(&self.ground));
+            std::mem::forget(std::mem::take(&mut self.threads));
+            return self.pool.abandon();
+        }
         self.ground.backlog.stop();
         self.ground.late.stop();
         for thread in self.threads.lock().unwrap_or_else(|poison| poison.into_inner()).drain(..) {

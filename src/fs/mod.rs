@@ -16,7 +16,7 @@
 //! - [`upper`] is what a program wrote to an overlay.
 //! - [`watch`] tells, as a hint, which files are written to in place.
 //! - [`calls`] are the system calls that change anything.
-//! - [`os_lock`] takes OS locks; [`state`] makes the state directory.
+//! - [`os_lock`] takes OS locks, and [`fork`] sees to it that no forked child keeps them; [`state`] makes the state directory.
 
 pub(crate) mod append;
 pub(crate) mod area;
@@ -27,6 +27,7 @@ pub(crate) mod compare;
 pub(crate) mod copies;
 pub(crate) mod database;
 pub(crate) mod exchange;
+pub(crate) mod fork;
 pub(crate) mod handle;
 pub(crate) mod identity;
 mod kept;

@@ -13,7 +13,7 @@ use super::{guards, locks, status, transactions};
 use crate::error::{Error, IoContext, Result};
 use crate::id::{QuarantineId, TxnId};
 use crate::path::STATE_DIR;
-use crate::store::{CallerMode, SCHEMA_VERSION, Tx};
+use crate::store::{CallerMode, SCHEMA_VERSION, TURNSTILE, Tx};
 
 /// Where a journal's parts lie when they are not in the usual place.
 #[derive(Clone, Debug, Default)]
@@ -81,7 +81,8 @@ impl Inspector {
             Err(error) if missing(&error) => return Err(Error::NoJournal { root }),
             Err(error) => return Err(error),
         }
-        let inspector = Self { root, state_dir, database: ReadOnly::new(database, options.alone) };
+        let database = ReadOnly::new(database, options.alone).with_lock(state_dir.join(TURNSTILE));
+        let inspector = Self { root, state_dir, database };
         match inspector.database.snapshot(schema)? {
             None => Err(Error::NoJournal { root: inspector.root }),
             Some(found) if found > SCHEMA_VERSION => {

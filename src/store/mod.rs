@@ -18,4 +18,4 @@ pub(crate) use checkpoint::Checkpointer;
 pub(crate) use connect::Database;
 pub(crate) use migrate::SCHEMA_VERSION;
 pub(crate) use pool::ReadPool;
-pub(crate) use turn::{Durability, LOG_FRAMES_ENOUGH, Store, Turn, Tx};
+pub(crate) use turn::{Durability, LOG_FRAMES_ENOUGH, Store, TURNSTILE, Turn, Tx};

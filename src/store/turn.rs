@@ -28,6 +28,8 @@ use crate::fs::state::StateDir;
 use crate::time::Deadline;
 
 const MARKER: &str = "sync-failed";
+/// The turnstile's file, in the state directory.
+pub(crate) const TURNSTILE: &str = "turnstile.lock";
 
 /// What a COMMIT waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +75,7 @@ impl Store {
     /// Opens the database, makes or migrates the engine's schema.
     pub(crate) fn open(database: Database, state_dir: StateDir, wait: Duration) -> Result<Self> {
         // The turnstile comes first: two processes may be making this journal at once.
-        let mut turnstile = OsLock::open(state_dir.path(), "turnstile.lock")?;
+        let mut turnstile = OsLock::open(state_dir.path(), TURNSTILE)?;
         let deadline = Deadline::after(wait);
         if !turnstile.lock_until(deadline)? {
             return Err(Error::Busy { what: "the turnstile".into(), holder: "another process".into(), waited: wait });
@@ -102,6 +104,7 @@ impl Store {
 
     /// Waits for the turn to write. [`Error::Busy`] when it does not come in time.
     pub(crate) fn enter(&self, wait: Duration) -> Result<Turn<'_>> {
+        self.refuse_forked()?;
         refuse_reentry("a write")?;
         let deadline = Deadline::after(wait);
         let mut writer = self.writer.lock().unwrap_or_else(|poison| poison.into_inner());
@@ -120,12 +123,13 @@ impl Store {
 
     /// Reads one snapshot of what is committed, without waiting for anybody's turn in other processes.
     pub(crate) fn peek<T>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        self.refuse_forked()?;
         refuse_reentry("a read of the journal")?;
         let writer = self.writer.lock().unwrap_or_else(|poison| poison.into_inner());
         self.refuse_poisoned()?;
         let tx = Tx { conn: &writer.conn, mode: &self.mode };
         tx.run("BEGIN DEFERRED", "beginning a read")?;
-        let _end = RollBack(&writer.conn);
+        let _end = RollBack(&writer.conn, &self.mode);
         work(&tx)
     }
 
@@ -134,8 +138,14 @@ impl Store {
         migrate::application(&mut self.enter(wait)?, steps)
     }
 
+    /// [`Error::Forked`] in a child of the process that opened it: nothing of it may be touched there.
+    pub(crate) fn refuse_forked(&self) -> Result<()> {
+        self.mode.born.check()
+    }
+
     /// Why this handle no longer writes, if so.
     pub(crate) fn refuse_poisoned(&self) -> Result<()> {
+        self.refuse_forked()?;
         match &*self.poisoned.lock().unwrap_or_else(|poison| poison.into_inner()) {
             Some(why) => Err(Error::Poisoned { why: why.clone() }),
             None => Ok(()),
@@ -307,16 +317,17 @@ impl Writing<'_> {
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
         if !self.committed {
-            drop(RollBack(&self.writer.conn));
+            drop(RollBack(&self.writer.conn, &self.store.mode));
         }
     }
 }
 
-struct RollBack<'c>(&'c Connection);
+struct RollBack<'c>(&'c Connection, &'c CallerMode);
 
 impl Drop for RollBack<'_> {
     fn drop(&mut self) {
-        if !self.0.is_autocommit() {
+        // What a child takes back in the log's index, the parent loses.
+        if self.1.born.is_here() && !self.0.is_autocommit() {
             let _ = self.0.prepare_cached("ROLLBACK").and_then(|mut rollback| rollback.raw_execute());
         }
     }
@@ -336,6 +347,7 @@ impl<'c> Tx<'c> {
     }
 
     pub(crate) fn prepare(&self, sql: &'static str) -> Result<CachedStatement<'_>> {
+        self.mode.born.check()?;
         self.conn.prepare_cached(sql).during(sql)
     }
 
