@@ -133,8 +133,6 @@ impl CallerMode {
         let out = Out(self);
         let value = work(&Rows { conn, mode: self })?;
         drop(out);
-        // The closure itself may have forked.
-        self.born.check()?;
         if self.schema_changed.load(Ordering::Relaxed) {
             refuse_impostors(conn)?;
         }
