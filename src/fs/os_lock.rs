@@ -7,13 +7,16 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
 use super::fork::LockFile;
+use super::handoff::Handoff;
 use crate::error::{Error, IoContext, Result};
+use crate::fault::{Fault, planted};
 use crate::time::Deadline;
+use crate::wait::Patience;
 
 /// Who else may have a lock at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +24,6 @@ pub(crate) enum Sharing {
     /// Nobody.
     Exclusive,
     /// Everybody who shares it too.
-    #[allow(dead_code, reason = "what uses it stands on a higher floor")]
     Shared,
 }
 
@@ -87,39 +89,47 @@ impl OsLock {
 
     /// Waits for the lock until the deadline. False when it passed.
     pub(crate) fn lock_until(&mut self, deadline: Deadline) -> Result<bool> {
-        self.lock_as_until(Sharing::Exclusive, deadline)
+        self.lock_as(Sharing::Exclusive, &mut Patience::until(deadline))
     }
 
-    /// Waits until nobody is in the way, or until the deadline. False when it passed. The kernel lets those who share
-    /// in past somebody who waits to have it alone.
-    pub(crate) fn lock_as_until(&mut self, sharing: Sharing, deadline: Deadline) -> Result<bool> {
+    /// Waits until nobody is in the way, as long as patience lasts. False when it came to an end. The kernel lets those
+    /// who share in past somebody who waits to have it alone.
+    pub(crate) fn lock_as(&mut self, sharing: Sharing, patience: &mut Patience<'_>) -> Result<bool> {
         if self.try_lock_as(sharing)? {
             return Ok(true);
         }
-        if deadline.passed() {
+        if patience.is_over() {
             return Ok(false);
         }
         // A description of its own for the waiter: were ours used, a late grant would meet a lock that a later
         // attempt through the same description already holds, and release it.
         let waiting = Self::open(&self.dir, &self.name)?;
-        let (send, granted) = mpsc::sync_channel::<Result<LockFile>>(0);
+        let handoff = Arc::new(Handoff::<Result<LockFile>>::new());
+        let giving = Arc::clone(&handoff);
         std::thread::Builder::new()
             .name("journal-wait".into())
             .spawn(move || {
                 let outcome = sharing.wait_on(&waiting.file).at("lock", waiting.path());
-                // A rendezvous: either the waiter takes the lock over now, or it has given up and we release.
-                if let Err(mpsc::SendError(Ok(file))) = send.send(outcome.map(|()| waiting.file)) {
+                // Either it is taken over now, or they have given up and we release.
+                if let Err(Ok(file)) = giving.give(outcome.map(|()| waiting.file)) {
                     let _ = fs4::FileExt::unlock(&*file);
                 }
             })
             .at("start a thread that waits for", self.path())?;
-        match granted.recv_timeout(deadline.left()) {
-            Ok(file) => {
-                self.file = file?;
-                Ok(true)
+        let nudged = Arc::clone(&handoff);
+        let _called_off = patience.cancel().map(|cancel| cancel.on_stop(move || nudged.nudge()));
+        let got = loop {
+            if let Some(got) = handoff.take(patience.slice(), || patience.is_over()) {
+                break Some(got);
             }
-            Err(_) => Ok(false),
-        }
+            if patience.is_over() {
+                break handoff.give_up();
+            }
+            patience.tell();
+        };
+        let Some(file) = got else { return Ok(false) };
+        self.file = file?;
+        Ok(true)
     }
 
     /// A descriptor of the same lock that processes started from now on inherit.
@@ -137,7 +147,7 @@ impl OsLock {
     pub(crate) fn check_same(&self) -> Result<()> {
         let path = self.path();
         match rustix::fs::lstat(&path) {
-            Ok(named) if named.st_ino == self.file.ino() => Ok(()),
+            Ok(named) if named.st_ino == self.file.ino() || planted(Fault::LockFileNotChecked) => Ok(()),
             Ok(_) => Err(Error::LockFileReplaced { path }),
             Err(rustix::io::Errno::NOENT) => Err(Error::LockFileReplaced { path }),
             Err(error) => Err(error).at("look at", path),
@@ -145,15 +155,26 @@ impl OsLock {
     }
 }
 
+/// True when nobody has the lock file in `dir` alone, or it is not there. Shares the lock for an instant, so that any number may
+/// ask at once.
+pub(crate) fn is_unheld(dir: &Path, name: &str) -> Result<bool> {
+    let path = dir.join(name);
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match LockFile::open(&path, || rustix::fs::open(&path, flags, Mode::empty())) {
+        Ok(file) => Sharing::Shared.try_on(&file).at("lock", path),
+        Err(Error::NotFound { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 /// True when the lock file in `dir` is locked by nobody, or is not there. Takes the lock for an instant.
 pub(crate) fn is_free(dir: &OwnedFd, name: &str, path: &Path) -> Result<bool> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = match LockFile::open(&path.join(name), || rustix::fs::openat(dir, name, flags, Mode::empty())) {
-        Ok(file) => file,
-        Err(Error::NotFound { .. }) => return Ok(true),
-        Err(error) => return Err(error),
-    };
-    Sharing::Exclusive.try_on(&file).at("lock", path.join(name))
+    match LockFile::open(&path.join(name), || rustix::fs::openat(dir, name, flags, Mode::empty())) {
+        Ok(file) => Sharing::Exclusive.try_on(&file).at("lock", path.join(name)),
+        Err(Error::NotFound { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -183,18 +204,18 @@ mod tests {
         let open = || OsLock::open(dir.path(), "tree.lock").unwrap();
         let alone = open();
         assert!(alone.try_lock().unwrap());
-        assert!(!open().lock_as_until(Sharing::Shared, Deadline::after(Duration::from_millis(5))).unwrap());
+        assert!(
+            !open().lock_as(Sharing::Shared, &mut Patience::until(Deadline::after(Duration::from_millis(5)))).unwrap()
+        );
         let long = Deadline::after(Duration::from_secs(30));
-        let (mut first, mut second) = (open(), open());
-        let held = std::thread::scope(|scope| {
-            let waiters = [&mut first, &mut second].map(|lock| {
-                let wait = move || lock.lock_as_until(Sharing::Shared, long);
-                std::thread::Builder::new().spawn_scoped(scope, wait).unwrap()
-            });
-            alone.unlock().unwrap();
-            waiters.map(|waiter| waiter.join().unwrap().unwrap())
+        let waiters = [(); 2].map(|()| {
+            let mut lock = open();
+            #[expect(clippy::disallowed_methods, reason = "a thread of a test needs no name")]
+            std::thread::spawn(move || lock.lock_as(Sharing::Shared, &mut Patience::until(long)).map(|got| (got, lock)))
         });
-        assert_eq!(held, [true, true]);
+        alone.unlock().unwrap();
+        let held = waiters.map(|waiter| waiter.join().unwrap().unwrap());
+        assert!(held.iter().all(|(got, _)| *got));
         assert!(!alone.try_lock().unwrap());
     }
 }

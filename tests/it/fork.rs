@@ -7,7 +7,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use journal_kb::inspect::Inspector;
-use journal_kb::{Begin, Error, Journal};
+use journal_kb::{Acquire, Begin, Error, Journal};
 
 use crate::support::{Tree, child, child_root, wait_for_word};
 
@@ -148,17 +148,18 @@ fn a_parent_whose_child_tries_everything() {
     fs::write(root.join("guarded"), "before").unwrap();
     let journal = Journal::open(&root).unwrap();
     let inspector = Inspector::open(&root).unwrap();
-    let mut staged = journal.begin_with(Begin::new("staged").lock("staged")).unwrap();
-    staged.write("large", &vec![7; 1 << 20]).unwrap();
+    let alone = journal.lock("alone").unwrap();
     let mut guarding = journal.begin_with(Begin::new("guarding").lock("guarding")).unwrap();
     guarding.guard_paths(["guarded"]).unwrap();
     fs::write(root.join("guarded"), "after").unwrap();
+    let mut staged = journal.begin_with(Begin::new("staged").lock("staged")).unwrap();
+    staged.write("large", vec![7; 1 << 20]).unwrap();
     let unused = Journal::open(&root).unwrap();
     let of_root = root.clone();
     // The fork copies all of it, and the child drops its copies.
-    let mut open = Some((journal, staged, guarding, inspector, unused));
+    let mut open = Some((journal, staged, guarding, alone, inspector, unused));
     let forked = fork(|| {
-        let (journal, mut staged, mut guarding, inspector, unused) = open.take().unwrap();
+        let (journal, mut staged, mut guarding, alone, inspector, unused) = open.take().unwrap();
         refused("begin", journal.begin(""));
         refused("transact", journal.transact(|_| Ok(())));
         refused("read", journal.read(|_| Ok(())));
@@ -172,6 +173,15 @@ fn a_parent_whose_child_tries_everything() {
         refused("open", Journal::open(&of_root));
         refused("inspect", Inspector::open(&of_root));
         refused("inspector", inspector.status());
+        refused("lock", journal.lock("other"));
+        refused("shared lock", journal.lock_with(Acquire::new("other").shared()));
+        refused("single flight", journal.single_flight("other", |_| Ok(())));
+        refused("holder", journal.holder("alone"));
+        refused("begin under a lock", alone.begin(""));
+        refused("write under a lock", alone.write(|_| Ok(())));
+        refused("fence", alone.fence());
+        assert!(!alone.is_held());
+        assert_eq!(alone.release().len(), 0);
         refused("rollback", guarding.rollback());
         refused("commit", staged.commit());
         refused("close", journal.clone().close());
@@ -179,10 +189,11 @@ fn a_parent_whose_child_tries_everything() {
         0
     });
     assert_eq!(wait(forked), 0);
-    let (journal, mut staged, guarding, _, unused) = open.unwrap();
+    let (journal, mut staged, guarding, alone, _, unused) = open.unwrap();
     assert_eq!(fs::read(root.join("guarded")).unwrap(), b"after", "nothing was put back");
     let other = Journal::open(&root).unwrap();
-    for lock in ["staged", "guarding"] {
+    assert!(alone.is_held() && other.try_lock("alone").unwrap().is_none());
+    for lock in ["guarding", "staged"] {
         let taken = other.begin_with(Begin::new("").lock(lock).wait(Duration::ZERO));
         assert!(taken.as_ref().is_err_and(Error::is_busy), "{taken:?}");
     }
@@ -192,6 +203,8 @@ fn a_parent_whose_child_tries_everything() {
     staged.sql(|rows| rows.execute("CREATE TABLE t (x)", ()).map(drop)).unwrap();
     staged.commit().unwrap();
     guarding.commit().unwrap();
+    alone.begin("").unwrap().commit().unwrap();
+    assert_eq!(alone.release().len(), 0);
     assert_eq!(fs::read(root.join("large")).unwrap(), vec![7; 1 << 20]);
     integrity(&journal);
     journal.close().unwrap();
@@ -211,7 +224,7 @@ fn a_parent_that_forks_inside_commit() {
     journal.migrate(&["CREATE TABLE t (who TEXT)"]).unwrap();
     let parent = std::process::id();
     let mut txn = journal.begin("").unwrap();
-    txn.write("large", &vec![7; 1 << 20]).unwrap();
+    txn.write("large", vec![7; 1 << 20]).unwrap();
     let (send, children) = std::sync::mpsc::channel();
     txn.sql(move |rows| {
         // More than SQLite keeps in memory: some of it is in the log, and in the log's index, which the child shares.
