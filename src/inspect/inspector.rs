@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use super::database::ReadOnly;
+use super::liveness::KernelLocks;
 use super::model::{
     EventInfo, GuardInfo, LockInfo, SessionInfo, Status, TransactionDetail, TransactionFilter, TransactionSummary,
+    Turnstile,
 };
 use super::quarantine::{self, QuarantineDetail, QuarantineEntry};
 use super::{guards, locks, status, transactions};
@@ -142,6 +144,11 @@ impl Inspector {
     /// All locks that were ever taken, by name.
     pub fn locks(&self) -> Result<Vec<LockInfo>> {
         locks::locks(self)
+    }
+
+    /// Whose turn it is to write, at this moment.
+    pub fn turnstile(&self) -> Turnstile {
+        locks::turnstile(&self.state_dir, &KernelLocks::read())
     }
 
     /// The sessions that did not say goodbye: alive, or dead and not yet recovered.

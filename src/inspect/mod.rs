@@ -30,6 +30,7 @@ pub use crate::lock::Holder;
 pub use inspector::{InspectOptions, Inspector};
 pub use model::{
     Advice, AreaUsage, ChangeInfo, EventInfo, GuardInfo, Health, LockInfo, PathInfo, RedoInfo, SessionInfo,
-    StateCounts, Status, TransactionDetail, TransactionFilter, TransactionSummary, TreeInfo, Unsettled, Waiting,
+    StateCounts, Status, TransactionDetail, TransactionFilter, TransactionSummary, TreeInfo, Turnstile, Unsettled,
+    Waiter, Waiting,
 };
 pub use quarantine::{KeptFile, QuarantineDetail, QuarantineEntry, QuarantinePath};
