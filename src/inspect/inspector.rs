@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use super::database::ReadOnly;
+use super::holders::{self, LockHolders};
 use super::liveness::KernelLocks;
 use super::model::{
     EventInfo, GuardInfo, LockInfo, SessionInfo, Status, TransactionDetail, TransactionFilter, TransactionSummary,
@@ -144,6 +145,12 @@ impl Inspector {
     /// All locks that were ever taken, by name.
     pub fn locks(&self) -> Result<Vec<LockInfo>> {
         locks::locks(self)
+    }
+
+    /// The processes that hold the lock `name`, each compared with what the journal has on record; none when no such lock was
+    /// ever taken. Shares the lock for an instant when it is free.
+    pub fn lock_holders(&self, name: &str) -> Result<Option<LockHolders>> {
+        holders::holders(self, name)
     }
 
     /// Whose turn it is to write, at this moment.

@@ -103,24 +103,31 @@ impl KernelLocks {
     }
 
     fn holds_by_descriptor(&self, pid: i32, meta: &Metadata) -> bool {
-        self.descriptors(pid).is_some_and(|mut fds| {
-            fds.any(|(name, fd)| {
-                let info = self.proc.join(pid.to_string()).join("fdinfo").join(name);
-                fd.dev() == meta.dev()
-                    && fd.ino() == meta.ino()
-                    && fs::read_to_string(info).is_ok_and(|text| {
-                        let mut locks = text.lines().filter_map(|line| parse(line.strip_prefix("lock:")?));
-                        locks.any(|lock| !lock.waits)
-                    })
-            })
-        })
+        has_lock(&self.proc, pid, (meta.dev(), meta.ino())) == Some(true)
     }
 
-    /// The open files of a process, with the names of their descriptors; none when they may not be looked at.
     fn descriptors(&self, pid: i32) -> Option<impl Iterator<Item = (std::ffi::OsString, Metadata)> + use<>> {
-        let dir = fs::read_dir(self.proc.join(pid.to_string()).join("fd")).ok()?;
-        Some(dir.flatten().filter_map(|entry| Some((entry.file_name(), fs::metadata(entry.path()).ok()?))))
+        descriptors(&self.proc, pid)
     }
+}
+
+/// True when a process has a descriptor of the locked file of this device and inode; none when it may not be looked at.
+pub(super) fn has_lock(proc: &Path, pid: i32, place: (u64, u64)) -> Option<bool> {
+    let holds = |(name, fd): (std::ffi::OsString, Metadata)| {
+        let info = proc.join(pid.to_string()).join("fdinfo").join(name);
+        (fd.dev(), fd.ino()) == place
+            && fs::read_to_string(info).is_ok_and(|text| {
+                let mut locks = text.lines().filter_map(|line| parse(line.strip_prefix("lock:")?));
+                locks.any(|lock| !lock.waits)
+            })
+    };
+    descriptors(proc, pid).map(|mut fds| fds.any(holds))
+}
+
+/// The open files of a process, with the names of their descriptors; none when they may not be looked at.
+fn descriptors(proc: &Path, pid: i32) -> Option<impl Iterator<Item = (std::ffi::OsString, Metadata)> + use<>> {
+    let dir = fs::read_dir(proc.join(pid.to_string()).join("fd")).ok()?;
+    Some(dir.flatten().filter_map(|entry| Some((entry.file_name(), fs::metadata(entry.path()).ok()?))))
 }
 
 /// `1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF`; of a waiter `1: -> FLOCK …`.

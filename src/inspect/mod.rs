@@ -15,6 +15,7 @@
 
 mod database;
 mod guards;
+mod holders;
 mod inspector;
 mod liveness;
 mod locks;
@@ -27,6 +28,7 @@ mod value;
 mod verdict;
 
 pub use crate::lock::Holder;
+pub use holders::{LockHolders, LockProcess, Refusal, Role};
 pub use inspector::{InspectOptions, Inspector};
 pub use model::{
     Advice, AreaUsage, ChangeInfo, EventInfo, GuardInfo, Health, LockInfo, PathInfo, RedoInfo, SessionInfo,

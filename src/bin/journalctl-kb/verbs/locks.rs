@@ -1,5 +1,8 @@
 //! `locks`: who holds what.
 
+mod break_lock;
+
+use clap::Subcommand;
 use journal_kb::Holder;
 use journal_kb::inspect::{LockInfo, Turnstile};
 
@@ -23,7 +26,21 @@ holder (pid, program, session, purpose, since_ms, heartbeat_ms, progress; null w
 acquisitions, crashes, losses, waiting (pid, program, since_ms; null within the first second), waits, longest_wait_ms; then \
 one object with turnstile: whose turn it is to write (held, pids, waiting)";
 
-pub(crate) fn run(out: &mut Out, place: &Place) -> Result<Outcome, Failure> {
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// End those who hold a lock, and take what they left unfinished back
+    #[command(after_help = break_lock::HELP)]
+    Break(break_lock::Arguments),
+}
+
+pub(crate) fn run(out: &mut Out, place: &Place, action: Option<&Action>) -> Result<Outcome, Failure> {
+    match action {
+        None => list(out, place),
+        Some(Action::Break(arguments)) => break_lock::run(out, place, arguments),
+    }
+}
+
+fn list(out: &mut Out, place: &Place) -> Result<Outcome, Failure> {
     let inspector = place.inspector()?;
     let (locks, turnstile) = (inspector.locks()?, inspector.turnstile());
     if out.json() {
