@@ -36,5 +36,6 @@ mod strays;
 mod support;
 mod testing;
 mod tidy;
+mod torment;
 mod transaction;
 mod trouble;
