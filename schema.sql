@@ -42,8 +42,19 @@ CREATE TABLE journal_lock (
     progress     TEXT NOT NULL DEFAULT '',
     acquisitions INTEGER NOT NULL DEFAULT 1,
     crashes      INTEGER NOT NULL DEFAULT 0,    -- acquisitions that found the row still held
-    losses       INTEGER NOT NULL DEFAULT 0     -- holders that found their fence overtaken
+    losses       INTEGER NOT NULL DEFAULT 0,    -- holders that found their fence overtaken
+    waits        INTEGER NOT NULL DEFAULT 0,    -- acquisitions that waited for more than a second
+    longest_wait_ms INTEGER NOT NULL DEFAULT 0  -- the longest of these
 ) STRICT, WITHOUT ROWID;
+
+-- Who has waited for a lock for more than a second, until he gets it or gives up. That he waits is the kernel's word.
+CREATE TABLE journal_wait (
+    id       INTEGER PRIMARY KEY,
+    lock     TEXT NOT NULL,
+    session  BLOB NOT NULL,
+    pid      INTEGER NOT NULL,
+    since_ms INTEGER NOT NULL
+) STRICT;
 
 -- A transaction. A staged one has no row before its COMMIT.
 CREATE TABLE journal_txn (

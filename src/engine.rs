@@ -1,9 +1,9 @@
 //! The open journal: wires the floors together, and owns the background thread.
 
+mod locking;
 mod plan;
 mod quarantine;
 
-use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -17,16 +17,17 @@ use crate::fs::root::{self, RootDir};
 use crate::fs::state::{self, StateDir};
 use crate::history::{self, Retention};
 use crate::journal;
-use crate::lock::{self, Locks, Session};
+use crate::lock::{Heartbeat, Locks, Session};
 use crate::options::{Begin, Options};
 use crate::path::{RelPath, STATE_DIR};
 use crate::recovery;
 use crate::store::{self, Checkpointer, Database, ReadPool, Rows, Store, Turn};
-use crate::time::{Deadline, Process, boot_id};
+use crate::time::{Deadline, boot_id};
 use crate::txn::{
     self, Backlog, BacklogState, Drained, Ground, Late, Limits, Parts, Receipt, Settled, Transaction, Which,
 };
 
+pub use locking::{Flight, Lock, LockFence};
 pub use plan::{PlannedStep, recovery_plan};
 pub use quarantine::Quarantine;
 
@@ -39,7 +40,8 @@ const MAIN_LOCK: &str = "main";
 /// [`Journal::close`] does the same and says how it went.
 ///
 /// Threads: `journal-settle` makes the tree durable behind the commits, `journal-tree` opens files of the tree,
-/// `journal-note` writes down what no commit came by to carry along, `journal-pool` looks after the readers; they end with the journal. `journal-wait` lives while a lock is waited for.
+/// `journal-note` writes down what no commit came by to carry along, `journal-pool` looks after the readers; they end with the
+/// journal. `journal-beat` gives signs of life while locks are held for long, `journal-wait` lives while one is waited for.
 #[derive(Clone, Debug)]
 pub struct Journal {
     inner: Arc<Inner>,
@@ -83,11 +85,6 @@ pub struct Recovered {
     pub quarantined: u64,
     /// Leftovers of dead sessions that were removed.
     pub swept: u64,
-}
-
-thread_local! {
-    /// The locks that an enclosing `transact` of this thread holds: waiting for one of them would never end.
-    static ENCLOSING: RefCell<Vec<(usize, String)>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Options {
@@ -168,7 +165,6 @@ impl Journal {
     /// `Err` or panics. What it wrote is durable and visible on return.
     pub fn transact<T>(&self, work: impl FnOnce(&mut Transaction) -> Result<T>) -> Result<Committed<T>> {
         let mut txn = self.begin("")?;
-        let _enclosing = Enclosing::enter(self.ground(), MAIN_LOCK);
         let value = work(&mut txn)?;
         let receipt = txn.commit()?;
         Ok(Committed { value, receipt })
@@ -177,40 +173,6 @@ impl Journal {
     /// Begins a transaction under the lock `main`, waiting for it if somebody else has it.
     pub fn begin(&self, label: &str) -> Result<Transaction> {
         self.begin_with(Begin::new(label))
-    }
-
-    /// Begins a transaction. Before it returns, whatever others committed and could not apply is in the tree.
-    ///
-    /// [`Error::Busy`] when the lock does not come free in time. Costs no sync.
-    pub fn begin_with(&self, begin: Begin) -> Result<Transaction> {
-        store::refuse_reentry("the beginning of a transaction")?;
-        let ground = self.ground();
-        let name = begin.lock.as_deref().unwrap_or(MAIN_LOCK);
-        Enclosing::refuse(ground, name)?;
-        let deadline = Deadline::after(begin.wait.unwrap_or(self.inner.lock_wait));
-        let granted = ground.locks.wait(&ground.store, name, deadline)?;
-        let look = || {
-            ground.store.peek(|tx| {
-                let unfinished = journal::has_unfinished(tx, ground.late.unnoted())?;
-                let replay = match &begin.key {
-                    Some(key) => journal::by_key(tx, key)?.is_some(),
-                    None => false,
-                };
-                Ok((unfinished, replay, lock::newest_fence(tx, name)?, ground.version(tx)?))
-            })
-        };
-        let (unfinished, mut replay, mut fence, mut version) = look()?;
-        if unfinished {
-            recovery::drain(ground, &mut ground.enter()?, Which::Unapplied)?;
-            if wait_for_workers(ground, name, deadline)? {
-                recovery::drain(ground, &mut ground.enter()?, Which::Unapplied)?;
-            }
-            (_, replay, fence, version) = look()?;
-        }
-        let lease = ground.locks.hold(granted, fence, &begin.label);
-        ground.late.ring();
-        let alive: Arc<dyn std::any::Any + Send + Sync> = self.inner.clone();
-        Ok(Transaction::new(Arc::clone(ground), alive, lease, begin.label, begin.key, replay, version))
     }
 
     /// Reads the database in one snapshot, through the pool: query-only, and without waiting for writers.
@@ -278,6 +240,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.ground.backlog.stop();
         self.ground.late.stop();
+        self.ground.locks.stop();
         for thread in self.threads.lock().unwrap_or_else(|poison| poison.into_inner()).drain(..) {
             let _ = thread.join();
         }
@@ -295,27 +258,6 @@ impl Drop for Inner {
                 tracing::warn!(%error, "the session did not end cleanly; the next one recovers");
             }
         }
-    }
-}
-
-struct Enclosing(());
-
-impl Enclosing {
-    fn enter(ground: &Arc<Ground>, name: &str) -> Self {
-        ENCLOSING.with_borrow_mut(|held| held.push((Arc::as_ptr(ground) as usize, name.to_owned())));
-        Self(())
-    }
-
-    fn refuse(ground: &Arc<Ground>, name: &str) -> Result<()> {
-        let ours = Arc::as_ptr(ground) as usize;
-        let held = ENCLOSING.with_borrow(|held| held.iter().any(|(at, held)| *at == ours && held == name));
-        if held { Err(Error::Reentrant { what: "a transaction under the lock it already holds" }) } else { Ok(()) }
-    }
-}
-
-impl Drop for Enclosing {
-    fn drop(&mut self) {
-        ENCLOSING.with_borrow_mut(|held| drop(held.pop()));
     }
 }
 
@@ -344,7 +286,8 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
     let fence_mark = codec::encode(&(&boot, state.place.mount))?;
     let session = Session::begin(&store, &state_path, &fence_mark, options.turn_wait)?;
     let opener = Opener::on(&path, &root.top().meta)?;
-    let locks = Locks::new(state_path.join("locks"), session.id);
+    let heartbeat = Heartbeat::new(store.database().clone(), state_path.clone(), options.heartbeat);
+    let locks = Locks::new(state_path.clone(), session.id, heartbeat);
     let parts = Parts {
         root,
         opener,
@@ -365,25 +308,6 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
         drain: recovery::drain,
     };
     Ground::lay(parts, state_area, Backlog::new(options.settle_bytes, options.settle_paths))
-}
-
-/// Waits until nobody works any more under the guard of a transaction that died with this lock. False when there was nobody.
-fn wait_for_workers(ground: &Ground, lock: &str, deadline: Deadline) -> Result<bool> {
-    const PAUSE: Duration = Duration::from_millis(2);
-    let mut workers = ground.store.peek(|tx| journal::workers(tx, lock))?;
-    let were_there = !workers.is_empty();
-    loop {
-        workers.retain(Process::lives);
-        let Some(worker) = workers.first() else { return Ok(were_there) };
-        if deadline.passed() {
-            return Err(Error::Busy {
-                what: format!("lock {lock:?}"),
-                holder: format!("process {}, which a transaction that died has left at work", worker.pid()),
-                waited: deadline.waited(),
-            });
-        }
-        std::thread::sleep(PAUSE);
-    }
 }
 
 /// The paths of the tree that are not the tree's: the state directory, and the database with its sidecars.

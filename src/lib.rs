@@ -19,19 +19,22 @@ pub mod testing;
 mod time;
 mod tree;
 mod txn;
+mod wait;
 
 pub use rusqlite;
 
-pub use engine::{Committed, Journal, PlannedStep, Quarantine, Recovered, recovery_plan};
+pub use engine::{Committed, Flight, Journal, Lock, LockFence, PlannedStep, Quarantine, Recovered, recovery_plan};
 pub use error::{Error, Result, Retry};
 pub use fs::clone::Way;
 pub use history::Retention;
 pub use id::{Fence, QuarantineId, TxnId};
 pub use journal::{Change, ChangeKind};
-pub use options::{Begin, Options};
+pub use lock::{Holder, Waiting};
+pub use options::{Acquire, Begin, Options};
 pub use recovery::{Resolved, Standing};
 pub use store::Rows;
 pub use txn::{Guard, Layer, Receipt, RolledBack, Settled, Transaction, Warning};
+pub use wait::StopToken;
 
 /// Entrances for fuzzing, which `cargo test` replays too. Not part of the interface.
 #[cfg(feature = "testing")]

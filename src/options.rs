@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::history::Retention;
+use crate::lock::Waiting;
+use crate::wait::StopToken;
 
 /// Settings of a journal, for this opening of it. [`Journal::options`](crate::Journal::options) gives the defaults.
 #[derive(Clone, Debug)]
@@ -20,6 +22,7 @@ pub struct Options {
     pub(crate) read_limit: Duration,
     pub(crate) lock_wait: Duration,
     pub(crate) turn_wait: Duration,
+    pub(crate) heartbeat: Duration,
     pub(crate) settle_after: Duration,
     pub(crate) settle_bytes: u64,
     pub(crate) settle_paths: u64,
@@ -40,6 +43,7 @@ impl Default for Options {
             read_limit: Duration::from_secs(5),
             lock_wait: Duration::from_secs(150),
             turn_wait: Duration::from_secs(60),
+            heartbeat: Duration::from_secs(5),
             settle_after: Duration::from_secs(1),
             settle_bytes: 8 << 20,
             settle_paths: 2048,
@@ -118,6 +122,12 @@ impl Options {
         self
     }
 
+    /// How often whoever holds a lock gives a sign of life, for people, and looks whether it is still held. Default: 5 s.
+    pub fn heartbeat(mut self, every: Duration) -> Self {
+        self.heartbeat = every;
+        self
+    }
+
     /// How long after a commit the background thread makes the tree itself durable. Default: 1 s.
     pub fn settle_after(mut self, idle: Duration) -> Self {
         self.settle_after = idle;
@@ -159,7 +169,7 @@ impl Begin {
         Self { label: label.into(), ..Self::default() }
     }
 
-    /// The lock it holds from begin to end. Default: `main`.
+    /// The lock it holds from begin to end. Default: `main`; under a [`Lock`](crate::Lock) that very one.
     pub fn lock(mut self, name: impl Into<String>) -> Self {
         self.lock = Some(name.into());
         self
@@ -177,5 +187,64 @@ impl Begin {
     pub fn key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());
         self
+    }
+}
+
+/// What [`Acquire::on_wait`] was given: how often, and whom to tell.
+pub(crate) type OnWait<'a> = (Duration, Box<dyn FnMut(&Waiting) + Send + 'a>);
+
+/// How a lock is taken: alone or shared, how long to wait, for what, and what happens meanwhile.
+#[must_use = "give it to Journal::lock_with"]
+pub struct Acquire<'a> {
+    pub(crate) name: String,
+    pub(crate) shared: bool,
+    pub(crate) wait: Option<Duration>,
+    pub(crate) purpose: String,
+    pub(crate) cancel: Option<StopToken>,
+    pub(crate) on_wait: Option<OnWait<'a>>,
+}
+
+impl<'a> Acquire<'a> {
+    /// The lock of this name, alone.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), shared: false, wait: None, purpose: String::new(), cancel: None, on_wait: None }
+    }
+
+    /// Shares it with all who share it too: while somebody does, no transaction of this name is at work, and none is half done.
+    /// Nothing can be written under a shared lock, and it does not become exclusive.
+    pub fn shared(mut self) -> Self {
+        self.shared = true;
+        self
+    }
+
+    /// How long to wait for it. Default: [`Options::lock_wait`]. Zero: not at all.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.wait = Some(wait);
+        self
+    }
+
+    /// What it is taken for, as whoever waits for it is shown.
+    pub fn purpose(mut self, text: impl Into<String>) -> Self {
+        self.purpose = text.into();
+        self
+    }
+
+    /// Waiting ends with [`Error::Cancelled`](crate::Error::Cancelled) when this is asked to stop.
+    pub fn cancel(mut self, cancel: &StopToken) -> Self {
+        self.cancel = Some(cancel.clone());
+        self
+    }
+
+    /// Tells, as soon as this has to wait and each time `every` has gone by, who has the lock and for how long it has been
+    /// waited. Called on the waiting thread.
+    pub fn on_wait(mut self, every: Duration, tell: impl FnMut(&Waiting) + Send + 'a) -> Self {
+        self.on_wait = Some((every, Box::new(tell)));
+        self
+    }
+}
+
+impl std::fmt::Debug for Acquire<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Acquire").field("name", &self.name).field("shared", &self.shared).finish_non_exhaustive()
     }
 }

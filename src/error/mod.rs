@@ -212,6 +212,46 @@ pub enum Error {
         /// How long was waited.
         waited: Duration,
     },
+    /// Waiting was called off by a [`StopToken`](crate::StopToken).
+    #[error("waiting for {what} was called off: {reason}")]
+    Cancelled {
+        /// What was waited for.
+        what: String,
+        /// Why it was called off.
+        reason: String,
+    },
+    /// The calling thread has the lock already and would wait for itself.
+    #[error("lock {name:?} is held already, {how}: release that first, or begin transactions on the lock that is held")]
+    AlreadyHeld {
+        /// The lock.
+        name: String,
+        /// By whom.
+        how: &'static str,
+    },
+    /// Debug builds: locks were taken in an order in which two that do it at once could wait for each other.
+    #[error(
+        "lock {wanted:?} was asked for while this thread holds {held:?}: take locks before transactions begin, and several in the order of their names"
+    )]
+    LockOrder {
+        /// What this thread holds.
+        held: String,
+        /// What it asked for.
+        wanted: String,
+    },
+    /// A shared lock was to do what only an exclusive one may.
+    #[error("lock {name:?} is shared: it has no fence, and nothing is written under it; take it exclusively")]
+    LockShared {
+        /// The lock.
+        name: String,
+    },
+    /// No lock can have this name.
+    #[error("{name:?} cannot be the name of a lock: {reason}")]
+    BadLockName {
+        /// The name as given.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// Somebody replaced or removed a lock file.
     #[error("the lock file {} was replaced while it was in use: two processes may now believe they hold it; stop them, then open the journal again", path.display())]
     LockFileReplaced {

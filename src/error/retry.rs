@@ -79,7 +79,7 @@ impl Error {
 
     /// True when the lock was lost and everything was rolled back.
     pub fn is_lock_lost(&self) -> bool {
-        matches!(self, Self::LockLost { .. })
+        matches!(self, Self::LockLost { .. } | Self::LockFileReplaced { .. })
     }
 
     /// True when a person has to resolve something first.

@@ -16,7 +16,11 @@
 //! - [`upper`] is what a program wrote to an overlay.
 //! - [`watch`] tells, as a hint, which files are written to in place.
 //! - [`calls`] are the system calls that change anything.
-//! - [`os_lock`] takes OS locks; [`state`] makes the state directory.
+//! - [`os_lock`] takes OS locks; [`handoff`] brings what a waiting thread got to who waits for it; [`state`] makes the state
+//!   directory.
+
+// What `handoff` shares between threads, under a name that a test can put a model in place of.
+use std::sync;
 
 pub(crate) mod append;
 pub(crate) mod area;
@@ -28,6 +32,7 @@ pub(crate) mod copies;
 pub(crate) mod database;
 pub(crate) mod exchange;
 pub(crate) mod handle;
+mod handoff;
 pub(crate) mod identity;
 mod kept;
 pub(crate) mod opener;

@@ -6,13 +6,52 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::handoff::Handoff;
 use super::root;
 use crate::error::{Error, IoContext, Result};
 use crate::time::Deadline;
+use crate::wait::Patience;
+
+/// Who else may have a lock at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// Nobody.
+    Exclusive,
+    /// Everybody who shares it too.
+    Shared,
+}
+
+impl Sharing {
+    fn try_on(self, file: &File) -> Result<bool, std::io::Error> {
+        let tried = match self {
+            Self::Exclusive => fs4::FileExt::try_lock(file),
+            Self::Shared => fs4::FileExt::try_lock_shared(file),
+        };
+        match tried {
+            Ok(()) => Ok(true),
+            Err(fs4::TryLockError::WouldBlock) => Ok(false),
+            Err(fs4::TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// Blocks in the kernel.
+    fn wait_on(self, file: &File) -> Result<(), std::io::Error> {
+        loop {
+            let waited = match self {
+                Self::Exclusive => fs4::FileExt::lock(file),
+                Self::Shared => fs4::FileExt::lock_shared(file),
+            };
+            match waited {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+}
 
 /// A lock file, open but not necessarily locked.
 #[derive(Debug)]
@@ -40,50 +79,60 @@ impl OsLock {
 
     /// Takes the lock if it is free.
     pub(crate) fn try_lock(&self) -> Result<bool> {
-        match fs4::FileExt::try_lock(&self.file) {
-            Ok(()) => Ok(true),
-            Err(fs4::TryLockError::WouldBlock) => Ok(false),
-            Err(fs4::TryLockError::Error(error)) => Err(error).at_in("lock", &self.dir, &self.name),
-        }
+        self.try_lock_as(Sharing::Exclusive)
+    }
+
+    /// Takes the lock if nobody is in the way. IMPORTANT: not through a lock that is held: the kernel would let go of
+    /// that first.
+    pub(crate) fn try_lock_as(&self, sharing: Sharing) -> Result<bool> {
+        sharing.try_on(&self.file).at_in("lock", &self.dir, &self.name)
     }
 
     /// Waits for the lock until the deadline. False when it passed.
     pub(crate) fn lock_until(&mut self, deadline: Deadline) -> Result<bool> {
-        if self.try_lock()? {
+        self.lock_as(Sharing::Exclusive, &mut Patience::until(deadline))
+    }
+
+    /// Waits until nobody is in the way, as long as patience lasts. False when it came to an end. The kernel lets those
+    /// who share in past somebody who waits to have it alone.
+    pub(crate) fn lock_as(&mut self, sharing: Sharing, patience: &mut Patience<'_>) -> Result<bool> {
+        if self.try_lock_as(sharing)? {
             return Ok(true);
         }
-        if deadline.passed() {
+        if patience.is_over() {
             return Ok(false);
         }
         // A description of its own for the waiter: were ours used, a late grant would meet a lock that a later
         // attempt through the same description already holds, and release it.
         let waiting = Self::open(&self.dir, &self.name)?;
         let ino = waiting.ino;
-        let (send, granted) = mpsc::sync_channel::<Result<File>>(0);
+        let handoff = Arc::new(Handoff::<Result<File>>::new());
+        let giving = Arc::clone(&handoff);
         std::thread::Builder::new()
             .name("journal-wait".into())
             .spawn(move || {
-                let outcome = loop {
-                    match fs4::FileExt::lock(&waiting.file) {
-                        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                        Err(error) => break Err(error).at("lock", waiting.path()),
-                        Ok(()) => break Ok(()),
-                    }
-                };
-                // A rendezvous: either the waiter takes the lock over now, or it has given up and we release.
-                if let Err(mpsc::SendError(Ok(file))) = send.send(outcome.map(|()| waiting.file)) {
+                let outcome = sharing.wait_on(&waiting.file).at("lock", waiting.path());
+                // Either it is taken over now, or they have given up and we release.
+                if let Err(Ok(file)) = giving.give(outcome.map(|()| waiting.file)) {
                     let _ = fs4::FileExt::unlock(&file);
                 }
             })
             .at("start a thread that waits for", self.path())?;
-        match granted.recv_timeout(deadline.left()) {
-            Ok(file) => {
-                self.file = file?;
-                self.ino = ino;
-                Ok(true)
+        let nudged = Arc::clone(&handoff);
+        let _called_off = patience.cancel().map(|cancel| cancel.on_stop(move || nudged.nudge()));
+        let got = loop {
+            if let Some(got) = handoff.take(patience.slice(), || patience.is_over()) {
+                break Some(got);
             }
-            Err(_) => Ok(false),
-        }
+            if patience.is_over() {
+                break handoff.give_up();
+            }
+            patience.tell();
+        };
+        let Some(file) = got else { return Ok(false) };
+        self.file = file?;
+        self.ino = ino;
+        Ok(true)
     }
 
     /// A descriptor of the same lock that processes started from now on inherit.
@@ -109,6 +158,17 @@ impl OsLock {
     }
 }
 
+/// True when nobody has the lock file in `dir` alone, or it is not there. Shares the lock for an instant, so that any number may
+/// ask at once.
+pub(crate) fn is_unheld(dir: &Path, name: &str) -> Result<bool> {
+    let path = dir.join(name);
+    match rustix::fs::open(&path, OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(file) => Sharing::Shared.try_on(&file.into()).at("lock", path),
+        Err(rustix::io::Errno::NOENT) => Ok(true),
+        Err(error) => Err(error).at("open the lock file", path),
+    }
+}
+
 /// True when the lock file in `dir` is locked by nobody, or is not there. Takes the lock for an instant.
 pub(crate) fn is_free(dir: &OwnedFd, name: &str, path: &Path) -> Result<bool> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -117,9 +177,45 @@ pub(crate) fn is_free(dir: &OwnedFd, name: &str, path: &Path) -> Result<bool> {
         Err(rustix::io::Errno::NOENT) => return Ok(true),
         Err(error) => return Err(error).at("open the lock file", path.join(name)),
     };
-    match fs4::FileExt::try_lock(&file) {
-        Ok(()) => Ok(true),
-        Err(fs4::TryLockError::WouldBlock) => Ok(false),
-        Err(fs4::TryLockError::Error(error)) => Err(error).at("lock", path.join(name)),
+    Sharing::Exclusive.try_on(&file).at("lock", path.join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn who_shares_a_lock_keeps_out_only_who_wants_it_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || OsLock::open(dir.path(), "tree.lock").unwrap();
+        let (first, second, alone) = (open(), open(), open());
+        assert!(first.try_lock_as(Sharing::Shared).unwrap());
+        assert!(second.try_lock_as(Sharing::Shared).unwrap());
+        assert!(!alone.try_lock().unwrap());
+        first.unlock().unwrap();
+        assert!(!alone.try_lock().unwrap(), "one of them still has it");
+        second.unlock().unwrap();
+        assert!(alone.try_lock().unwrap());
+        assert!(!first.try_lock_as(Sharing::Shared).unwrap());
+    }
+
+    #[test]
+    fn who_waits_to_share_a_lock_gets_it_with_all_others_who_do_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || OsLock::open(dir.path(), "tree.lock").unwrap();
+        let alone = open();
+        assert!(alone.try_lock().unwrap());
+        assert!(!open().lock_as_until(Sharing::Shared, Deadline::after(Duration::from_millis(5))).unwrap());
+        let long = Deadline::after(Duration::from_secs(30));
+        let waiters = [(); 2].map(|()| {
+            let mut lock = open();
+            std::thread::spawn(move || lock.lock_as_until(Sharing::Shared, long).map(|got| (got, lock)))
+        });
+        alone.unlock().unwrap();
+        let held = waiters.map(|waiter| waiter.join().unwrap().unwrap());
+        assert!(held.iter().all(|(got, _)| *got));
+        assert!(!alone.try_lock().unwrap());
     }
 }

@@ -6,10 +6,10 @@ use rusqlite::{Connection, Row};
 
 use super::inspector::Inspector;
 use super::liveness::KernelLocks;
-use super::model::{Holder, LockInfo, SessionInfo};
+use super::model::{LockInfo, SessionInfo};
 use super::value::{bytes, count, hex, number, number_or_zero, text_or_empty};
 use crate::error::Result;
-use crate::lock::file_name;
+use crate::lock::{Holder, file_name};
 
 const SESSIONS: &str = "SELECT id, pid, program, opened_ms FROM main.journal_session WHERE state = 'open'
     ORDER BY opened_ms, id";

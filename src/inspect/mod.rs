@@ -26,9 +26,10 @@ mod usage;
 mod value;
 mod verdict;
 
+pub use crate::lock::Holder;
 pub use inspector::{InspectOptions, Inspector};
 pub use model::{
-    Advice, AreaUsage, ChangeInfo, EventInfo, GuardInfo, Health, Holder, LockInfo, PathInfo, RedoInfo, SessionInfo,
+    Advice, AreaUsage, ChangeInfo, EventInfo, GuardInfo, Health, LockInfo, PathInfo, RedoInfo, SessionInfo,
     StateCounts, Status, TransactionDetail, TransactionFilter, TransactionSummary, TreeInfo, Unsettled, Waiting,
 };
 pub use quarantine::{KeptFile, QuarantineDetail, QuarantineEntry, QuarantinePath};

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::value::{from_fields, lossy, optional_path_fields, path_fields};
 use crate::id::TxnId;
+use crate::lock::Holder;
 
 /// The journal as a whole: what `journalctl-kb status` shows.
 #[derive(Clone, Debug, Serialize)]
@@ -139,26 +140,6 @@ pub struct LockInfo {
     pub crashes: u64,
     /// How often a holder found that it had been taken away.
     pub losses: u64,
-}
-
-/// Who holds a lock, and for what.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct Holder {
-    /// The process.
-    pub pid: i64,
-    /// Its program's name; empty when its session is not known.
-    pub program: String,
-    /// Its session.
-    pub session: String,
-    /// For what it was taken.
-    pub purpose: String,
-    /// Since when it is held.
-    pub since_ms: i64,
-    /// When the holder was last known to make progress.
-    pub heartbeat_ms: i64,
-    /// What the holder says about its progress.
-    pub progress: String,
 }
 
 /// A transaction that guards paths, from its first guard until it has committed or everything is put back.

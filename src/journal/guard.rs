@@ -95,6 +95,15 @@ pub(crate) fn has_guards(tx: &Tx<'_>) -> Result<bool> {
     tx.query_row("SELECT EXISTS (SELECT 1 FROM main.journal_guard)", (), |row| row.get(0))
 }
 
+/// True when a transaction guards paths under this lock, or did when it died.
+pub(crate) fn has_guard_of(tx: &Tx<'_>, lock: &str) -> Result<bool> {
+    tx.query_row(
+        "SELECT EXISTS (SELECT 1 FROM main.journal_guard WHERE lock = ?1 AND state = 'active')",
+        [lock],
+        |row| row.get(0),
+    )
+}
+
 /// True while a guard is neither over nor given up.
 pub(crate) fn is_guarding(tx: &Tx<'_>, guard: GuardId) -> Result<bool> {
     tx.query_row(

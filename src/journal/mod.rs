@@ -8,7 +8,7 @@ mod state;
 mod trees;
 
 pub(crate) use guard::{
-    GuardId, GuardRow, delete_guard, end_guard, guarded, guarded_count, guards, has_guards, insert_guard,
+    GuardId, GuardRow, delete_guard, end_guard, guarded, guarded_count, guards, has_guard_of, has_guards, insert_guard,
     insert_preimage, insert_rolled_back, is_guarding, quarantine_guard, retry_guard, set_guard_attempts,
     set_guard_mark, set_worker, workers,
 };

@@ -1,5 +1,6 @@
 //! The SQL of sessions, locks and fences.
 
+use super::holder::Holder;
 use crate::error::Result;
 use crate::id::{Fence, SessionId};
 use crate::store::Tx;
@@ -57,8 +58,8 @@ pub(super) fn end_session(tx: &Tx<'_>, id: SessionId, state: &'static str) -> Re
     tx.execute(
         "UPDATE main.journal_session SET state = ?2, ended_ms = ?3 WHERE id = ?1 AND state = 'open'",
         (id.as_bytes(), state, now_ms()),
-    )
-    .map(drop)
+    )?;
+    tx.execute("DELETE FROM main.journal_wait WHERE session = ?1", [id.as_bytes()]).map(drop)
 }
 
 /// The sessions whose rows say that they are open. A row that is no session's id is passed over.
@@ -123,19 +124,66 @@ pub(super) fn count_loss(tx: &Tx<'_>, name: &str) -> Result<()> {
     tx.execute("UPDATE main.journal_lock SET losses = losses + 1 WHERE name = ?1", [name]).map(drop)
 }
 
-/// Who holds a lock, in words, as far as the rows tell.
-pub(super) fn holder(tx: &Tx<'_>, name: &str) -> Result<String> {
+/// True when the newest acquisition has this token, and has not been released.
+pub(super) fn is_newest(tx: &Tx<'_>, name: &str, fence: Fence) -> Result<bool> {
+    tx.query_row(
+        "SELECT EXISTS (SELECT 1 FROM main.journal_lock WHERE name = ?1 AND fence = ?2 AND session IS NOT NULL)",
+        (name, fence.get()),
+        |row| row.get(0),
+    )
+}
+
+/// Records a sign of life. Does nothing when it was released, or somebody else has it.
+pub(super) fn beat(tx: &Tx<'_>, name: &str, fence: Fence, progress: &str) -> Result<()> {
+    tx.execute(
+        "UPDATE main.journal_lock SET heartbeat_ms = ?3, progress = ?4 \
+         WHERE name = ?1 AND fence = ?2 AND session IS NOT NULL",
+        (name, fence.get(), now_ms(), progress),
+    )
+    .map(drop)
+}
+
+/// Who holds a lock, and in which session, as far as the row tells.
+pub(super) fn holder(tx: &Tx<'_>, name: &str) -> Result<Option<(Vec<u8>, Holder)>> {
     let row = tx.query_opt(
-        "SELECT l.pid, coalesce(s.program, '?'), l.purpose FROM main.journal_lock l \
-         LEFT JOIN main.journal_session s ON s.id = l.session WHERE l.name = ?1 AND l.session IS NOT NULL",
+        "SELECT l.session, coalesce(l.pid, 0), coalesce(s.program, ''), l.purpose, l.acquired_ms, l.heartbeat_ms, l.progress \
+         FROM main.journal_lock l LEFT JOIN main.journal_session s ON s.id = l.session \
+         WHERE l.name = ?1 AND l.session IS NOT NULL",
         [name],
-        |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?)),
+        |row| {
+            let holder = Holder {
+                pid: row.get(1)?,
+                program: row.get(2)?,
+                purpose: row.get(3)?,
+                since_ms: row.get(4)?,
+                heartbeat_ms: row.get(5)?,
+                progress: row.get(6)?,
+                ..Holder::unknown()
+            };
+            Ok((row.get::<_, Vec<u8>>(0)?, holder))
+        },
     )?;
-    Ok(match row {
-        Some((pid, program, purpose)) => {
-            let purpose = if purpose.is_empty() { String::new() } else { format!(" for {purpose:?}") };
-            format!("{program} (pid {}){purpose}", pid.unwrap_or(0))
-        }
-        None => "another process".to_owned(),
-    })
+    Ok(row.map(|(session, holder)| {
+        let named = SessionId::from_slice(&session).map(|session| session.to_string()).unwrap_or_default();
+        (session, Holder { session: named, ..holder })
+    }))
+}
+
+/// Records that somebody has waited for a lock for long. Answers the number of that.
+pub(crate) fn begin_wait(tx: &Tx<'_>, name: &str, session: SessionId, since_ms: i64) -> Result<i64> {
+    tx.execute(
+        "INSERT INTO main.journal_wait (lock, session, pid, since_ms) VALUES (?1, ?2, ?3, ?4)",
+        (name, session.as_bytes(), std::process::id(), since_ms),
+    )?;
+    Ok(tx.last_insert_rowid())
+}
+
+/// Records that it is over, and how long it was.
+pub(crate) fn end_wait(tx: &Tx<'_>, wait: i64, name: &str, waited_ms: i64) -> Result<()> {
+    tx.execute("DELETE FROM main.journal_wait WHERE id = ?1", [wait])?;
+    tx.execute(
+        "UPDATE main.journal_lock SET waits = waits + 1, longest_wait_ms = max(longest_wait_ms, ?2) WHERE name = ?1",
+        (name, waited_ms),
+    )
+    .map(drop)
 }

@@ -76,7 +76,13 @@ fn file_name(id: SessionId) -> String {
     format!("{id}.lock")
 }
 
-fn program() -> String {
+/// True while the process of a session holds its lock file in this directory.
+pub(super) fn lives(sessions: &Path, id: SessionId) -> Result<bool> {
+    os_lock::is_unheld(sessions, &file_name(id)).map(|unheld| !unheld)
+}
+
+/// What this process runs.
+pub(super) fn program() -> String {
     let path = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("?"));
     path.file_name().map_or_else(|| "?".to_owned(), |name| name.to_string_lossy().into_owned())
 }

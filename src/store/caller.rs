@@ -207,7 +207,7 @@ fn refuse_impostors(conn: &Connection) -> Result<()> {
            AND name LIKE 'journal\\_%' ESCAPE '\\' AND name NOT IN \
            ('journal_meta', 'journal_session', 'journal_lock', 'journal_txn', 'journal_redo', 'journal_change', \
             'journal_area', 'journal_event', 'journal_guard', 'journal_preimage', \
-            'journal_tree', 'journal_tree_dir', 'journal_tree_part', 'journal_guard_tree') LIMIT 1";
+            'journal_tree', 'journal_tree_dir', 'journal_tree_part', 'journal_guard_tree', 'journal_wait') LIMIT 1";
     match conn.prepare_cached(LOOK)?.query_row((), |row| row.get::<_, String>(0)).optional()? {
         None => Ok(()),
         Some(name) => Err(Error::Denied { what: format!("the name {name}") }),

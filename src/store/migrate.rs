@@ -67,6 +67,15 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
     ALTER TABLE journal_txn ADD COLUMN rolled_back INTEGER NOT NULL DEFAULT 0 CHECK (rolled_back IN (0, 1));
     ALTER TABLE journal_meta ADD COLUMN guard_floor INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE journal_meta ADD COLUMN home BLOB;
+    ALTER TABLE journal_lock ADD COLUMN waits INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE journal_lock ADD COLUMN longest_wait_ms INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE journal_wait (
+        id       INTEGER PRIMARY KEY,
+        lock     TEXT NOT NULL,
+        session  BLOB NOT NULL,
+        pid      INTEGER NOT NULL,
+        since_ms INTEGER NOT NULL
+    ) STRICT;
 "];
 
 /// Brings the database to this library's schema, from nothing or from an older version. A newer one is refused before

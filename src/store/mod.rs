@@ -4,6 +4,7 @@
 //! `BEGIN IMMEDIATE`, the work, `COMMIT` at the durability asked for. SQL text stands with whoever owns the table, in a
 //! `rows.rs`; this floor knows `journal_meta` alone.
 
+mod aside;
 mod caller;
 mod checkpoint;
 mod connect;
@@ -11,6 +12,7 @@ mod migrate;
 mod pool;
 mod turn;
 
+pub(crate) use aside::Aside;
 pub(crate) use caller::CallerMode;
 pub use caller::Rows;
 pub(crate) use caller::refuse_reentry;

@@ -25,14 +25,14 @@ use crate::error::{Error, Result};
 use crate::fault::{Fault, planted};
 use crate::id::{Fence, TxnId};
 use crate::journal::{self, Change, Level, NewTxn, TxnState, What};
-use crate::lock::{self, Lease};
+use crate::lock::{self, Held};
 use crate::path::RelPath;
 use crate::store::{Durability, Turn, Tx};
 use crate::time::Deadline;
 
 /// What a transaction asks for.
 pub(super) struct Request<'r> {
-    pub(super) lease: &'r Lease,
+    pub(super) lease: &'r Held,
     pub(super) label: &'r str,
     pub(super) key: Option<&'r str>,
     pub(super) began_ms: i64,
@@ -51,7 +51,7 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
         // Before anything is prepared: the second time, sources are gone that were moved the first time.
         let mut turn = ground.enter()?;
         if let Some(receipt) = turn.look(|tx| first(tx, key, &request.digest))? {
-            request.lease.note_release(&mut turn)?;
+            request.lease.let_go(&mut turn)?;
             return Ok(receipt);
         }
     }
@@ -65,7 +65,7 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
     let (id, fence, changes, alone) = match recorded {
         Ok(Recorded::New { id, fence, changes, alone }) => (id, fence, changes, alone),
         Ok(Recorded::Before(receipt)) => {
-            request.lease.note_release(&mut turn)?;
+            request.lease.let_go(&mut turn)?;
             return Ok(receipt);
         }
         Ok(Recorded::NotYet) => return Err(Error::corrupt("the journal", "something is in the way of every commit")),
@@ -80,7 +80,7 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
         }
     };
     prepared.keep();
-    request.lease.concluded();
+    request.lease.concluded(fence);
     let warnings = carry_out(ground, &mut turn, id, &mut prepared, alone, settling.as_ref());
     Ok(Receipt { id, fence, changes, warnings, repeated: false })
 }

@@ -47,7 +47,7 @@ pub(crate) use apply::{Again, Outcome, Repeat, apply};
 pub(crate) use backlog::{Backlog, BacklogState};
 pub(crate) use comparing::{For, Missing};
 pub(crate) use displaced::{AGAIN, Displaced, NOBODYS, asides, set_aside};
-pub(crate) use ground::{Drained, Ground, Limits, Parts, Scene, Which};
+pub(crate) use ground::{Drained, Ground, Limits, Parts, Scene, Version, Which};
 pub use guard::Guard;
 pub(crate) use guard::stand_alone;
 pub(crate) use late::Late;

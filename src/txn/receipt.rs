@@ -46,6 +46,12 @@ impl Receipt {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning(pub(super) String);
 
+impl Warning {
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+}
+
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

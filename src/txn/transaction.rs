@@ -15,10 +15,11 @@ use super::rollback::RolledBack;
 use crate::error::{Error, IoContext, Result};
 use crate::fs::root::{self, Kind};
 use crate::journal;
-use crate::lock::Lease;
+use crate::lock::{Held, Lease};
 use crate::path::RelPath;
 use crate::store::{self, Durability, Rows};
 use crate::time::{Process, now_ms};
+use crate::wait::StopToken;
 
 /// The caller's SQL, run inside COMMIT.
 pub(super) type SqlFn = Box<dyn FnMut(&Rows<'_>) -> Result<()> + Send>;
@@ -33,7 +34,7 @@ const MAX_PATHS: u64 = 1 << 20;
 #[must_use = "a transaction that is dropped is rolled back; call commit()"]
 pub struct Transaction {
     pub(super) ground: Arc<Ground>,
-    pub(super) lease: Option<Lease>,
+    pub(super) lease: Option<Held>,
     overlay: Overlay,
     sql: Vec<SqlFn>,
     pub(super) label: String,
@@ -57,7 +58,7 @@ pub struct Transaction {
 
 impl std::fmt::Debug for Transaction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let lock = self.lease.as_ref().map(Lease::name);
+        let lock = self.lease.as_deref().map(Lease::name);
         f.debug_struct("Transaction").field("label", &self.label).field("lock", &lock).finish_non_exhaustive()
     }
 }
@@ -66,7 +67,7 @@ impl Transaction {
     pub(crate) fn new(
         ground: Arc<Ground>,
         alive: Arc<dyn std::any::Any + Send + Sync>,
-        lease: Lease,
+        lease: Held,
         label: String,
         key: Option<String>,
         replay: bool,
@@ -263,6 +264,7 @@ impl Transaction {
     pub fn commit(mut self) -> Result<Receipt> {
         store::refuse_reentry("a commit")?;
         let Some(lease) = &self.lease else { return Err(Error::Closed) };
+        lease.used();
         let outcome = commit::commit(
             &self.ground,
             Request {
@@ -301,11 +303,23 @@ impl Transaction {
         Ok(receipt)
     }
 
+    /// Looks whether the lock is still held: its file is the one that was locked, and nobody has acquired it since. It is lost
+    /// only by force (somebody replaced the file); then this cannot be committed any more.
+    pub fn is_held(&self) -> bool {
+        self.lease.as_ref().is_some_and(|lease| lease.is_held(&self.ground.store))
+    }
+
+    /// Asked to stop when the lock is found to be lost: at its next use, or within
+    /// [`Options::heartbeat`](crate::Options::heartbeat).
+    pub fn stop_token(&self) -> StopToken {
+        self.lease.as_ref().map(|lease| lease.stop_token()).unwrap_or_default()
+    }
+
     /// A descriptor of this transaction's lock that every process inherits which is started while it is open: should this
     /// process be killed, nobody gets the lock, and puts back what was guarded, before all of them have ended. A commit or
     /// rollback releases the lock whoever has inherited it.
     pub fn lend_lock(&self) -> Result<OwnedFd> {
-        self.lease.as_ref().map_or(Err(Error::Closed), Lease::lend)
+        self.lease.as_deref().map_or(Err(Error::Closed), Lease::lend)
     }
 
     /// Records that the process `pid` works under this transaction's guards: should this one be killed, nothing is put back, and
@@ -333,6 +347,9 @@ impl Transaction {
     pub(super) fn begin_staging(&mut self, path: &Path) -> Result<RelPath> {
         store::refuse_reentry("a change of the tree")?;
         self.ground.store.refuse_poisoned()?;
+        let Some(lease) = &self.lease else { return Err(Error::Closed) };
+        lease.used();
+        lease.refuse_lost()?;
         self.paths += 1;
         if self.paths > MAX_PATHS {
             return Err(Error::TooLarge { what: "the number of paths of one transaction", limit: MAX_PATHS });
@@ -436,9 +453,9 @@ impl Drop for Transaction {
         if let Err(error) = self.put_back() {
             tracing::error!(%error, "what a transaction guarded could not be put back; the next to take its lock tries again");
         }
-        if let Some(lease) = self.lease.take().filter(Lease::is_recorded) {
+        if let Some(lease) = self.lease.take().filter(Held::is_to_be_let_go) {
             // A rollback that cannot be noted is one all the same: the OS lock goes with the lease.
-            let released = self.ground.enter().and_then(|mut turn| lease.note_release(&mut turn));
+            let released = self.ground.enter().and_then(|mut turn| lease.let_go(&mut turn));
             if let Err(error) = released {
                 tracing::debug!(%error, "the release of a lock could not be noted");
             }

@@ -1,0 +1,459 @@
+//! Locks as an application takes them, and what every acquisition recovers first.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::{Inner, Journal, MAIN_LOCK};
+use crate::error::{Error, Result};
+use crate::fs::os_lock::Sharing;
+use crate::id::Fence;
+use crate::journal;
+use crate::lock::{self, Granted, Held, Holder, Lease, Lent, Order, Waiting, Want};
+use crate::options::{Acquire, Begin, OnWait};
+use crate::recovery;
+use crate::store::{self, Durability, Rows};
+use crate::time::{Deadline, Process, now_ms};
+use crate::txn::{Ground, Transaction, Version, Warning, Which};
+use crate::wait::{Patience, StopToken};
+
+/// Who has waited for this long is shown by `journalctl-kb locks`, and counted.
+const LONG: Duration = Duration::from_secs(1);
+/// How long to wait for the turn to write down what is not needed.
+const SHORT: Duration = Duration::from_millis(200);
+
+/// What came of [`Journal::single_flight`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Flight<T> {
+    /// The work was done here, and answered this.
+    Ran(T),
+    /// Somebody else is at it: nothing was done, nothing was written.
+    Skipped(Holder),
+}
+
+/// A held lock. Released when it is dropped, and by the kernel when its process ends, however that comes.
+///
+/// Transactions under it are begun with [`Lock::begin`], one at a time; they commit only while it is still held. It may be given
+/// to another thread; on the thread that used it last, asking for the same lock again is refused.
+#[derive(Debug)]
+#[must_use = "the lock is released when this is dropped"]
+pub struct Lock {
+    journal: Journal,
+    /// None once it is released.
+    lease: Option<Arc<Lease>>,
+}
+
+/// The fencing token of a held lock, to go with messages and to be checked where they arrive.
+#[derive(Clone, Debug)]
+pub struct LockFence {
+    fence: Fence,
+    name: Arc<str>,
+    journal: Weak<Inner>,
+}
+
+/// A lock, and what was seen of the journal when it was taken.
+struct Taken {
+    lease: Lease,
+    seen: Seen,
+}
+
+#[derive(Clone, Copy)]
+struct Seen {
+    /// A transaction with the key was committed before.
+    replay: bool,
+    version: Version,
+    /// Of the newest acquisition that is recorded.
+    fence: i64,
+}
+
+impl Journal {
+    /// Takes the lock `name` alone, waiting for it as long as [`Options::lock_wait`](crate::Options::lock_wait) says.
+    ///
+    /// On return whatever dead processes left unfinished is recovered: the tree holds no transaction of this name half done.
+    /// Nothing is durable but that. Several locks are taken in the order of their names, and before transactions begin: debug
+    /// builds refuse another order with [`Error::LockOrder`]. The name of a lock is one of its own or a transaction's, not both,
+    /// unless those transactions are begun on the [`Lock`].
+    ///
+    /// [`Error::Busy`] names who has it; [`Error::AlreadyHeld`] when that is the calling thread.
+    pub fn lock(&self, name: &str) -> Result<Lock> {
+        self.lock_with(Acquire::new(name))
+    }
+
+    /// Takes the lock `name` alone if nobody has it.
+    pub fn try_lock(&self, name: &str) -> Result<Option<Lock>> {
+        match self.lock_with(Acquire::new(name).wait(Duration::ZERO)) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(Error::Busy { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes a lock as [`Acquire`] says: shared, with a deadline, with a way to call it off, with news of who has it.
+    pub fn lock_with(&self, acquire: Acquire<'_>) -> Result<Lock> {
+        let Acquire { name, shared, wait, purpose, cancel, on_wait } = acquire;
+        let sharing = if shared { Sharing::Shared } else { Sharing::Exclusive };
+        let want = Want { name: &name, sharing, order: Order::ByItself };
+        let deadline = Deadline::after(wait.unwrap_or(self.inner.lock_wait));
+        let Taken { lease, .. } = self.take(want, &purpose, None, deadline, cancel, on_wait)?;
+        Ok(Lock { journal: self.clone(), lease: Some(Arc::new(lease)) })
+    }
+
+    /// Runs `work` under the lock `name`, unless somebody is at it already: then that is said, at once, and nothing is written.
+    ///
+    /// An error of `work` is its own. When the lock is lost meanwhile, what `work` begins on the [`Lock`] cannot commit any
+    /// more; but what it has finished stays finished: then the answer is [`Flight::Ran`], and the event log has the warning.
+    /// Whoever recovers what a dead process left under this lock is waited for, not skipped.
+    pub fn single_flight<T>(&self, name: &str, work: impl FnOnce(&Lock) -> Result<T>) -> Result<Flight<T>> {
+        store::refuse_reentry("taking a lock")?;
+        let want = Want { name, sharing: Sharing::Exclusive, order: Order::ByItself };
+        let deadline = Deadline::after(self.inner.lock_wait);
+        let granted = match self.ground().locks.try_or_holder(&self.ground().store, want, deadline)? {
+            Ok(granted) => granted,
+            Err(holder) => return Ok(Flight::Skipped(holder)),
+        };
+        let seen = self.recover_first(name, None, deadline)?;
+        let lease = self.ground().locks.hold(granted, seen.fence, "")?;
+        self.ground().late.ring();
+        let lock = Lock { journal: self.clone(), lease: Some(Arc::new(lease)) };
+        let value = work(&lock)?;
+        for warning in lock.release() {
+            self.warn(&warning);
+        }
+        Ok(Flight::Ran(value))
+    }
+
+    /// Who has the lock `name`; none when it is free. The kernel's word; who that is, is the holder's.
+    pub fn holder(&self, name: &str) -> Result<Option<Holder>> {
+        self.ground().locks.holder(&self.ground().store, name)
+    }
+
+    /// Begins a transaction. Before it returns, whatever others committed and could not apply is in the tree.
+    ///
+    /// [`Error::Busy`] when the lock does not come free in time. Costs no sync.
+    pub fn begin_with(&self, begin: Begin) -> Result<Transaction> {
+        store::refuse_reentry("the beginning of a transaction")?;
+        let name = begin.lock.as_deref().unwrap_or(MAIN_LOCK);
+        let want = Want { name, sharing: Sharing::Exclusive, order: Order::OfTransaction };
+        let deadline = Deadline::after(begin.wait.unwrap_or(self.inner.lock_wait));
+        let Taken { lease, seen } = self.take(want, &begin.label, begin.key.as_deref(), deadline, None, None)?;
+        Ok(self.transaction(Held::Own(lease), begin, seen))
+    }
+
+    fn transaction(&self, lease: Held, begin: Begin, seen: Seen) -> Transaction {
+        let alive: Arc<dyn std::any::Any + Send + Sync> = self.inner.clone();
+        Transaction::new(Arc::clone(self.ground()), alive, lease, begin.label, begin.key, seen.replay, seen.version)
+    }
+
+    fn take(
+        &self,
+        want: Want<'_>,
+        purpose: &str,
+        key: Option<&str>,
+        deadline: Deadline,
+        cancel: Option<StopToken>,
+        tell: Option<OnWait<'_>>,
+    ) -> Result<Taken> {
+        store::refuse_reentry("taking a lock")?;
+        let ground = self.ground();
+        let mut wait = LongWait { ground, name: want.name, number: None };
+        let mut granted = wait.wait(want, deadline, cancel.clone(), tell)?;
+        if want.sharing == Sharing::Shared && ground.store.peek(|tx| journal::has_guard_of(tx, want.name))? {
+            // Nobody has it alone, so who guards under it is dead; and what they left is put back only by who has it alone.
+            drop(granted);
+            let alone = wait.wait(Want { sharing: Sharing::Exclusive, ..want }, deadline, cancel.clone(), None)?;
+            self.recover_first(want.name, None, deadline)?;
+            drop(alone);
+            granted = wait.wait(want, deadline, cancel, None)?;
+        }
+        drop(wait);
+        let seen = self.recover_first(want.name, key, deadline)?;
+        let lease = ground.locks.hold(granted, seen.fence, purpose)?;
+        ground.late.ring();
+        Ok(Taken { lease, seen })
+    }
+
+    /// What is unfinished is finished before anybody works under the lock `name`, which is held.
+    fn recover_first(&self, name: &str, key: Option<&str>, deadline: Deadline) -> Result<Seen> {
+        let ground = self.ground();
+        let look = || {
+            ground.store.peek(|tx| {
+                let unfinished = journal::has_unfinished(tx, ground.late.unnoted())?;
+                let replay = match key {
+                    Some(key) => journal::by_key(tx, key)?.is_some(),
+                    None => false,
+                };
+                let seen = Seen { replay, version: ground.version(tx)?, fence: lock::newest_fence(tx, name)? };
+                Ok((unfinished, seen))
+            })
+        };
+        let (unfinished, seen) = look()?;
+        if !unfinished {
+            return Ok(seen);
+        }
+        recovery::drain(ground, &mut ground.enter()?, Which::Unapplied)?;
+        if wait_for_workers(ground, name, deadline)? {
+            recovery::drain(ground, &mut ground.enter()?, Which::Unapplied)?;
+        }
+        look().map(|(_, seen)| seen)
+    }
+
+    fn warn(&self, warning: &Warning) {
+        tracing::warn!(%warning);
+        let message = warning.to_string();
+        let noted = self.ground().enter().and_then(|mut turn| {
+            let event =
+                |tx: &store::Tx<'_>| journal::insert_event(tx, journal::Level::Warn, "lock", None, None, &message);
+            turn.write(Durability::Normal, event)
+        });
+        if let Err(error) = noted {
+            tracing::debug!(%error, "a warning could not be noted");
+        }
+    }
+}
+
+impl Lock {
+    fn lease(&self) -> Result<&Arc<Lease>> {
+        let lease = self.lease.as_ref().ok_or(Error::Closed)?;
+        lease.used();
+        Ok(lease)
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        self.lease.as_ref().map_or("", |lease| lease.name())
+    }
+
+    /// The fencing token of this acquisition: larger than that of any before it. The first call records it, without a sync: a
+    /// power cut frees the lock, and no later fence is smaller. [`Error::LockShared`] for a shared lock.
+    pub fn fence(&self) -> Result<LockFence> {
+        let lease = self.lease()?;
+        let ground = self.journal.ground();
+        let fence = match lease.fence() {
+            Some(fence) => fence,
+            None => {
+                let mut turn = ground.enter()?;
+                if !lease.is_shared() {
+                    ground.locks.record_held(&mut turn)?;
+                }
+                lease.refuse_lost()?;
+                turn.look(|tx| lease.confirm(tx))?
+            }
+        };
+        Ok(LockFence { fence, name: lease.name().into(), journal: Arc::downgrade(&self.journal.inner) })
+    }
+
+    /// Looks whether the lock is still held: its file is the one that was locked, and nobody has acquired it since. It is lost only
+    /// by force (somebody replaced the file); then nothing can be committed under it any more.
+    pub fn is_held(&self) -> bool {
+        self.lease().is_ok_and(|lease| lease.is_held(&self.journal.ground().store))
+    }
+
+    /// Asked to stop when the lock is found to be lost: at its next use, or within
+    /// [`Options::heartbeat`](crate::Options::heartbeat).
+    pub fn stop_token(&self) -> StopToken {
+        self.lease.as_ref().map(|lease| lease.stop_token()).unwrap_or_default()
+    }
+
+    /// Says how far the work is, for whoever waits and for `journalctl-kb locks`, which see it a second later.
+    pub fn set_progress(&self, text: impl Into<String>) {
+        if let Some(lease) = &self.lease {
+            lease.set_progress(text.into());
+            self.journal.ground().late.ring();
+        }
+    }
+
+    /// Begins a transaction under this lock. See [`Lock::begin_with`].
+    pub fn begin(&self, label: &str) -> Result<Transaction> {
+        self.begin_with(Begin::new(label))
+    }
+
+    /// Begins a transaction under this lock, which it neither waits for nor releases. One at a time:
+    /// [`Error::AlreadyHeld`] while another is at work.
+    pub fn begin_with(&self, begin: Begin) -> Result<Transaction> {
+        store::refuse_reentry("the beginning of a transaction")?;
+        let lease = self.lease()?;
+        if begin.lock.as_deref().is_some_and(|name| name != lease.name()) {
+            let reason = "the transaction is to begin under another lock, which is held";
+            return Err(Error::BadLockName { name: begin.lock.unwrap_or_default(), reason });
+        }
+        lease.check_same()?;
+        let held = Held::Lent(Lent::of(lease)?);
+        let seen = self.journal.recover_first(
+            lease.name(),
+            begin.key.as_deref(),
+            Deadline::after(self.journal.inner.lock_wait),
+        )?;
+        Ok(self.journal.transaction(held, begin, seen))
+    }
+
+    /// Changes rows alone, under this lock: durable on return. [`Error::LockLost`], and nothing is changed, when somebody else
+    /// has acquired it since: that is looked at inside COMMIT.
+    pub fn write<T>(&self, mut work: impl FnMut(&Rows<'_>) -> Result<T>) -> Result<T> {
+        store::refuse_reentry("a write")?;
+        let lease = self.lease()?;
+        lease.check_same()?;
+        let mut turn = self.journal.ground().enter()?;
+        let written = turn.write(Durability::Full, |tx| Ok((lease.confirm(tx)?, tx.caller(|rows| work(rows))?)));
+        match written {
+            Ok((fence, value)) => {
+                lease.confirmed(fence);
+                Ok(value)
+            }
+            Err(error) => {
+                if error.is_lock_lost() {
+                    let _ = lease.note_loss(&mut turn);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Releases the lock, as dropping it does, and says what was amiss: that it had been lost, or that the release could not be
+    /// recorded. What was committed under it stays committed.
+    pub fn release(mut self) -> Vec<Warning> {
+        self.let_go()
+    }
+
+    fn let_go(&mut self) -> Vec<Warning> {
+        let mut warnings = Vec::new();
+        let Some(lease) = self.lease.take() else { return warnings };
+        let name = lease.name();
+        let mut warn = |text: String| warnings.push(Warning::new(text));
+        let store = &self.journal.ground().store;
+        if !lease.is_recorded() && lease.check_same().is_ok() {
+            return warnings;
+        }
+        if !lease.is_held(store) {
+            warn(format!("lock {name:?} was lost before its work had ended; what was committed under it stays"));
+        } else if lease.is_recorded() {
+            match self.journal.ground().enter().and_then(|mut turn| lease.note_release(&mut turn)) {
+                Ok(_) => {}
+                Err(error) => warn(format!("the release of lock {name:?} could not be recorded: {error}")),
+            }
+        }
+        warnings
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        for warning in self.let_go() {
+            tracing::warn!(%warning);
+        }
+    }
+}
+
+impl LockFence {
+    /// The token itself.
+    pub fn fence(&self) -> Fence {
+        self.fence
+    }
+
+    /// The lock it is of.
+    pub fn lock(&self) -> &str {
+        &self.name
+    }
+
+    /// True while nobody has acquired the lock since. [`Error::Closed`] when the journal is.
+    pub fn is_current(&self) -> Result<bool> {
+        let journal = self.journal.upgrade().ok_or(Error::Closed)?;
+        let newest = journal.ground.store.peek(|tx| lock::newest_fence(tx, &self.name))?;
+        Ok(newest == self.fence.get())
+    }
+}
+
+impl std::fmt::Display for LockFence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.fence.fmt(f)
+    }
+}
+
+/// Somebody waits; who does for long has a row, so that others see it.
+struct LongWait<'g> {
+    ground: &'g Ground,
+    name: &'g str,
+    /// The row, once there is one, and since when.
+    number: Option<(i64, Deadline)>,
+}
+
+impl LongWait<'_> {
+    fn wait(
+        &mut self,
+        want: Want<'_>,
+        deadline: Deadline,
+        cancel: Option<StopToken>,
+        mut tell: Option<OnWait<'_>>,
+    ) -> Result<Granted> {
+        let ground = self.ground;
+        let every = tell.as_ref().map_or(LONG, |(every, _)| (*every).min(LONG));
+        let mut next = Duration::ZERO;
+        let mut look = |waited: Duration| {
+            if waited >= LONG && self.number.is_none() {
+                self.begin(deadline);
+            }
+            if let Some((every, tell)) = &mut tell
+                && waited >= next
+            {
+                next = waited + *every;
+                let holder = ground.locks.recorded_holder(&ground.store, want.name).ok().flatten();
+                tell(&Waiting::new(holder, waited));
+            }
+        };
+        let mut patience = Patience::until(deadline).cancelled_by(cancel).telling(every, &mut look);
+        if let Some(granted) = ground.locks.wait(want, &mut patience)? {
+            return Ok(granted);
+        }
+        let what = format!("lock {:?}", want.name);
+        if let Some(reason) = patience.cancelled().and_then(StopToken::reason) {
+            return Err(Error::Cancelled { what, reason });
+        }
+        // Who has it is worth knowing, but not worth failing over.
+        let holder = ground.locks.recorded_holder(&ground.store, want.name).ok().flatten();
+        let holder = holder.map_or_else(|| "another process".to_owned(), |holder| holder.to_string());
+        Err(Error::Busy { what, holder, waited: deadline.waited() })
+    }
+
+    fn begin(&mut self, deadline: Deadline) {
+        let since_ms = now_ms() - i64::try_from(deadline.waited().as_millis()).unwrap_or(0);
+        let session = self.ground.session.id;
+        let begun = self.ground.store.enter(SHORT).and_then(|mut turn| {
+            turn.write(Durability::Normal, |tx| lock::begin_wait(tx, self.name, session, since_ms))
+        });
+        match begun {
+            Ok(number) => self.number = Some((number, deadline)),
+            Err(error) => tracing::debug!(%error, "that a lock is waited for could not be noted"),
+        }
+    }
+}
+
+impl Drop for LongWait<'_> {
+    fn drop(&mut self) {
+        let Some((number, deadline)) = self.number else { return };
+        let waited = i64::try_from(deadline.waited().as_millis()).unwrap_or(i64::MAX);
+        let ended =
+            self.ground.store.enter(SHORT).and_then(|mut turn| {
+                turn.write(Durability::Normal, |tx| lock::end_wait(tx, number, self.name, waited))
+            });
+        if let Err(error) = ended {
+            tracing::debug!(%error, "the end of a wait could not be noted");
+        }
+    }
+}
+
+/// Waits until nobody works any more under the guard of a transaction that died with this lock. False when there was nobody.
+fn wait_for_workers(ground: &Ground, lock: &str, deadline: Deadline) -> Result<bool> {
+    const PAUSE: Duration = Duration::from_millis(2);
+    let mut workers = ground.store.peek(|tx| journal::workers(tx, lock))?;
+    let were_there = !workers.is_empty();
+    loop {
+        workers.retain(Process::lives);
+        let Some(worker) = workers.first() else { return Ok(were_there) };
+        if deadline.passed() {
+            return Err(Error::Busy {
+                what: format!("lock {lock:?}"),
+                holder: format!("process {}, which a transaction that died has left at work", worker.pid()),
+                waited: deadline.waited(),
+            });
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
