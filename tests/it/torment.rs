@@ -43,6 +43,17 @@ fn nobody_starves_who_wants_one_lock() {
     crew.stop();
 }
 
+/// Those who share a lock do so at the same time; who wants it alone gets it all the same, and is alone.
+#[test]
+fn a_stream_of_those_who_share_starves_nobody_who_wants_to_be_alone() {
+    let _watchdog = Watchdog::new("sharing a lock", LIMIT);
+    let mut crew = Crew::start(orders(4, 2, 1, Work::Share).chain(orders(1, 1, 1, Work::Hold)));
+    crew.work(40, None);
+    println!("{:?}", crew.enters());
+    let counts = crew.stop().counts;
+    assert!(counts.most_at_once > 1, "{counts:?}");
+}
+
 #[test]
 fn eight_processes_commit_side_by_side() {
     let _watchdog = Watchdog::new("committing side by side", LIMIT);

@@ -155,7 +155,7 @@ impl Crew {
             assert!(status.success(), "process {last}: {status}: {}", said(self.home.path(), last));
         }
         let root = self.path("root");
-        super::work::nothing_is_left(&root, &self.witness);
+        super::work::nothing_is_left(self.home.path());
         let database = Connection::open(root.join(".journal/journal.db")).unwrap();
         let whole: String = database.query_row("PRAGMA integrity_check", (), |row| row.get(0)).unwrap();
         assert_eq!(whole, "ok");

@@ -14,6 +14,22 @@ const END: &str = ".";
 /// Stands for no value.
 pub(super) const NOTHING: &str = "-";
 
+/// How a lock is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    Exclusive,
+    Shared,
+}
+
+impl Mode {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Exclusive => "exclusive",
+            Self::Shared => "shared",
+        }
+    }
+}
+
 /// The file, to be appended to by many processes.
 pub(super) struct Witness(File);
 
@@ -54,7 +70,8 @@ struct Lock<'w> {
 
 /// Checks what a witness says, line by line. The words are
 ///
-/// - `enter WHO LOCK exclusive|shared FENCE FILE ROW`: inside, and what the file and the row of this lock were;
+/// - `enter WHO LOCK exclusive|shared FENCE FILE ROW`: inside, with a fence if it asked for one, and what the file and the row
+///   of this lock were;
 /// - `intend WHO LOCK VALUE`: about to commit that to both;
 /// - `done WHO VALUE`: the commit was acknowledged;
 /// - `leave WHO LOCK`: about to release;
@@ -94,11 +111,13 @@ pub(super) fn check(text: &str) -> Result<Counts, String> {
                 counts.killed_inside += dead.len();
                 over.extend(dead.iter().map(|(who, _)| *who));
                 lock.inside = alive;
-                let fence: i64 = fence.parse().map_err(|_| format!("line {number}: {fence}"))?;
-                if fence != 0 && (fence < lock.fence || (exclusive && fence == lock.fence)) {
-                    return fault(&format!("the fence before was {}", lock.fence));
+                if fence != NOTHING {
+                    let fence: i64 = fence.parse().map_err(|_| format!("line {number}: {fence}"))?;
+                    if fence <= lock.fence {
+                        return fault(&format!("the fence before was {}", lock.fence));
+                    }
+                    lock.fence = fence;
                 }
-                lock.fence = fence;
                 if file != row {
                     return fault("a file and a row that were committed together differ");
                 }
@@ -173,11 +192,11 @@ fn a_forged_witness_is_found_out() {
     // Another lock is another matter.
     good(&[enter, "enter 2.0 b exclusive 5 - -", "leave 2.0 b", "leave 1.0 a"]);
     // Many may share.
-    let shared = ["enter 1.0 a shared 5 - -", "enter 2.0 a shared 5 - -", "leave 2.0 a", "leave 1.0 a"];
+    let shared = ["enter 1.0 a shared - - -", "enter 2.0 a shared - - -", "leave 2.0 a", "leave 1.0 a"];
     assert_eq!(good(&shared).most_at_once, 2);
 
     bad(&[enter, "enter 2.0 a exclusive 6 - -"], "1.0 is inside");
-    bad(&[enter, "enter 2.0 a shared 6 - -"], "1.0 is inside");
+    bad(&[enter, "enter 2.0 a shared - - -"], "1.0 is inside");
     bad(&[shared[0], "enter 2.0 a exclusive 6 - -"], "1.0 is inside");
     bad(&[enter, "enter 1.1 a exclusive 6 - -"], "1.0 is inside");
     bad(&[enter], "1.0 never left");
@@ -190,6 +209,7 @@ fn a_forged_witness_is_found_out() {
     let next = |fence: i64| format!("enter 2.0 a exclusive {fence} - -");
     bad(&[enter, "leave 1.0 a", &next(5)], "the fence before was 5");
     bad(&[enter, "leave 1.0 a", &next(4)], "the fence before was 5");
+    bad(&[enter, "leave 1.0 a", shared[1], "leave 2.0 a", &next(5)], "the fence before was 5");
     good(&[enter, "leave 1.0 a", &next(6), "leave 2.0 a"]);
     // A killed holder is none, but only once somebody has killed it, and only while it is silent.
     good(&[enter, "kill 1", &next(6), "leave 2.0 a"]);

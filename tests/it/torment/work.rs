@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use journal_kb::{Begin, Journal, Transaction};
+use journal_kb::inspect::{Inspector, LockInfo};
+use journal_kb::{Acquire, Begin, Journal, LockFence, Transaction};
 
-use super::witness::{NOTHING, Witness};
+use super::witness::{Mode, NOTHING, Witness};
 use crate::guard_model::Random;
 use crate::support;
 
@@ -20,6 +21,8 @@ const LONG: Duration = Duration::from_secs(600);
 pub(super) enum Work {
     /// Holds a lock; commits under it now and then, or does not.
     Hold,
+    /// Holds a lock with others.
+    Share,
     /// Commits a row, under a lock of its own.
     Commit,
 }
@@ -43,7 +46,8 @@ impl Orders {
         let orders = std::env::var(ORDERS).unwrap();
         let words: Vec<_> = orders.split(' ').collect();
         let number = |at: usize| words[at].parse().unwrap();
-        let work = [Work::Hold, Work::Commit].into_iter().find(|work| format!("{work:?}") == words[3]).unwrap();
+        let work =
+            [Work::Hold, Work::Share, Work::Commit].into_iter().find(|work| format!("{work:?}") == words[3]).unwrap();
         (number(0), Self { threads: number(1), locks: number(2), work })
     }
 }
@@ -89,76 +93,121 @@ impl Hand<'_> {
     fn work(&self, orders: &Orders, mut random: Random) {
         let witness = Witness::open(&self.home.join("witness"));
         // Neighbouring seeds begin alike.
-        (0..20).for_each(|_| drop(random.below(2)));
+        (0..20).map(|_| random.below(2)).for_each(drop);
+        let lock = |random: &mut Random| format!("lock-{}", random.below(orders.locks as usize));
         let mut time = 0;
         while !self.home.join("stop").exists() {
             time += 1;
             let value = format!("{}.{time}", self.who);
             match orders.work {
-                Work::Hold => {
-                    let lock = format!("lock-{}", random.below(orders.locks as usize));
-                    self.hold(&witness, &lock, &value, random.below(10));
-                }
+                Work::Hold if random.below(5) == 0 => self.transact(&witness, "of-transactions", &value),
+                Work::Hold => self.hold(&witness, &lock(&mut random), &value, random.below(10)),
+                Work::Share => self.share(&witness, &lock(&mut random)),
                 Work::Commit => self.commit(&witness, &value),
             }
         }
     }
 
     fn hold(&self, witness: &Witness, lock: &str, value: &str, how: usize) {
-        let who = &self.who;
-        let mut txn = self.journal.begin_with(Begin::new("torment").lock(lock).wait(LONG)).unwrap();
-        enter(self.journal, witness, who, lock);
         match how {
-            // Most of the time it is only held.
-            0..6 => {
-                witness.says(&format!("leave {who} {lock}"));
-                drop(txn);
+            0..4 => {
+                let held = self.journal.lock_with(Acquire::new(lock).wait(LONG)).unwrap();
+                // A fence is only written down for those who ask.
+                let fence = (how > 0).then(|| held.fence().unwrap());
+                self.enter(witness, lock, Mode::Exclusive, fence.as_ref());
+                assert!(fence.is_none_or(|fence| fence.is_current().unwrap()));
+                self.leave(witness, lock);
+                assert!(held.release().is_empty());
             }
-            6..9 => {
+            4..7 => {
+                let held = self.journal.lock_with(Acquire::new(lock).wait(LONG)).unwrap();
+                let fence = (how > 4).then(|| held.fence().unwrap());
+                self.enter(witness, lock, Mode::Exclusive, fence.as_ref());
+                let mut txn = held.begin("torment").unwrap();
                 set(&mut txn, lock, value);
-                witness.says(&format!("intend {who} {lock} {value}"));
-                witness.says(&format!("leave {who} {lock}"));
-                txn.commit().unwrap();
-                witness.says(&format!("done {who} {value}"));
+                witness.says(&format!("intend {} {lock} {value}", self.who));
+                let receipt = txn.commit().unwrap();
+                witness.says(&format!("done {} {value}", self.who));
+                assert!(fence.is_none_or(|fence| fence.fence() == receipt.fence()));
+                self.leave(witness, lock);
             }
-            _ => {
+            7 => {
                 // Changed in place under a guard, and put back.
+                let held = self.journal.lock_with(Acquire::new(lock).wait(LONG)).unwrap();
+                self.enter(witness, lock, Mode::Exclusive, None);
+                let mut txn = held.begin("torment").unwrap();
                 txn.guard_paths([lock]).unwrap();
                 fs::write(self.journal.root().join(lock), "under a guard").unwrap();
                 set(&mut txn, "rolled back", value);
-                witness.says(&format!("leave {who} {lock}"));
                 txn.rollback().unwrap();
+                self.leave(witness, lock);
             }
+            8 => {
+                // Who is skipped has done nothing; who is not is as good as any holder.
+                let flight = self.journal.single_flight(lock, |held| {
+                    let fence = held.fence()?;
+                    self.enter(witness, lock, Mode::Exclusive, Some(&fence));
+                    self.leave(witness, lock);
+                    Ok(())
+                });
+                flight.unwrap();
+            }
+            _ => self.share(witness, lock),
         }
+    }
+
+    /// A transaction by itself, whose lock is another one's name than any that is held otherwise.
+    fn transact(&self, witness: &Witness, lock: &str, value: &str) {
+        let mut txn = self.journal.begin_with(Begin::new("torment").lock(lock).wait(LONG)).unwrap();
+        self.enter(witness, lock, Mode::Exclusive, None);
+        set(&mut txn, lock, value);
+        witness.says(&format!("intend {} {lock} {value}", self.who));
+        // The commit releases the lock.
+        self.leave(witness, lock);
+        txn.commit().unwrap();
+        witness.says(&format!("done {} {value}", self.who));
+    }
+
+    fn share(&self, witness: &Witness, lock: &str) {
+        let held = self.journal.lock_with(Acquire::new(lock).shared().wait(LONG)).unwrap();
+        self.enter(witness, lock, Mode::Shared, None);
+        // So that others come to share it too.
+        std::thread::sleep(Duration::from_millis(2));
+        self.leave(witness, lock);
+        drop(held);
     }
 
     fn commit(&self, witness: &Witness, value: &str) {
         let who = self.who.clone();
         let lock = format!("of-{who}");
         let mut txn = self.journal.begin_with(Begin::new("torment").lock(&lock).wait(LONG)).unwrap();
-        enter(self.journal, witness, &self.who, &lock);
+        self.enter(witness, &lock, Mode::Exclusive, None);
         txn.sql(move |rows| rows.execute("INSERT INTO app_commit (who) VALUES (?1)", [&who]).map(drop)).unwrap();
-        witness.says(&format!("leave {} {lock}", self.who));
+        self.leave(witness, &lock);
         txn.commit().unwrap();
         witness.says(&format!("done {} {value}", self.who));
     }
-}
 
-/// Says that a lock is held, and what is there.
-fn enter(journal: &Journal, witness: &Witness, who: &str, lock: &str) {
-    let read = fs::read_to_string(journal.root().join(lock));
-    let file = match read {
-        Ok(value) => value,
-        Err(error) => {
-            assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}");
-            NOTHING.to_owned()
-        }
-    };
-    let row = journal.read(|rows| {
-        rows.query_opt("SELECT value FROM app_seen WHERE lock = ?1", [lock], |row| row.get::<_, String>(0))
-    });
-    let row = row.unwrap().unwrap_or_else(|| NOTHING.to_owned());
-    witness.says(&format!("enter {who} {lock} exclusive 0 {file} {row}"));
+    /// Says that a lock is held, and what is there.
+    fn enter(&self, witness: &Witness, lock: &str, mode: Mode, fence: Option<&LockFence>) {
+        let file = match fs::read_to_string(self.journal.root().join(lock)) {
+            Ok(value) => value,
+            Err(error) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}");
+                NOTHING.to_owned()
+            }
+        };
+        let row = self.journal.read(|rows| {
+            rows.query_opt("SELECT value FROM app_seen WHERE lock = ?1", [lock], |row| row.get::<_, String>(0))
+        });
+        let row = row.unwrap().unwrap_or_else(|| NOTHING.to_owned());
+        let fence = fence.map_or_else(|| NOTHING.to_owned(), |fence| fence.fence().get().to_string());
+        witness.says(&format!("enter {} {lock} {} {fence} {file} {row}", self.who, mode.word()));
+    }
+
+    fn leave(&self, witness: &Witness, lock: &str) {
+        witness.says(&format!("leave {} {lock}", self.who));
+    }
 }
 
 /// The value of a lock, in its file and in its row.
@@ -174,17 +223,21 @@ fn set(txn: &mut Transaction, lock: &str, value: &str) {
 }
 
 /// Every lock that there ever was can be had at once, and nothing is left of what was killed.
-pub(super) fn nothing_is_left(root: &Path, witness: &Witness) {
-    let journal = Journal::open(root).unwrap();
+pub(super) fn nothing_is_left(home: &Path) {
+    let root = home.join("root");
+    let witness = Witness::open(&home.join("witness"));
+    let journal = Journal::open(&root).unwrap();
     let recovered = journal.recover().unwrap();
     assert_eq!((recovered.pending, recovered.quarantined, recovered.moved_aside), (0, 0, 0), "{recovered:?}");
-    for entry in fs::read_dir(root.join(".journal/locks")).unwrap() {
-        let file = entry.unwrap().file_name().into_string().unwrap();
-        let lock = file.strip_suffix(".lock").unwrap();
-        let held = journal.begin_with(Begin::new("").lock(lock).wait(Duration::ZERO)).unwrap();
-        enter(&journal, witness, "0.0", lock);
-        witness.says(&format!("leave 0.0 {lock}"));
-        held.rollback().unwrap();
+    let last = Hand { home, journal: &journal, who: "0.0".to_owned() };
+    let locks = Inspector::open(&root).unwrap().locks().unwrap();
+    assert!(!locks.is_empty());
+    for LockInfo { name: lock, .. } in locks {
+        let held = journal.try_lock(&lock).unwrap().unwrap_or_else(|| panic!("{lock} is stuck"));
+        let fence = held.fence().unwrap();
+        last.enter(&witness, &lock, Mode::Exclusive, Some(&fence));
+        last.leave(&witness, &lock);
+        assert!(held.release().is_empty());
     }
     assert!(journal.quarantine().list().unwrap().is_empty());
     journal.close().unwrap();
