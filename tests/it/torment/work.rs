@@ -137,7 +137,7 @@ impl Hand<'_> {
                 self.enter(witness, lock, Mode::Exclusive, None);
                 let mut txn = held.begin("torment").unwrap();
                 txn.guard_paths([lock]).unwrap();
-                fs::write(self.journal.root().join(lock), "under a guard").unwrap();
+                fs::write(self.journal.root().join(lock), "under-a-guard").unwrap();
                 set(&mut txn, "rolled back", value);
                 txn.rollback().unwrap();
                 self.leave(witness, lock);
