@@ -54,6 +54,12 @@ pub(crate) enum Fault {
     StoredPathsBelieved,
     /// What living sessions have staged is swept.
     LivingSessionsSwept,
+    /// Inside COMMIT nobody looks whether the lock was acquired by somebody else.
+    FenceNotChecked,
+    /// Nobody looks whether a lock file is still the one that was locked.
+    LockFileNotChecked,
+    /// Who takes a lock recovers nothing.
+    AcquiredWithoutRecovery,
 }
 
 /// True when a test has planted this fault in this process.

@@ -194,11 +194,14 @@ mod tests {
         let woken = Arc::new(AtomicU64::new(0));
         let count = |woken: &Arc<AtomicU64>| {
             let woken = Arc::clone(woken);
-            move || drop(woken.fetch_add(1, Ordering::SeqCst))
+            move || {
+                woken.fetch_add(1, Ordering::SeqCst);
+            }
         };
         let _kept = token.on_stop(count(&woken));
         drop(token.on_stop(count(&woken)));
         let other = token.clone();
+        #[expect(clippy::disallowed_methods, reason = "a thread of a test needs no name")]
         let stopper = std::thread::spawn(move || other.stop("enough"));
         assert!(token.wait(Duration::from_secs(60)));
         stopper.join().unwrap();

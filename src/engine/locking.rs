@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Inner, Journal, MAIN_LOCK};
 use crate::error::{Error, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::os_lock::Sharing;
 use crate::id::Fence;
 use crate::journal;
@@ -186,7 +187,7 @@ impl Journal {
             })
         };
         let (unfinished, seen) = look()?;
-        if !unfinished {
+        if !unfinished || planted(Fault::AcquiredWithoutRecovery) {
             return Ok(seen);
         }
         recovery::drain(ground, &mut ground.enter()?, Which::Unapplied)?;

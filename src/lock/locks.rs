@@ -29,6 +29,9 @@ const NAME_MAX: usize = 80;
 /// This many lock files stay open between acquisitions.
 const FILES_KEPT: usize = 32;
 
+/// Whoever replaces a lock file this often while it is taken does not want it to be.
+const REPLACED_OFTEN: u32 = 10;
+
 /// All named locks, as this process sees them.
 #[derive(Debug)]
 pub(crate) struct Locks {
@@ -91,6 +94,7 @@ impl Locks {
         let shares = want.sharing == Sharing::Shared;
         let Some(ticket) = self.names.wait(want.name, shares, patience) else { return Ok(None) };
         let mut idle = ticket.with(|spot| spot.idle.take()).flatten();
+        let mut replaced = 0;
         loop {
             let mut os = match idle.take() {
                 Some(open) => open,
@@ -106,8 +110,10 @@ impl Locks {
                     let (sharing, order) = (want.sharing, want.order);
                     return Ok(Some(Granted { os: Some(os), sharing, order, ticket: Some(ticket) }));
                 }
-                // Replaced while we waited: the lock is on whatever has the name now.
-                Err(Error::LockFileReplaced { .. }) if !patience.is_over() => {}
+                // Replaced while we waited, or before: the lock is on whatever has the name now.
+                Err(Error::LockFileReplaced { .. }) if replaced < REPLACED_OFTEN || !patience.is_over() => {
+                    replaced += 1
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -255,6 +261,7 @@ impl Locks {
     pub(crate) fn record_held(&self, turn: &mut Turn<'_>) -> Result<()> {
         let mut held = Vec::new();
         self.names.each(|_, spot| held.extend(spot.standing.iter().cloned()));
+        let any = !held.is_empty();
         for standing in held {
             let Record::Unwritten { newest, .. } = *standing.record() else { continue };
             // Once in a million a new block of fences has to be durable before one of them is handed out.
@@ -272,8 +279,10 @@ impl Locks {
                 Err(error) => return Err(error),
             }
         }
-        // Whoever is held for this long is worth a sign of life now and then.
-        self.heartbeat.start(&self.names);
+        if any {
+            // What is held for this long is worth a sign of life now and then.
+            self.heartbeat.start(&self.names);
+        }
         Ok(())
     }
 

@@ -66,7 +66,7 @@ impl<K: Kept> Queues<K> {
         let ticket = Ticket { queues: Arc::clone(self), name: name.to_owned(), number };
         let mut bell = None;
         loop {
-            let Some(entry) = names.get_mut(name) else { return None };
+            let entry = names.get_mut(name)?;
             if entry.is_due(number) {
                 return Some(ticket);
             }

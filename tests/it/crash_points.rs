@@ -11,6 +11,7 @@
 
 mod exec;
 pub(crate) mod guards;
+mod locks;
 pub(crate) mod manifest;
 mod plain;
 pub(crate) mod registry;

@@ -77,7 +77,7 @@ fn a_repeat_under_a_guard_does_nothing() {
         };
         let begin = || journal.begin_with(Begin::new("").lock("second").key(key)).unwrap();
         let waiting = (!early).then(begin);
-        assert!(!work("first").commit().unwrap().repeated());
+        assert!(!work("third").commit().unwrap().repeated());
         let before = full(tree.root());
         let mut txn = waiting.unwrap_or_else(begin);
         txn.guard("wiki").unwrap();

@@ -21,6 +21,8 @@ mod guard_review;
 mod guard_told;
 mod guard_tree;
 mod ingest;
+mod locks;
+mod locks_lost;
 mod model;
 mod opening;
 mod overlay_model;

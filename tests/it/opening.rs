@@ -122,8 +122,9 @@ fn the_holder_of_a_lock_is_named() {
     let held = journal.begin("the long one").unwrap();
     let second = tree.journal();
     for other in [&journal, &second] {
-        let begin = Begin::new("impatient").wait(Duration::from_millis(50));
-        match other.begin_with(begin) {
+        let begin = || other.begin_with(Begin::new("impatient").wait(Duration::from_millis(50)));
+        // On the very thread that holds it there would be nothing to wait for.
+        match std::thread::scope(|scope| scope.spawn(begin).join().unwrap()) {
             Err(error @ Error::Busy { .. }) => {
                 let text = error.to_string();
                 assert!(error.is_retryable() && error.is_busy());

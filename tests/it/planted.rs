@@ -14,6 +14,7 @@ use crate::{figures, skip};
 
 /// Which test finds which fault; of those that cut the power, with which workloads.
 const FOUND_BY: &[(&str, &str, &str)] = &[
+    ("AcquiredWithoutRecovery", "locks::any_acquisition_recovers_whatever_died", ""),
     ("AppliedBeforeCommit", "testing::a_transaction_of_everything_is_whole_or_absent_after_a_crash_at_every_step", ""),
     (
         "AttemptNotCounted",
@@ -27,6 +28,7 @@ const FOUND_BY: &[(&str, &str, &str)] = &[
     ("DisplacedDropped", "recovery::somebody_elses_version_is_set_aside_when_the_commit_was_not_noted", ""),
     ("FailedLogSyncForgotten", "trouble::a_failed_sync_of_the_log_is_cured_before_the_next_commit", ""),
     ("FailedSyncTriedAgain", "recovery::after_a_settle_cut_short_bytes_are_written_into_a_new_inode", ""),
+    ("FenceNotChecked", "locks_lost::a_loss_is_seen_inside_commit_at_the_latest", ""),
     (
         "GuardAttemptNotCounted",
         "quarantine::attempts::a_recovery_that_kills_its_process_every_time_is_given_up_after_five",
@@ -37,6 +39,7 @@ const FOUND_BY: &[(&str, &str, &str)] = &[
     ("GuardedWorkUnsynced", "power::btrfs_survives_power_cuts", "under a guard"),
     ("LiveFilesUnsynced", "power::btrfs_survives_power_cuts", "small"),
     ("LivingSessionsSwept", "opening::many_processes_may_make_one_journal_at_once", ""),
+    ("LockFileNotChecked", "locks_lost::work_that_is_not_finished_when_its_lock_is_lost_leaves_nothing", ""),
     ("OldVersionsUnsynced", "power::btrfs_survives_power_cuts", "under a guard"),
     ("OldestEffectWins", "recovery::the_newest_commit_on_a_path_decides", ""),
     ("PutBackUnsynced", "power::btrfs_survives_power_cuts", "under a guard"),

@@ -103,7 +103,7 @@ fn the_journal_refuses_to_be_called_from_its_own_closures() {
     });
     assert!(matches!(failed, Err(Error::Reentrant { .. })), "{failed:?}");
     let nested = journal.transact(|_| inner.transact(|txn| txn.write("f", b"f")).map(drop));
-    assert!(matches!(nested, Err(Error::Reentrant { .. })), "{nested:?}");
+    assert!(matches!(nested, Err(Error::AlreadyHeld { .. })), "{nested:?}");
     let read = journal.read(|_| inner.read(|_| Ok(())));
     assert!(matches!(read, Err(Error::Reentrant { .. })), "{read:?}");
     journal.transact(|txn| txn.write("f", b"f")).unwrap();

@@ -8,7 +8,7 @@ use walkdir::WalkDir;
 
 /// The floors, ground first: a module may use those of lower floors.
 const FLOORS: &[&[&str]] = &[
-    &["error", "fault", "id", "time"],
+    &["error", "fault", "id", "time", "wait"],
     &["codec", "path"],
     &["fs"],
     &["store", "tree"],
@@ -21,7 +21,7 @@ const FLOORS: &[&[&str]] = &[
 ];
 
 /// What may be used on one's own floor, and by whom. It must stay free of circles.
-const NEIGHBOURS: &[(&str, &str)] = &[("error", "id"), ("engine", "options")];
+const NEIGHBOURS: &[(&str, &str)] = &[("error", "id"), ("wait", "time"), ("engine", "options")];
 
 const LONGEST_FILE: usize = 500;
 

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use super::sweep::{self, Workload};
-use super::{guards, plain};
+use super::{guards, locks, plain};
 
 pub(crate) fn workloads() -> Vec<Workload> {
-    [guards::registered(), plain::registered()].into_iter().flatten().collect()
+    [guards::registered(), locks::registered(), plain::registered()].into_iter().flatten().collect()
 }
 
 /// Those whose name begins like this.
@@ -62,6 +62,16 @@ fn a_log_that_is_appended_to_killed_at_every_call_is_as_before_or_as_committed()
 #[test]
 fn a_settle_killed_at_every_call_changes_nothing() {
     each(&["settle"], sweep::killed);
+}
+
+#[test]
+fn a_flight_killed_at_every_call_has_happened_or_not_and_leaves_no_lock_stuck() {
+    each(&["flight"], sweep::killed);
+}
+
+#[test]
+fn a_flight_meets_an_error_at_every_call_and_leaves_no_lock_stuck() {
+    each(&["flight"], fail);
 }
 
 #[test]

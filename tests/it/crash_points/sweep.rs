@@ -12,7 +12,7 @@ use journal_kb::Journal;
 
 use super::manifest::{self, Manifest};
 use super::strace::{self, End, Point};
-use super::{FAILED, KILLED, RECOVERY_KILLED, State, at_each, open};
+use super::{FAILED, KILLED, RECOVERY_KILLED, State, at_each, locks, open};
 use crate::skip::skip;
 
 pub(crate) const CHILD: &str = "crash_points::registry::child";
@@ -202,6 +202,7 @@ impl<'w> Sweep<'w> {
         let expected = after.unwrap_or(&self.before);
         let mut wrong = state.tree.differences(&expected.tree);
         wrong.extend(state.strays);
+        wrong.extend(locks::stuck(root));
         if state.rows != expected.rows {
             wrong.push(format!("rows {:?}", state.rows));
         }

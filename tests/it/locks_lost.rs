@@ -1,0 +1,133 @@
+//! What a lost lock means: for work that is not finished, that has finished, that has failed; and who is told.
+
+use std::fs;
+use std::time::Duration;
+
+use journal_kb::{Error, Flight, Journal};
+
+use crate::support::Tree;
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn raw(tree: &Tree) -> rusqlite::Connection {
+    rusqlite::Connection::open(tree.path(".journal/journal.db")).unwrap()
+}
+
+/// Replaces a lock file by hand.
+fn replace(tree: &Tree, name: &str) {
+    let file = tree.path(".journal/locks").join(format!("{name}.lock"));
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, "").unwrap();
+}
+
+fn losses(tree: &Tree) -> i64 {
+    raw(tree).query_row("SELECT coalesce(max(losses), 0) FROM journal_lock", (), |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn work_that_is_not_finished_when_its_lock_is_lost_leaves_nothing() {
+    for by_file in [true, false] {
+        let tree = Tree::new();
+        let journal = Journal::options().heartbeat(Duration::from_millis(30)).open(tree.root()).unwrap();
+        journal.migrate(&["CREATE TABLE t (x INTEGER) STRICT"]).unwrap();
+        let lock = journal.lock("a").unwrap();
+        let fence = lock.fence().unwrap();
+        let stop = lock.stop_token();
+        let mut txn = lock.begin("").unwrap();
+        let own_stop = txn.stop_token();
+        txn.write("f", b"f").unwrap();
+        txn.sql(|rows| rows.execute("INSERT INTO t VALUES (1)", ()).map(drop)).unwrap();
+        assert!(txn.is_held() && !stop.requested());
+        match by_file {
+            true => replace(&tree, "a"),
+            false => drop(raw(&tree).execute("UPDATE journal_lock SET fence = fence + 1", ()).unwrap()),
+        }
+        assert!(stop.wait(LONG) && own_stop.requested(), "nobody has told it");
+        assert!(stop.reason().unwrap().contains("lost") && !lock.is_held() && !txn.is_held());
+        let next_use = txn.write("g", b"g");
+        assert!(matches!(&next_use, Err(error) if error.is_lock_lost()), "{next_use:?}");
+        let committed = txn.commit();
+        assert!(matches!(&committed, Err(error) if error.is_lock_lost()), "{committed:?}");
+        let written = lock.write(|rows| rows.execute("INSERT INTO t VALUES (2)", ()));
+        assert!(matches!(&written, Err(error) if error.is_lock_lost()), "{written:?}");
+        assert!(matches!(lock.begin(""), Err(error) if error.is_lock_lost()));
+        assert!(by_file || !fence.is_current().unwrap());
+        assert_eq!(lock.release().len(), 1, "it is said");
+        assert!(!tree.path("f").exists() && !tree.path("g").exists());
+        let rows: i64 = journal.read(|rows| rows.query_row("SELECT count(*) FROM t", (), |row| row.get(0))).unwrap();
+        assert_eq!((rows, losses(&tree)), (0, 1), "by file: {by_file}");
+        // And the next one comes by as if nothing had been.
+        journal.lock("a").unwrap().begin("").unwrap().commit().unwrap();
+    }
+}
+
+#[test]
+fn a_loss_is_seen_inside_commit_at_the_latest() {
+    for recorded in [true, false] {
+        let tree = Tree::new();
+        // No heartbeat comes in time.
+        let journal = Journal::options().heartbeat(LONG).open(tree.root()).unwrap();
+        journal.migrate(&["CREATE TABLE t (x INTEGER) STRICT"]).unwrap();
+        drop(journal.lock("a").unwrap().fence().unwrap());
+        let lock = journal.lock("a").unwrap();
+        if recorded {
+            lock.fence().unwrap();
+        }
+        let txn = lock.begin("").unwrap();
+        raw(&tree).execute("UPDATE journal_lock SET fence = fence + 100", ()).unwrap();
+        let written = lock.write(|rows| rows.execute("INSERT INTO t VALUES (2)", ()));
+        assert!(matches!(&written, Err(error) if error.is_lock_lost()), "{written:?}");
+        assert!(matches!(txn.commit(), Err(error) if error.is_lock_lost()));
+        assert!(lock.stop_token().requested(), "it is known now");
+        let rows: i64 = journal.read(|rows| rows.query_row("SELECT count(*) FROM t", (), |row| row.get(0))).unwrap();
+        assert_eq!((rows, losses(&tree)), (0, 1));
+    }
+}
+
+#[test]
+fn work_that_has_finished_or_failed_when_its_lock_is_lost_keeps_its_outcome() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    let ran = journal.single_flight("a", |lock| {
+        let mut txn = lock.begin("")?;
+        txn.write("f", b"f")?;
+        let receipt = txn.commit()?;
+        replace(&tree, "a");
+        Ok(receipt.id())
+    });
+    let Ok(Flight::Ran(id)) = ran else { panic!("{ran:?}") };
+    assert_eq!((fs::read(tree.path("f")).unwrap(), losses(&tree)), (b"f".to_vec(), 1));
+    let warned: i64 = raw(&tree)
+        .query_row("SELECT count(*) FROM journal_event WHERE kind = 'lock' AND level = 'warn'", (), |row| row.get(0))
+        .unwrap();
+    assert_eq!(warned, 1, "a success with a warning: {id}");
+    let failed = journal.single_flight("a", |lock| -> journal_kb::Result<()> {
+        lock.fence()?;
+        replace(&tree, "a");
+        Err(Error::caller("my own"))
+    });
+    assert!(matches!(failed, Err(Error::Caller(error)) if error.to_string() == "my own"));
+    let unfinished = journal.single_flight("a", |lock| {
+        let mut txn = lock.begin("")?;
+        txn.write("g", b"g")?;
+        replace(&tree, "a");
+        txn.commit().map(drop)
+    });
+    assert!(matches!(&unfinished, Err(error) if error.is_lock_lost()), "{unfinished:?}");
+    assert!(!tree.path("g").exists());
+}
+
+#[test]
+fn a_release_that_cannot_be_recorded_is_a_warning() {
+    let tree = Tree::new();
+    let journal = Journal::options().turn_wait(Duration::from_millis(50)).open(tree.root()).unwrap();
+    let lock = journal.lock("a").unwrap();
+    lock.fence().unwrap();
+    // Somebody writes for long.
+    let turnstile = fs::File::open(tree.path(".journal/turnstile.lock")).unwrap();
+    fs4::FileExt::lock(&turnstile).unwrap();
+    let warnings = lock.release();
+    assert!(warnings.len() == 1 && warnings[0].to_string().contains("could not be recorded"), "{warnings:?}");
+    fs4::FileExt::unlock(&turnstile).unwrap();
+    assert!(journal.try_lock("a").unwrap().is_some(), "it is free all the same");
+}
