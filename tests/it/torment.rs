@@ -59,7 +59,7 @@ fn a_stream_of_those_who_share_starves_nobody_who_wants_to_be_alone() {
 #[test]
 fn eight_processes_commit_side_by_side() {
     let _watchdog = Watchdog::new("committing side by side", LIMIT);
-    let mut crew = Crew::start(orders(8, 1, 1, Work::Commit));
+    let mut crew = Crew::start(orders(4, 1, 1, Work::Commit).chain(orders(4, 3, 1, Work::Commit)));
     crew.work(100, None);
     println!("{:?}", crew.enters());
     let log = crew.longest_log();

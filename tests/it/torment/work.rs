@@ -13,6 +13,7 @@ use crate::guard_model::Random;
 use crate::support;
 
 const ORDERS: &str = "JOURNAL_KB_TORMENT";
+const INSERT: &str = "INSERT INTO app_commit (who) VALUES (?1)";
 /// Longer than any wait for a lock that is not stuck.
 const LONG: Duration = Duration::from_secs(600);
 
@@ -23,7 +24,7 @@ pub(super) enum Work {
     Hold,
     /// Holds a lock with others.
     Share,
-    /// Commits a row, under a lock of its own.
+    /// Commits a row under a lock of its own, and one without a lock.
     Commit,
 }
 
@@ -182,10 +183,12 @@ impl Hand<'_> {
         let lock = format!("of-{who}");
         let mut txn = self.journal.begin_with(Begin::new("torment").lock(&lock).wait(LONG)).unwrap();
         self.enter(witness, &lock, Mode::Exclusive, None);
-        txn.sql(move |rows| rows.execute("INSERT INTO app_commit (who) VALUES (?1)", [&who]).map(drop)).unwrap();
+        txn.sql(move |rows| rows.execute(INSERT, [&who]).map(drop)).unwrap();
         self.leave(witness, &lock);
         txn.commit().unwrap();
         witness.says(&format!("done {} {value}", self.who));
+        self.journal.write(|rows| rows.execute(INSERT, [&self.who]).map(drop)).unwrap();
+        witness.says(&format!("done {} {value}w", self.who));
     }
 
     /// Says that a lock is held, and what is there.
