@@ -182,6 +182,29 @@ impl Journal {
         self.inner.pool.read(work)
     }
 
+    /// Changes rows alone, in one SQLite transaction: durable against power loss when it answers `Ok`, and nothing of it when
+    /// the closure answers an error or panics. For files and rows together there is [`Journal::transact`].
+    ///
+    /// It takes no lock, leaves nothing in the history that `journalctl-kb log` shows, and costs one sync, which it shares
+    /// with whatever other threads of this process commit at the same time. The closure may run again if the first try is
+    /// undone for somebody else's reason; only the last run counts.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// let journal = journal_kb::Journal::open(dir.path())?;
+    /// journal.migrate(&["CREATE TABLE visit (page TEXT PRIMARY KEY, times INTEGER NOT NULL)"])?;
+    /// let page = "start";
+    /// let times: i64 = journal.write(|rows| {
+    ///     rows.execute("INSERT INTO visit VALUES (?1, 1) ON CONFLICT DO UPDATE SET times = times + 1", [page])?;
+    ///     rows.query_row("SELECT times FROM visit WHERE page = ?1", [page], |row| row.get(0))
+    /// })?;
+    /// assert_eq!(times, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn write<T>(&self, work: impl FnMut(&Rows<'_>) -> Result<T>) -> Result<T> {
+        txn::write_rows(self.ground(), |_| Ok(()), work)
+    }
+
     /// Makes the live tree itself durable: on return, everything committed so far is on disk in the files themselves,
     /// for readers without this library (a backup, a snapshot of the filesystem), and the write-ahead log is empty
     /// unless a reader needs it.
@@ -346,7 +369,9 @@ fn start_settler(ground: &Arc<Ground>, options: &Options) -> Result<JoinHandle<(
         .spawn(move || {
             let mut checkpointer = None;
             loop {
-                let any = ground.backlog.wait(Duration::MAX, |state| state.stop || state.transactions > 0);
+                let any = ground
+                    .backlog
+                    .wait(Duration::MAX, |state| state.stop || state.transactions > 0 || state.is_long_log());
                 let state = match any.stop {
                     true => any,
                     false => ground.backlog.wait(idle, BacklogState::is_enough),

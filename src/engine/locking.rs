@@ -14,7 +14,7 @@ use crate::options::{Acquire, Begin, OnWait};
 use crate::recovery;
 use crate::store::{self, Durability, Rows};
 use crate::time::{Deadline, Process, now_ms};
-use crate::txn::{Ground, Transaction, Version, Warning, Which};
+use crate::txn::{self, Ground, Transaction, Version, Warning, Which};
 use crate::wait::{Patience, StopToken};
 
 /// Who has waited for this long is shown by `journalctl-kb locks`, and counted.
@@ -180,7 +180,7 @@ impl Journal {
         let ground = self.ground();
         let look = || {
             ground.store.peek(|tx| {
-                let unfinished = journal::has_unfinished(tx, ground.late.unnoted())?;
+                let unfinished = journal::has_unfinished(tx, ground.late.known())?;
                 let replay = match key {
                     Some(key) => journal::by_key(tx, key)?.is_some(),
                     None => false,
@@ -291,25 +291,29 @@ impl Lock {
     }
 
     /// Changes rows alone, under this lock: durable on return. [`Error::LockLost`], and nothing is changed, when somebody else
-    /// has acquired it since: that is looked at inside COMMIT.
+    /// has acquired it since: that is looked at inside COMMIT. Shares its COMMIT as [`Journal::write`] does.
     pub fn write<T>(&self, mut work: impl FnMut(&Rows<'_>) -> Result<T>) -> Result<T> {
         store::refuse_reentry("a write")?;
         let lease = self.lease()?;
         lease.check_same()?;
-        let mut turn = self.journal.ground().enter()?;
-        let written = turn.write(Durability::Full, |tx| Ok((lease.confirm(tx)?, tx.caller(|rows| work(rows))?)));
-        match written {
-            Ok((fence, value)) => {
-                lease.confirmed(fence);
-                Ok(value)
-            }
-            Err(error) => {
+        let ground = self.journal.ground();
+        let mut fence = None;
+        let confirm = |tx: &store::Tx<'_>| {
+            fence = Some(lease.confirm(tx)?);
+            Ok(())
+        };
+        let written = txn::write_rows(ground, confirm, &mut work);
+        match (&written, fence) {
+            (Ok(_), Some(fence)) => lease.confirmed(fence),
+            (Err(error), _) => {
+                lease.not_committed();
                 if error.is_lock_lost() {
-                    let _ = lease.note_loss(&mut turn);
+                    let _ = ground.enter().and_then(|mut turn| lease.note_loss(&mut turn));
                 }
-                Err(error)
             }
+            (Ok(_), None) => {}
         }
+        written
     }
 
     /// Releases the lock, as dropping it does, and says what was amiss: that it had been lost, or that the release could not be

@@ -111,7 +111,7 @@ impl Inspector {
     /// Runs the engine's own queries on one snapshot. `work` may run several times, and only the last counts.
     pub(crate) fn rows<T>(&self, mut work: impl FnMut(&Tx<'_>) -> Result<T>) -> Result<T> {
         let mode = CallerMode::default();
-        self.database.snapshot(|connection| Ok(work(&Tx::reading(connection, &mode))))?
+        self.database.snapshot(|connection| Ok(work(&Tx::over(connection, &mode))))?
     }
 
     /// The journal as a whole, and what to do next.

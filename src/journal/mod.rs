@@ -14,7 +14,7 @@ pub(crate) use guard::{
 };
 pub(crate) use kept::*;
 pub use record::{Change, ChangeKind};
-pub(crate) use record::{EventDetails, Mark, Redo, What};
+pub(crate) use record::{EventDetails, Mark, Redo, Span, What};
 pub(crate) use rows::*;
 pub(crate) use state::{GuardState, TxnState};
 pub(crate) use trees::*;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::fault::{Fault, planted};
 use crate::fs::attrs::Attrs;
 use crate::fs::identity::Identity;
+use crate::id::TxnId;
 use crate::path::RelPath;
 
 /// The redo record of one effect.
@@ -131,5 +132,19 @@ impl Change {
     /// Where it was before, if it was renamed within the tree.
     pub fn origin(&self) -> Option<PathBuf> {
         self.origin.as_ref().map(RelPath::to_path_buf)
+    }
+}
+
+/// Transactions from one number to another, of one COMMIT: nobody else's are between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) first: TxnId,
+    pub(crate) last: TxnId,
+}
+
+impl Span {
+    /// Both ends, for SQL; with nothing between them when there is none.
+    pub(super) fn ends(span: Option<Self>) -> (i64, i64) {
+        span.map_or((0, 0), |span| (span.first.get(), span.last.get()))
     }
 }

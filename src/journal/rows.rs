@@ -6,7 +6,7 @@ use rusqlite::Row;
 use rusqlite::types::Value;
 
 use super::guard::GuardId;
-use super::record::{Change, ChangeKind, EventDetails, Mark, Redo, What};
+use super::record::{Change, ChangeKind, EventDetails, Mark, Redo, Span, What};
 use super::state::TxnState;
 use crate::codec;
 use crate::error::{Error, Result};
@@ -226,28 +226,31 @@ pub(crate) fn has_unsettled_structure(tx: &Tx<'_>) -> Result<bool> {
 }
 
 /// True when a transaction was committed, and it is not known that it was carried into the tree; or when one guards paths,
-/// or did when it died. `but` is known to be in the tree.
-pub(crate) fn has_unfinished(tx: &Tx<'_>, but: Option<TxnId>) -> Result<bool> {
+/// or did when it died. Those of `known` are in the tree, or on their way there.
+pub(crate) fn has_unfinished(tx: &Tx<'_>, known: [Option<Span>; 2]) -> Result<bool> {
+    let [(first, last), (from, to)] = known.map(Span::ends);
     tx.query_row(
-        "SELECT EXISTS (SELECT 1 FROM main.journal_txn \
-           WHERE state <> 'settled' AND state = 'committed' AND id <> ?1) \
+        "SELECT EXISTS (SELECT 1 FROM main.journal_txn WHERE state <> 'settled' AND state = 'committed' \
+             AND id NOT BETWEEN ?1 AND ?2 AND id NOT BETWEEN ?3 AND ?4) \
            OR EXISTS (SELECT 1 FROM main.journal_guard)",
-        [but.map_or(0, TxnId::get)],
+        (first, last, from, to),
         |row| row.get(0),
     )
 }
 
 /// True when a commit has to look closer first: something is not applied, could not be, is in quarantine, or has moved
-/// directories and is not settled; or others guard paths. `but` is known to be applied, `own` is the commit's own guard.
-pub(crate) fn is_in_the_way(tx: &Tx<'_>, but: Option<TxnId>, own: Option<GuardId>) -> Result<bool> {
+/// directories and is not settled; or others guard paths. `known` are known to be applied, `own` is the commit's own guard.
+pub(crate) fn is_in_the_way(tx: &Tx<'_>, known: Option<Span>, own: Option<GuardId>) -> Result<bool> {
+    let (first, last) = Span::ends(known);
     // One lookup a word: a list of words would be sorted into a table of its own each time.
     tx.query_row(
-        "SELECT EXISTS (SELECT 1 FROM main.journal_txn WHERE state <> 'settled' AND state = 'committed' AND id <> ?1) \
+        "SELECT EXISTS (SELECT 1 FROM main.journal_txn WHERE state <> 'settled' AND state = 'committed' \
+             AND id NOT BETWEEN ?1 AND ?2) \
            OR EXISTS (SELECT 1 FROM main.journal_txn WHERE state <> 'settled' AND state = 'pending') \
            OR EXISTS (SELECT 1 FROM main.journal_txn WHERE state <> 'settled' AND state = 'quarantined') \
            OR EXISTS (SELECT 1 FROM main.journal_txn WHERE structural = 1 AND state IN ('applied', 'settling')) \
-           OR EXISTS (SELECT 1 FROM main.journal_guard WHERE id <> ?2)",
-        [but.map_or(0, TxnId::get), own.map_or(0, |own| own.0)],
+           OR EXISTS (SELECT 1 FROM main.journal_guard WHERE id <> ?3)",
+        (first, last, own.map_or(0, |own| own.0)),
         |row| row.get(0),
     )
 }
@@ -344,10 +347,13 @@ pub(crate) fn note_applied(tx: &Tx<'_>, txn: TxnId, from: TxnState, mark: &Mark)
         .map(drop)
 }
 
-/// Notes that a transaction was carried into the tree where its mark says. Fine when somebody has noted it before.
-pub(crate) fn note_carried_out(tx: &Tx<'_>, txn: TxnId) -> Result<()> {
-    tx.execute("UPDATE main.journal_txn SET state = 'applied' WHERE id = ?1 AND state = 'committed'", [txn.get()])
-        .map(drop)
+/// Notes that transactions were carried into the tree where their marks say. Fine when somebody has noted it before.
+pub(crate) fn note_carried_out(tx: &Tx<'_>, Span { first, last }: Span) -> Result<()> {
+    tx.execute(
+        "UPDATE main.journal_txn SET state = 'applied' WHERE id BETWEEN ?1 AND ?2 AND state = 'committed'",
+        (first.get(), last.get()),
+    )
+    .map(drop)
 }
 
 /// Counts a recovery that begins, or, with zero, one that made progress.

@@ -126,7 +126,8 @@ impl Heartbeat {
         let Some(newest) = beaten else { return Ok(()) };
         for (((standing, fence), progress), newest) in recorded.iter().zip(&told).zip(newest) {
             standing.told(progress);
-            if newest > fence.get() {
+            // Whoever has released it meanwhile says so before anybody else can have it.
+            if newest > fence.get() && self::fence(standing).is_some() {
                 self.lost(standing, aside)?;
             }
         }

@@ -32,7 +32,7 @@ pub(super) struct Standing {
     /// The thread that took it, or used it last.
     owner: AtomicU64,
     os: Mutex<Option<OsLock>>,
-    /// Changes only within a turn.
+    /// What is not being committed changes only within a turn.
     record: Mutex<Record>,
     progress: Mutex<Progress>,
     lost: AtomicBool,
@@ -42,8 +42,9 @@ pub(super) struct Standing {
 /// What the row of a lock says of its holder.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Record {
-    /// Nothing yet. The newest acquisition that the row knows had this fence; `seen` by the background before.
-    Unwritten { newest: i64, seen: bool },
+    /// Nothing yet. The newest acquisition that the row knows had this fence; `seen` by the background before. While a COMMIT
+    /// records it (`committing`), its outcome is known to one thread only.
+    Unwritten { newest: i64, seen: bool, committing: bool },
     /// The row says that this holder has the lock, with this fence.
     Written(Fence),
     /// The row says that it was released, or never says anything: it is shared.
@@ -209,6 +210,7 @@ impl Lease {
         let newest = store.peek(|tx| rows::newest_fence(tx, self.name()))?;
         // It may have been recorded since that was read; a fence of our own is never larger than what is read after it.
         Ok(match *self.standing.record() {
+            Record::Unwritten { committing: true, .. } => true,
             Record::Unwritten { newest: before, .. } => newest == before,
             Record::Written(fence) => newest <= fence.get(),
             Record::Over => true,
@@ -243,24 +245,31 @@ impl Lease {
     /// records the release; the acquisition too where that has not been done. Answers the fence.
     fn conclude(&self, tx: &Tx<'_>) -> Result<Fence> {
         self.refuse_lost()?;
-        match *self.standing.record() {
-            Record::Unwritten { newest, .. } => self.standing.acquire(tx, self.session, newest, true),
-            Record::Written(fence) if rows::release(tx, self.name(), fence)? => Ok(fence),
-            Record::Written(fence) if planted(Fault::FenceNotChecked) => Ok(fence),
-            Record::Written(fence) => Err(self.standing.error(fence)),
+        match &mut *self.standing.record() {
+            Record::Unwritten { newest, committing, .. } => {
+                *committing = true;
+                self.standing.acquire(tx, self.session, *newest, true)
+            }
+            Record::Written(fence) if rows::release(tx, self.name(), *fence)? => Ok(*fence),
+            Record::Written(fence) if planted(Fault::FenceNotChecked) => Ok(*fence),
+            Record::Written(fence) => Err(self.standing.error(*fence)),
             Record::Over => Err(Error::Closed),
         }
     }
 
     /// Inside COMMIT: refuses when somebody else has acquired the lock since, and records the acquisition where that has not
-    /// been done. Answers the fence, to be given to [`Lease::confirmed`] when the COMMIT is done.
+    /// been done. Answers the fence, to be given to [`Lease::confirmed`] when the COMMIT is done; or else there is
+    /// [`Lease::not_committed`].
     pub(crate) fn confirm(&self, tx: &Tx<'_>) -> Result<Fence> {
         self.refuse_lost()?;
-        match *self.standing.record() {
-            Record::Unwritten { newest, .. } => self.standing.acquire(tx, self.session, newest, false),
-            Record::Written(fence) if rows::is_newest(tx, self.name(), fence)? => Ok(fence),
-            Record::Written(fence) if planted(Fault::FenceNotChecked) => Ok(fence),
-            Record::Written(fence) => Err(self.standing.error(fence)),
+        match &mut *self.standing.record() {
+            Record::Unwritten { newest, committing, .. } => {
+                *committing = true;
+                self.standing.acquire(tx, self.session, *newest, false)
+            }
+            Record::Written(fence) if rows::is_newest(tx, self.name(), *fence)? => Ok(*fence),
+            Record::Written(fence) if planted(Fault::FenceNotChecked) => Ok(*fence),
+            Record::Written(fence) => Err(self.standing.error(*fence)),
             Record::Over if self.is_shared() => Err(Error::LockShared { name: self.name().to_owned() }),
             Record::Over => Err(Error::Closed),
         }
@@ -269,6 +278,13 @@ impl Lease {
     /// After a COMMIT that has confirmed it: the row says that this lock is held.
     pub(crate) fn confirmed(&self, fence: Fence) {
         *self.standing.record() = Record::Written(fence);
+    }
+
+    /// After a COMMIT that was to record it and did not.
+    pub(crate) fn not_committed(&self) {
+        if let Record::Unwritten { committing, .. } = &mut *self.standing.record() {
+            *committing = false;
+        }
     }
 
     /// The fence, once the row says that this lock is held.
@@ -344,6 +360,7 @@ impl Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
+        self.0.not_committed();
         self.0.lent.store(false, Ordering::Release);
     }
 }

@@ -233,7 +233,7 @@ impl Locks {
     pub(crate) fn hold(&self, mut granted: Granted, newest: i64, purpose: &str) -> Result<Lease> {
         let (Some(os), Some(ticket)) = (granted.os.take(), granted.ticket.take()) else { return Err(Error::Closed) };
         let record = match granted.sharing {
-            Sharing::Exclusive => Record::Unwritten { newest, seen: false },
+            Sharing::Exclusive => Record::Unwritten { newest, seen: false, committing: false },
             Sharing::Shared => Record::Over,
         };
         let name = ticket.name().to_owned();
@@ -247,7 +247,7 @@ impl Locks {
         let mut found = Unrecorded::default();
         self.names.each(|_, spot| {
             for standing in &spot.standing {
-                if let Record::Unwritten { seen, .. } = &mut *standing.record() {
+                if let Record::Unwritten { seen, committing: false, .. } = &mut *standing.record() {
                     found.any = true;
                     found.due |= std::mem::replace(seen, true);
                 }
@@ -263,7 +263,7 @@ impl Locks {
         self.names.each(|_, spot| held.extend(spot.standing.iter().cloned()));
         let any = !held.is_empty();
         for standing in held {
-            let Record::Unwritten { newest, .. } = *standing.record() else { continue };
+            let Record::Unwritten { newest, committing: false, .. } = *standing.record() else { continue };
             // Once in a million a new block of fences has to be durable before one of them is handed out.
             let durability = match turn.look(rows::has_fences)? {
                 true => Durability::Normal,

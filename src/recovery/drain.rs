@@ -47,8 +47,8 @@ pub(crate) fn drain(ground: &Ground, turn: &mut Turn<'_>, which: Which) -> Resul
     put_back_dead(ground, turn, &mut drained)?;
     // Every commit asks this; marks are compared only when a journal is opened, because no mount changes under one
     // that is open.
-    let unnoted = ground.late.unnoted();
-    if which == Which::Unapplied && !turn.look(|tx| journal::has_unfinished(tx, unnoted))? {
+    let known = [ground.late.unnoted(), None];
+    if which == Which::Unapplied && !turn.look(|tx| journal::has_unfinished(tx, known))? {
         return Ok(drained);
     }
     ground.write_late(turn)?;

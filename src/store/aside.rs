@@ -8,7 +8,8 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::caller::CallerMode;
 use super::connect::{self, Database};
-use super::turn::{TURNSTILE, Tx};
+use super::turn::TURNSTILE;
+use super::tx::Tx;
 use crate::error::{Error, Result, SqlContext};
 use crate::fs::os_lock::OsLock;
 use crate::time::Deadline;
@@ -48,7 +49,7 @@ impl Aside {
 
     fn write_in_turn<T>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
         let writing = self.conn.unchecked_transaction().during("beginning")?;
-        let value = work(&Tx::reading(&self.conn, &self.mode))?;
+        let value = work(&Tx::over(&self.conn, &self.mode))?;
         writing.commit().during("committing").map(|()| value)
     }
 }

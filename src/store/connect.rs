@@ -65,6 +65,14 @@ pub(crate) fn writer(database: &Database) -> Result<Connection> {
     Ok(conn)
 }
 
+/// Opens a connection that only reads.
+pub(super) fn reader(path: &Path) -> Result<Connection> {
+    // Read-only by the file's own flags too.
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags).map_err(|error| understand(path, error))?;
+    prepare_reader(&conn).map(|()| conn)
+}
+
 /// Settings of a connection that only reads.
 pub(super) fn prepare_reader(conn: &Connection) -> Result<()> {
     conn.busy_timeout(BUSY_TIMEOUT).during("setting the busy timeout")?;

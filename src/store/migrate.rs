@@ -2,7 +2,8 @@
 
 use rusqlite::OptionalExtension;
 
-use super::turn::{Durability, Turn, Tx};
+use super::turn::{Durability, Turn};
+use super::tx::Tx;
 use crate::error::{Error, Result, SqlContext};
 use crate::time::now_ms;
 

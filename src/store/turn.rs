@@ -1,28 +1,32 @@
 //! The one place that writes to the database.
 //!
-//! 1. the mutex of this process: one writing connection, one writer;
+//! 1. the queue of this process: one writing connection, one writer, first come, first served;
 //! 2. the turnstile, an OS lock over all processes: SQLite's busy handler starves writers, the kernel's queue does
 //!    not. Whoever holds it may also carry commits into the tree, so that the tree follows commit order;
 //! 3. `BEGIN IMMEDIATE`, the work, `COMMIT` at the durability asked for.
 //!
-//! [`Store::peek`] only reads, so it needs the first alone.
+//! What may share its COMMIT with others does all that in [`super::group`]. [`Store::peek`] only reads, and waits for
+//! nobody.
 //!
 //! A sync of the write-ahead log that fails poisons the process and leaves the marker `sync-failed`: the kernel has
 //! marked the pages clean, so a later COMMIT would say Ok for frames that never reach the disk. Whoever takes the
 //! turnstile next must first carry the whole log over (`wal_checkpoint(TRUNCATE)`), which writes those pages anew.
 
-use std::cell::Cell;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rusqlite::{CachedStatement, Connection, ErrorCode, Params, Row};
+use rusqlite::{Connection, ErrorCode};
 
-use super::caller::{CallerMode, Rows, refuse_reentry};
+use super::caller::{CallerMode, refuse_reentry};
 use super::connect::{self, Database};
+use super::group::{Rest, Wish, Word};
 use super::migrate;
+use super::queue::{Asked, Place, Queue};
+use super::tx::Tx;
+use super::writer::Writer;
 use crate::error::{Error, Result, SqlContext};
-use crate::fault::{Fault, planted, step};
+use crate::fs::fork::Born;
 use crate::fs::os_lock::OsLock;
 use crate::fs::state::StateDir;
 use crate::time::Deadline;
@@ -30,6 +34,8 @@ use crate::time::Deadline;
 const MARKER: &str = "sync-failed";
 /// The turnstile's file, in the state directory.
 pub(crate) const TURNSTILE: &str = "turnstile.lock";
+/// More threads than this do not wait for the turn of one process: what comes then is told so at once.
+const MOST_WAITING: usize = 1024;
 
 /// What a COMMIT waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,32 +50,14 @@ pub(crate) enum Durability {
 /// The database as the engine writes it.
 #[derive(Debug)]
 pub(crate) struct Store {
-    writer: Mutex<Writer>,
-    mode: Arc<CallerMode>,
+    pub(super) queue: Queue<Word, Option<Wish>>,
+    /// Reads what the engine wants to know while the writer is taken; opened when that first happens.
+    beside: Mutex<Option<(Connection, Arc<CallerMode>)>>,
     database: Database,
     state_dir: StateDir,
     poisoned: Mutex<Option<String>>,
+    born: Born,
 }
-
-#[derive(Debug)]
-struct Writer {
-    conn: Connection,
-    turnstile: OsLock,
-    full: bool,
-    /// How many frames the write-ahead log had after the last COMMIT of this process.
-    log_frames: u32,
-}
-
-thread_local! {
-    /// What SQLite says of its log after a COMMIT on this thread.
-    static LOG_FRAMES: Cell<u32> = const { Cell::new(0) };
-}
-
-/// This many frames of log are too many: whoever has the turn carries them over before it adds to them.
-const TOO_MANY_FRAMES: u32 = 4 * LOG_FRAMES_ENOUGH;
-/// With this many frames the log is carried over in the background: 8 MiB of pages of 4 KiB, on blocks that are then
-/// used again and again. To append to a file costs the filesystem's own journal, to write over it does not.
-pub(crate) const LOG_FRAMES_ENOUGH: u32 = 2048;
 
 impl Store {
     /// Opens the database, makes or migrates the engine's schema.
@@ -80,19 +68,15 @@ impl Store {
         if !turnstile.lock_until(deadline)? {
             return Err(Error::Busy { what: "the turnstile".into(), holder: "another process".into(), waited: wait });
         }
-        let conn = connect::writer(&database)?;
-        conn.wal_hook(Some(|_, frames| {
-            LOG_FRAMES.set(u32::try_from(frames).unwrap_or(0));
-            Ok(())
-        }));
-        let mode = CallerMode::install(&conn).during("installing the authorizer")?;
-        turnstile.unlock()?;
+        let writer = Writer::open(&database, turnstile)?;
+        writer.turnstile.unlock()?;
         let store = Self {
-            writer: Mutex::new(Writer { conn, turnstile, full: true, log_frames: 0 }),
-            mode,
+            queue: Queue::new(Word::Turn(Box::new(writer)), MOST_WAITING),
+            beside: Mutex::default(),
             database,
             state_dir,
-            poisoned: Mutex::new(None),
+            poisoned: Mutex::default(),
+            born: Born::here(),
         };
         migrate::engine_schema(&mut store.enter(wait)?)?;
         Ok(store)
@@ -107,30 +91,89 @@ impl Store {
         self.refuse_forked()?;
         refuse_reentry("a write")?;
         let deadline = Deadline::after(wait);
-        let mut writer = self.writer.lock().unwrap_or_else(|poison| poison.into_inner());
-        self.refuse_poisoned()?;
-        if !writer.turnstile.lock_until(deadline)? {
-            return Err(Error::Busy {
-                what: "the turnstile".into(),
-                holder: "another process".into(),
-                waited: deadline.waited(),
-            });
+        match self.ask(None, deadline, &mut None)? {
+            Word::Turn(writer) => Turn::pass(self, writer, deadline),
+            // Only who wants to share is handed anything else.
+            _ => Err(Error::Closed),
         }
-        let turn = Turn { store: self, writer };
-        turn.writer.turnstile.check_same()?;
-        Ok(turn)
     }
 
-    /// Reads one snapshot of what is committed, without waiting for anybody's turn in other processes.
+    /// Waits in the queue of this process for the first word.
+    pub(super) fn ask(
+        &self,
+        wish: Option<&Wish>,
+        deadline: Deadline,
+        place: &mut Option<Arc<Place<Word>>>,
+    ) -> Result<Word> {
+        let busy = |holder: &str| Error::Busy {
+            what: "the turn to write".into(),
+            holder: holder.into(),
+            waited: deadline.waited(),
+        };
+        let word = match self.queue.ask(|| wish.cloned()) {
+            Asked::Here(word) => word,
+            Asked::Full => return Err(busy("other threads of this process, and too many wait for it already,")),
+            Asked::Wait(at) => {
+                let word = self.queue.wait(&at, || deadline.left());
+                *place = Some(at);
+                word.ok_or_else(|| busy("another thread of this process"))?
+            }
+        };
+        match (word, self.refuse_poisoned()) {
+            (word, Ok(())) => Ok(word),
+            (Word::Turn(writer), Err(poisoned)) => {
+                self.queue.give_back(Word::Turn(writer));
+                Err(poisoned)
+            }
+            // Who has begun ends it, and is told the same.
+            (word, Err(_)) => Ok(word),
+        }
+    }
+
+    /// Frees the turnstile and hands the writer on; first to those who have to do something before that.
+    pub(super) fn free(&self, writer: Box<Writer>, mut rest: Rest) {
+        if !self.born.is_here() {
+            // Forked within the turn, which is the parent's.
+            return std::mem::forget((writer, rest));
+        }
+        match rest.take_next() {
+            Some(place) => place.hand(Word::Next(writer, rest)),
+            None => {
+                // It cannot fail on a file we locked; and if it did, closing the descriptor would still free the lock.
+                let _ = writer.turnstile.unlock();
+                self.queue.give_back(Word::Turn(writer));
+            }
+        }
+    }
+
+    /// Reads one snapshot of what is committed, without waiting for anybody's turn.
     pub(crate) fn peek<T>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
         self.refuse_forked()?;
         refuse_reentry("a read of the journal")?;
-        let writer = self.writer.lock().unwrap_or_else(|poison| poison.into_inner());
+        /// Gives the writer back on every way out.
+        struct Lent<'s>(&'s Store, Option<Word>);
+        impl Drop for Lent<'_> {
+            fn drop(&mut self) {
+                if let Some(word) = self.1.take() {
+                    self.0.queue.give_back(word);
+                }
+            }
+        }
+        let lent = Lent(self, self.queue.try_take());
         self.refuse_poisoned()?;
-        let tx = Tx { conn: &writer.conn, mode: &self.mode };
-        tx.run("BEGIN DEFERRED", "beginning a read")?;
-        let _end = RollBack(&writer.conn, &self.mode);
-        work(&tx)
+        if let Some(Word::Turn(writer)) = &lent.1 {
+            return peek(&writer.tx(), work);
+        }
+        let mut beside = self.beside.lock().unwrap_or_else(|poison| poison.into_inner());
+        let (conn, mode) = match &mut *beside {
+            Some(open) => open,
+            none => {
+                let conn = connect::reader(&self.database.path)?;
+                let mode = CallerMode::install(&conn).during("installing the authorizer")?;
+                none.insert((conn, mode))
+            }
+        };
+        peek(&Tx::beside(conn, mode), work)
     }
 
     /// Runs the application's own migrations.
@@ -140,7 +183,7 @@ impl Store {
 
     /// [`Error::Forked`] in a child of the process that opened it: nothing of it may be touched there.
     pub(crate) fn refuse_forked(&self) -> Result<()> {
-        self.mode.born.check()
+        self.born.check()
     }
 
     /// Why this handle no longer writes, if so.
@@ -167,22 +210,68 @@ impl Store {
         Error::sql("carrying the log into the database", source)
     }
 
-    fn mark_failed_sync(&self, why: &str) {
+    pub(super) fn mark_failed_sync(&self, why: &str) {
         self.poison(why);
         if let Err(error) = self.state_dir.leave_mark(MARKER) {
             tracing::error!(%error, "the marker of a failed sync could not be left");
         }
     }
+
+    pub(super) fn has_failed_sync(&self) -> bool {
+        self.state_dir.has_mark(MARKER)
+    }
+
+    pub(super) fn forget_failed_sync(&self) -> Result<()> {
+        self.state_dir.clear_mark(MARKER)
+    }
+}
+
+fn peek<T>(tx: &Tx<'_>, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+    /// Ends the read on every way out.
+    struct End<'t, 'c>(&'t Tx<'c>);
+    impl Drop for End<'_, '_> {
+        fn drop(&mut self) {
+            self.0.roll_back();
+        }
+    }
+    tx.run("BEGIN DEFERRED", "beginning a read")?;
+    let _end = End(tx);
+    work(tx)
 }
 
 /// The turn to write: this process's connection, and the turnstile of all.
 #[derive(Debug)]
 pub(crate) struct Turn<'s> {
     store: &'s Store,
-    writer: MutexGuard<'s, Writer>,
+    /// There until the turn is over.
+    writer: Option<Box<Writer>>,
+    /// Who goes on within the same turn of the turnstile.
+    rest: Rest,
+    deadline: Deadline,
 }
 
-impl Turn<'_> {
+impl<'s> Turn<'s> {
+    /// Waits for the turnstile.
+    pub(super) fn pass(store: &'s Store, writer: Box<Writer>, deadline: Deadline) -> Result<Self> {
+        let mut turn = Self::of(store, writer, Rest::Nobody, deadline);
+        turn.writer()?.pass(deadline)?;
+        Ok(turn)
+    }
+
+    /// A turn whose turnstile is held already.
+    pub(super) fn of(store: &'s Store, writer: Box<Writer>, rest: Rest, deadline: Deadline) -> Self {
+        Self { store, writer: Some(writer), rest, deadline }
+    }
+
+    /// Keeps the turn going, without this guard of it.
+    pub(super) fn into_writer(mut self) -> Result<Box<Writer>> {
+        self.writer.take().ok_or(Error::Closed)
+    }
+
+    pub(super) fn writer(&mut self) -> Result<&mut Writer> {
+        self.writer.as_deref_mut().ok_or(Error::Closed)
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.store.database.path
     }
@@ -197,83 +286,40 @@ impl Turn<'_> {
 
     /// Begins a SQLite transaction. Dropped without [`Writing::commit`] nothing of it happened.
     pub(crate) fn begin(&mut self, durability: Durability) -> Result<Writing<'_>> {
-        let full = durability == Durability::Full;
-        if full {
-            self.cure_failed_sync()?;
-        }
-        if self.writer.full != full {
-            connect::set_synchronous(&self.writer.conn, full)?;
-            self.writer.full = full;
-        }
-        if self.writer.log_frames >= TOO_MANY_FRAMES {
-            self.carry_over_soon()?;
-        }
-        let tx = Tx { conn: &self.writer.conn, mode: &self.store.mode };
-        tx.run("BEGIN IMMEDIATE", "beginning")?;
-        Ok(Writing { store: self.store, writer: &mut self.writer, committed: false })
+        let (store, deadline) = (self.store, self.deadline);
+        let writer = self.writer()?;
+        writer.begin(store, durability, deadline)?;
+        Ok(Writing { store, writer })
     }
 
     /// How many frames the write-ahead log has, as of this process's last COMMIT.
     pub(crate) fn log_frames(&self) -> u32 {
-        self.writer.log_frames
+        self.writer.as_ref().map_or(0, |writer| writer.log_frames)
+    }
+
+    /// True when nobody of the same group has its turn after this one.
+    pub(crate) fn is_last(&self) -> bool {
+        self.rest.is_over()
     }
 
     /// Reads what is committed, outside any transaction.
     pub(crate) fn look<T>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
-        work(&Tx { conn: &self.writer.conn, mode: &self.store.mode })
+        work(&self.writer.as_ref().ok_or(Error::Closed)?.tx())
     }
 
     /// Carries the whole log into the database and empties it. [`Error::Busy`] at once when a reader needs it: whoever
     /// holds the turn keeps everybody waiting.
     pub(crate) fn truncate_log(&mut self) -> Result<()> {
-        self.writer.conn.busy_timeout(Duration::ZERO).during("setting the busy timeout")?;
-        let done = self.carry_over();
-        self.writer.conn.busy_timeout(connect::BUSY_TIMEOUT).during("setting the busy timeout")?;
-        done
-    }
-
-    fn carry_over(&mut self) -> Result<()> {
-        step("wal_checkpoint");
-        let busy = self
-            .writer
-            .conn
-            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get::<_, i64>(0))
-            .map_err(|source| self.store.checkpoint_failed(source))?;
-        if busy == 0 {
-            return Ok(());
-        }
-        Err(Error::Busy {
-            what: "the write-ahead log".into(),
-            holder: "a reader".into(),
-            waited: connect::BUSY_TIMEOUT,
-        })
-    }
-
-    /// The background does not keep up, or a reader is in its way: copy what can be copied, and look again after as
-    /// many frames more.
-    fn carry_over_soon(&mut self) -> Result<()> {
-        step("wal_checkpoint");
-        let row = self.writer.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()));
-        row.map_err(|source| self.store.checkpoint_failed(source))?;
-        self.writer.log_frames = 0;
-        Ok(())
-    }
-
-    fn cure_failed_sync(&mut self) -> Result<()> {
-        if !self.store.state_dir.has_mark(MARKER) || planted(Fault::FailedLogSyncForgotten) {
-            return Ok(());
-        }
-        self.carry_over()?;
-        self.store.state_dir.clear_mark(MARKER)?;
-        tracing::warn!("an earlier sync of the write-ahead log had failed: the log was carried over");
-        Ok(())
+        let store = self.store;
+        self.writer()?.truncate_log(store)
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        // It cannot fail on a file we locked; and if it did, closing the descriptor would still free the lock.
-        let _ = self.writer.turnstile.unlock();
+        if let Some(writer) = self.writer.take() {
+            self.store.free(writer, std::mem::take(&mut self.rest));
+        }
     }
 }
 
@@ -283,134 +329,22 @@ impl Drop for Turn<'_> {
 pub(crate) struct Writing<'t> {
     store: &'t Store,
     writer: &'t mut Writer,
-    committed: bool,
 }
 
 impl Writing<'_> {
     pub(crate) fn tx(&self) -> Tx<'_> {
-        Tx { conn: &self.writer.conn, mode: &self.store.mode }
+        self.writer.tx()
     }
 
     /// The commit point.
-    pub(crate) fn commit(mut self) -> Result<()> {
-        let tx = self.tx();
-        if tx.ended() {
-            return Err(Error::EndedBySql);
-        }
-        step("COMMIT");
-        let done = tx.prepare("COMMIT")?.raw_execute();
-        match done {
-            Ok(_) => {
-                self.committed = true;
-                self.writer.log_frames = LOG_FRAMES.get();
-                Ok(())
-            }
-            Err(source) if source.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) => {
-                self.store.mark_failed_sync(&format!("COMMIT failed: {source}"));
-                Err(Error::OutcomeUnknown { source })
-            }
-            Err(source) => Err(Error::sql("committing", source)),
-        }
+    pub(crate) fn commit(self) -> Result<()> {
+        self.writer.commit(self.store)
     }
 }
 
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
-        if !self.committed {
-            drop(RollBack(&self.writer.conn, &self.store.mode));
-        }
-    }
-}
-
-struct RollBack<'c>(&'c Connection, &'c CallerMode);
-
-impl Drop for RollBack<'_> {
-    fn drop(&mut self) {
-        // What a child takes back in the log's index, the parent loses.
-        if self.1.born.is_here() && !self.0.is_autocommit() {
-            let _ = self.0.prepare_cached("ROLLBACK").and_then(|mut rollback| rollback.raw_execute());
-        }
-    }
-}
-
-/// The statements of one transaction. All names in engine SQL say `main.`, because a TEMP object would win.
-#[derive(Debug)]
-pub(crate) struct Tx<'c> {
-    conn: &'c Connection,
-    mode: &'c CallerMode,
-}
-
-impl<'c> Tx<'c> {
-    /// Statements of the engine over a connection that only reads.
-    pub(crate) fn reading(conn: &'c Connection, mode: &'c CallerMode) -> Self {
-        Self { conn, mode }
-    }
-
-    pub(crate) fn prepare(&self, sql: &'static str) -> Result<CachedStatement<'_>> {
-        self.mode.born.check()?;
-        self.conn.prepare_cached(sql).during(sql)
-    }
-
-    /// Runs one statement of the engine and answers how many rows it changed.
-    pub(crate) fn execute(&self, sql: &'static str, params: impl Params) -> Result<usize> {
-        self.prepare(sql)?.execute(params).during(sql)
-    }
-
-    pub(crate) fn query_row<T>(
-        &self,
-        sql: &'static str,
-        params: impl Params,
-        map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
-    ) -> Result<T> {
-        self.prepare(sql)?.query_row(params, map).during(sql)
-    }
-
-    pub(crate) fn query_opt<T>(
-        &self,
-        sql: &'static str,
-        params: impl Params,
-        map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
-    ) -> Result<Option<T>> {
-        use rusqlite::OptionalExtension;
-        self.prepare(sql)?.query_row(params, map).optional().during(sql)
-    }
-
-    pub(crate) fn query_map<T>(
-        &self,
-        sql: &'static str,
-        params: impl Params,
-        map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
-    ) -> Result<Vec<T>> {
-        let mut statement = self.prepare(sql)?;
-        let rows = statement.query_map(params, map).during(sql)?;
-        rows.collect::<rusqlite::Result<_>>().during(sql)
-    }
-
-    /// A number that changes whenever another connection, of any process, has written to the database.
-    pub(crate) fn version(&self) -> Result<i64> {
-        self.query_row("PRAGMA main.data_version", (), |row| row.get(0))
-    }
-
-    pub(crate) fn batch(&self, sql: &str, op: &'static str) -> Result<()> {
-        self.conn.execute_batch(sql).during(op)
-    }
-
-    pub(crate) fn last_insert_rowid(&self) -> i64 {
-        self.conn.last_insert_rowid()
-    }
-
-    /// Runs the caller's closure on its rows. It may not end the transaction.
-    pub(crate) fn caller<T>(&self, work: impl FnOnce(&Rows<'_>) -> Result<T>) -> Result<T> {
-        let value = self.mode.run(self.conn, work);
-        if self.ended() { Err(Error::EndedBySql) } else { value }
-    }
-
-    /// True when the SQLite transaction is over, whoever ended it.
-    pub(crate) fn ended(&self) -> bool {
-        self.conn.is_autocommit()
-    }
-
-    fn run(&self, sql: &'static str, op: &'static str) -> Result<()> {
-        self.prepare(sql)?.raw_execute().map(drop).during(op)
+        // There is none any more after a COMMIT.
+        self.writer.roll_back();
     }
 }

@@ -64,6 +64,16 @@ impl Backlog {
         }
     }
 
+    /// Says how long the log is now. Rings when that has become too long.
+    pub(crate) fn add_log(&self, frames: u32) {
+        let mut state = self.state.lock().unwrap_or_else(|poison| poison.into_inner());
+        let before = state.is_long_log();
+        state.frames = frames;
+        if state.is_long_log() && !before {
+            self.bell.notify_all();
+        }
+    }
+
     /// Takes all figures, and leaves none.
     pub(crate) fn take(&self) -> BacklogState {
         let mut state = self.state.lock().unwrap_or_else(|poison| poison.into_inner());

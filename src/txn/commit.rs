@@ -24,10 +24,10 @@ use super::transaction::SqlFn;
 use crate::error::{Error, Result};
 use crate::fault::{Fault, planted};
 use crate::id::{Fence, TxnId};
-use crate::journal::{self, Change, Level, NewTxn, TxnState, What};
+use crate::journal::{self, Change, Level, NewTxn, Span, TxnState, What};
 use crate::lock::{self, Held};
 use crate::path::RelPath;
-use crate::store::{Durability, Turn, Tx};
+use crate::store::{Decided, Durability, Part, Turn, Tx, Wish};
 use crate::time::Deadline;
 
 /// What a transaction asks for.
@@ -49,9 +49,8 @@ pub(super) struct Request<'r> {
 pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receipt> {
     if let Some(key) = request.key {
         // Before anything is prepared: the second time, sources are gone that were moved the first time.
-        let mut turn = ground.enter()?;
-        if let Some(receipt) = turn.look(|tx| first(tx, key, &request.digest))? {
-            request.lease.let_go(&mut turn)?;
+        if let Some(receipt) = ground.store.peek(|tx| first(tx, key, &request.digest))? {
+            request.lease.let_go(&mut ground.enter()?)?;
             return Ok(receipt);
         }
     }
@@ -61,52 +60,117 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
     };
     let mut prepared = Prepared::new(ground, request.version, request.overlay.effects())?;
     prepared.touched = touched;
-    let (mut turn, settling, recorded) = decide(ground, &mut request, &mut prepared)?;
-    let (id, fence, changes, alone) = match recorded {
-        Ok(Recorded::New { id, fence, changes, alone }) => (id, fence, changes, alone),
-        Ok(Recorded::Before(receipt)) => {
-            request.lease.let_go(&mut turn)?;
+    let (turn, settling, recorded) = decide(ground, &mut request, &mut prepared);
+    let (new, log_frames) = match recorded {
+        Ok((Recorded::New(new), log_frames)) => (new, log_frames),
+        Ok((Recorded::Before(receipt), _)) => {
+            drop(turn);
+            request.lease.not_committed();
+            request.lease.let_go(&mut ground.enter()?)?;
             return Ok(receipt);
         }
-        Ok(Recorded::NotYet) => return Err(Error::corrupt("the journal", "something is in the way of every commit")),
+        Ok((Recorded::NotYet, _)) => {
+            return Err(Error::corrupt("the journal", "something is in the way of every commit"));
+        }
         Err(error) => {
+            if let Some(id) = prepared.coming.take() {
+                ground.late.gone(id);
+            }
+            drop(turn);
+            request.lease.not_committed();
             match &error {
                 // The rows may be there: what they refer to has to be, too.
                 Error::OutcomeUnknown { .. } => prepared.keep(),
                 // The parent goes on with them.
                 Error::Forked => prepared.keep(),
-                Error::LockLost { .. } => drop(request.lease.note_loss(&mut turn)),
+                Error::LockLost { .. } => {
+                    let _ = ground.enter().and_then(|mut turn| request.lease.note_loss(&mut turn));
+                }
                 _ => {}
             }
             return Err(error);
         }
     };
     prepared.keep();
-    request.lease.concluded(fence);
-    let warnings = carry_out(ground, &mut turn, id, &mut prepared, alone, settling.as_ref());
+    request.lease.concluded(new.fence);
+    if let Some(span) = new.noted {
+        ground.late.noted(span);
+    }
+    let warnings = match turn {
+        Some(mut turn) => carry_out(ground, &mut turn, &new, &mut prepared, settling.as_ref()),
+        None => {
+            ground.backlog.add(0, 0, log_frames);
+            Vec::new()
+        }
+    };
+    let New { id, fence, changes, .. } = new;
     Ok(Receipt { id, fence, changes, warnings, repeated: false })
 }
 
-/// Takes the turn and commits in it, having looked closer where anything is in the way.
-fn decide<'g>(
+/// What came of a decision: the turn, while it is needed, and how many frames the log has.
+type Decision<'g> = (Option<Turn<'g>>, Option<SettleLock>, Result<(Recorded, u32)>);
+
+/// Commits with whoever may share it; alone where something is in the way, having looked closer.
+fn decide<'g>(ground: &'g Ground, request: &mut Request<'_>, prepared: &mut Prepared<'_>) -> Decision<'g> {
+    // Who moves directories has to look closer anyway.
+    if !prepared.structural {
+        match together(ground, request, prepared) {
+            Ok(Decided { value: Recorded::NotYet, .. }) => {}
+            Ok(Decided { value, turn, log_frames }) => return (turn, None, Ok((value, log_frames))),
+            Err(error) => return (None, None, Err(error)),
+        }
+    }
+    let (mut turn, settling) = match clear_the_way(ground, prepared.structural) {
+        Ok(cleared) => cleared,
+        Err(error) => return (None, None, Err(error)),
+    };
+    let recorded = by_itself(ground, &mut turn, request, prepared).map(|recorded| (recorded, turn.log_frames()));
+    (Some(turn), settling, recorded)
+}
+
+/// Commits unless something is in the way; in one COMMIT with other threads where it touches nothing of theirs.
+fn together<'g>(
     ground: &'g Ground,
     request: &mut Request<'_>,
     prepared: &mut Prepared<'_>,
-) -> Result<(Turn<'g>, Option<SettleLock>, Result<Recorded>)> {
-    // Who moves directories has to look closer anyway.
-    if !prepared.structural {
-        let mut turn = ground.enter()?;
-        match record(ground, &mut turn, request, prepared, false) {
-            Ok(Recorded::NotYet) => {}
-            recorded => return Ok((turn, None, recorded)),
-        }
-    }
-    let (mut turn, settling) = clear_the_way(ground, prepared.structural)?;
+) -> Result<Decided<'g, Recorded>> {
+    let wish = request.guarding.is_none().then(|| Wish {
+        paths: prepared.steps.iter().flat_map(Step::paths).cloned().collect(),
+        key: request.key.map(str::to_owned),
+        bytes: prepared.steps.iter().filter_map(|step| step.content.as_ref()).map(|bytes| bytes.len() as u64).sum(),
+    });
+    let durability = durability();
+    ground.store.commit(ground.limits.turn_wait, durability, wish.as_ref(), |tx, comes_first| {
+        let way = if comes_first { Way::Unknown } else { Way::LookedAt };
+        let recorded = record(ground, tx, request, prepared, way)?;
+        Ok(match &recorded {
+            Recorded::New(_) => {
+                Part::Commit { applies: !prepared.steps.is_empty(), hurry: prepared.has_databases(), value: recorded }
+            }
+            _ => Part::Nothing(recorded),
+        })
+    })
+}
+
+fn by_itself(
+    ground: &Ground,
+    turn: &mut Turn<'_>,
+    request: &mut Request<'_>,
+    prepared: &mut Prepared<'_>,
+) -> Result<Recorded> {
     let paths: Vec<RelPath> = prepared.steps.iter().flat_map(Step::paths).cloned().collect();
-    refuse_troubled(ground, &mut turn, &paths)?;
-    refuse_guarded(ground, &turn, request.guarding.as_ref().map(|guarding| guarding.id), &paths)?;
-    let recorded = record(ground, &mut turn, request, prepared, true);
-    Ok((turn, settling, recorded))
+    refuse_troubled(ground, turn, &paths)?;
+    refuse_guarded(ground, turn, request.guarding.as_ref().map(|guarding| guarding.id), &paths)?;
+    let writing = turn.begin(durability())?;
+    let recorded = record(ground, &writing.tx(), request, prepared, Way::Clear)?;
+    if let Recorded::New(_) = recorded {
+        writing.commit()?;
+    }
+    Ok(recorded)
+}
+
+fn durability() -> Durability {
+    if planted(Fault::CommitNotDurable) { Durability::Normal } else { Durability::Full }
 }
 
 /// Waits for the turn. Whatever a dead process committed is in the tree then, and settled where directories moved.
@@ -148,34 +212,44 @@ fn first(tx: &Tx<'_>, key: &str, digest: &[u8; 32]) -> Result<Option<Receipt>> {
 
 /// What a COMMIT recorded.
 enum Recorded {
-    New {
-        id: TxnId,
-        fence: Fence,
-        changes: Vec<Change>,
-        /// No other session has the journal open.
-        alone: bool,
-    },
+    New(New),
     /// Nothing: the key was committed before, by somebody who came first.
     Before(Receipt),
     /// Nothing: something is in the way.
     NotYet,
 }
 
-/// One SQLite transaction: everything, or nothing.
+struct New {
+    id: TxnId,
+    fence: Fence,
+    changes: Vec<Change>,
+    /// No other session has the journal open.
+    alone: bool,
+    /// Earlier ones of which this COMMIT says that they are applied.
+    noted: Option<Span>,
+}
+
+/// Whether anything is in the way of a commit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Unknown,
+    /// Whoever came first in this SQLite transaction has looked, and nobody else has written since.
+    LookedAt,
+    Clear,
+}
+
+/// What one transaction writes: everything, or nothing.
 fn record(
     ground: &Ground,
-    turn: &mut Turn<'_>,
+    tx: &Tx<'_>,
     request: &mut Request<'_>,
     prepared: &mut Prepared<'_>,
-    cleared: bool,
+    way: Way,
 ) -> Result<Recorded> {
     request.lease.check_same()?;
-    let weak = planted(Fault::CommitNotDurable);
-    let writing = turn.begin(if weak { Durability::Normal } else { Durability::Full })?;
-    let tx = &writing.tx();
-    let unnoted = ground.late.unnoted();
+    let unnoted = ground.late.unnoted().filter(|_| way != Way::LookedAt);
     let own = request.guarding.as_ref().map(|guarding| guarding.id);
-    if !cleared && journal::is_in_the_way(tx, unnoted, own)? {
+    if way == Way::Unknown && journal::is_in_the_way(tx, unnoted, own)? {
         return Ok(Recorded::NotYet);
     }
     prepared.bind(tx)?;
@@ -201,11 +275,11 @@ fn record(
     if planted(Fault::AppliedBeforeCommit) {
         let _ = prepared.apply(id);
     }
-    writing.commit()?;
-    if unnoted.is_some() {
-        ground.late.set_unnoted(None);
+    if !prepared.steps.is_empty() {
+        ground.late.come(id);
+        prepared.coming = Some(id);
     }
-    Ok(Recorded::New { id, fence, changes, alone })
+    Ok(Recorded::New(New { id, fence, changes, alone, noted: unnoted }))
 }
 
 fn insert(
@@ -258,32 +332,51 @@ fn insert(
 fn carry_out(
     ground: &Ground,
     turn: &mut Turn<'_>,
-    id: TxnId,
+    new: &New,
     prepared: &mut Prepared<'_>,
-    alone: bool,
     settling: Option<&SettleLock>,
 ) -> Vec<Warning> {
+    /// Should this thread panic, others have to look at the tree.
+    struct Unsure<'g>(&'g Ground);
+    impl Drop for Unsure<'_> {
+        fn drop(&mut self) {
+            self.0.late.forget();
+        }
+    }
+    let id = new.id;
+    let unsure = Unsure(ground);
     let outcome = if planted(Fault::AppliedBeforeCommit) { Outcome::default() } else { prepared.apply(id) };
+    std::mem::forget(unsure);
     let steps = &prepared.steps;
     let messages = outcome.messages();
     // Others would have to look for themselves whether it was applied; after a crash the stage tells.
-    let later = messages.is_empty() && settling.is_none() && alone;
-    let noted = match (steps.is_empty(), later) {
+    let later = messages.is_empty() && settling.is_none();
+    let mut noted = match (steps.is_empty(), later) {
         (true, _) => Ok(()),
         (false, true) => {
-            ground.late.set_unnoted(Some(id));
+            ground.late.applied(id, false);
             Ok(())
         }
-        (false, false) => turn.write(Durability::Normal, |tx| {
-            match outcome.failed.is_empty() {
-                true => journal::note_carried_out(tx, id)?,
-                false => journal::transition(tx, id, TxnState::Committed, TxnState::Pending)?,
+        (false, false) => {
+            let noted = turn.write(Durability::Normal, |tx| {
+                match outcome.failed.is_empty() {
+                    true => journal::note_carried_out(tx, Span { first: id, last: id })?,
+                    false => journal::transition(tx, id, TxnState::Committed, TxnState::Pending)?,
+                }
+                messages.iter().try_for_each(|(path, message)| {
+                    journal::insert_event(tx, Level::Warn, "apply", Some(id), Some(path), message)
+                })
+            });
+            match &noted {
+                Ok(()) => ground.late.applied(id, true),
+                Err(_) => ground.late.forget(),
             }
-            messages.iter().try_for_each(|(path, message)| {
-                journal::insert_event(tx, Level::Warn, "apply", Some(id), Some(path), message)
-            })
-        }),
+            noted
+        }
     };
+    if !new.alone && turn.is_last() {
+        noted = noted.and(ground.write_late(turn));
+    }
     let mut warnings: Vec<Warning> = messages.into_iter().map(|(_, message)| Warning(message)).collect();
     let mut warn = |what: &str, error: Error| {
         tracing::warn!(txn = %id, %error, "{what}");

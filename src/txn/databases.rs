@@ -70,6 +70,11 @@ impl Databases {
         Ok(())
     }
 
+    /// True when one of the paths is a database, or may be, as far as was asked.
+    pub(super) fn are_there(&self) -> bool {
+        !self.alone.is_empty()
+    }
+
     /// Lets them go.
     pub(super) fn release(&mut self, ground: &Ground) {
         if let Some(held) = self.held.take() {

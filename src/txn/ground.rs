@@ -217,11 +217,11 @@ impl Ground {
         self.touched.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Notes that the newest commit of this process is in the tree, if the row does not say so yet.
+    /// Notes that the newest commits of this process are in the tree, if the rows do not say so yet.
     pub(crate) fn write_late(&self, turn: &mut Turn<'_>) -> Result<()> {
-        if let Some(txn) = self.late.unnoted() {
-            turn.write(Durability::Normal, |tx| journal::note_carried_out(tx, txn))?;
-            self.late.set_unnoted(None);
+        if let Some(span) = self.late.unnoted() {
+            turn.write(Durability::Normal, |tx| journal::note_carried_out(tx, span))?;
+            self.late.noted(span);
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::ground::Ground;
 use crate::id::TxnId;
+use crate::journal::Span;
 
 /// What this process knows and the rows do not say yet. The next COMMIT carries it along; what is still there a little
 /// later is written in the background. Nothing of it is needed after a crash: recovery can see it for itself.
@@ -19,8 +20,10 @@ pub(crate) struct Late {
 
 #[derive(Debug, Default)]
 struct LateState {
-    /// Applied by this process, and its row says `committed`.
-    unnoted: Option<TxnId>,
+    /// Applied by this process, and their rows say `committed`.
+    unnoted: Option<Span>,
+    /// Being committed, or applied, by threads of this process at this moment.
+    coming: Option<Span>,
     /// The background has seen it so before.
     seen: bool,
     awake: bool,
@@ -37,19 +40,62 @@ impl Late {
         self.state.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    /// The transaction that is applied, while its row does not say so.
-    pub(crate) fn unnoted(&self) -> Option<TxnId> {
+    /// The transactions that are applied, while their rows do not say so.
+    pub(crate) fn unnoted(&self) -> Option<Span> {
         self.state().unnoted
     }
 
-    /// Sets which that is. Only within a turn.
-    pub(crate) fn set_unnoted(&self, txn: Option<TxnId>) {
+    /// The same, and those that a thread of this process is about to apply: nobody else has to look after them.
+    pub(crate) fn known(&self) -> [Option<Span>; 2] {
+        let state = self.state();
+        [state.unnoted, state.coming]
+    }
+
+    /// Somebody is about to commit a transaction, and to apply it.
+    pub(super) fn come(&self, txn: TxnId) {
         let mut state = self.state();
-        (state.unnoted, state.seen) = (txn, false);
-        drop(state);
-        if txn.is_some() {
-            self.ring();
+        let first = state.coming.map_or(txn, |coming| coming.first);
+        state.coming = Some(Span { first, last: txn });
+    }
+
+    /// It was not committed.
+    pub(super) fn gone(&self, txn: TxnId) {
+        let mut state = self.state();
+        let before = TxnId(txn.get() - 1);
+        state.coming = match state.coming {
+            Some(coming) if coming.last == txn => {
+                Some(Span { last: before, ..coming }).filter(|left| left.first <= before)
+            }
+            other => other,
+        };
+    }
+
+    /// Nobody knows how far an apply came: let whoever comes next look for themselves.
+    pub(super) fn forget(&self) {
+        let mut state = self.state();
+        (state.unnoted, state.coming) = (None, None);
+    }
+
+    /// It is applied, or its row says what became of it. Only within a turn, and in commit order.
+    pub(super) fn applied(&self, txn: TxnId, noted: bool) {
+        let mut state = self.state();
+        state.coming = state.coming.filter(|coming| coming.last > txn);
+        if let Some(coming) = &mut state.coming {
+            coming.first = txn;
         }
+        if noted {
+            return;
+        }
+        let first = state.unnoted.map_or(txn, |unnoted| unnoted.first);
+        (state.unnoted, state.seen) = (Some(Span { first, last: txn }), false);
+        drop(state);
+        self.ring();
+    }
+
+    /// The rows say of these that they are applied.
+    pub(crate) fn noted(&self, span: Span) {
+        let mut state = self.state();
+        state.unnoted = state.unnoted.filter(|unnoted| *unnoted != span);
     }
 
     /// Says that something is to be written down. Costs nothing while the background is awake.

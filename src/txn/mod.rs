@@ -4,6 +4,7 @@
 //!   [`effect`] is what remains of it.
 //! - [`prepare`] does all that can fail, [`commit`] decides, [`apply`] carries it into the tree, [`settle`] makes the
 //!   tree itself durable.
+//! - [`rows_only`] is for what touches no file.
 //! - [`bind`] looks once more, under the turn, at what was prepared before it.
 //! - [`guard`] is for what somebody else's code changes, [`taken`] what is kept of it, [`guarding`] what became of it, [`rollback`] puts it back;
 //!   [`trees`] keeps the baseline of a whole tree, [`comparing`] finds out which paths of it that is, and gets their
@@ -37,6 +38,7 @@ mod prepare;
 mod receipt;
 mod renames;
 mod rollback;
+mod rows_only;
 mod settle;
 mod shared;
 mod taken;
@@ -57,6 +59,7 @@ pub(crate) use prepare::{KEEP, Step};
 pub use receipt::{Receipt, Warning};
 pub use rollback::RolledBack;
 pub(crate) use rollback::{Attempt, put_back, put_back_some};
+pub(crate) use rows_only::write_rows;
 pub use settle::Settled;
 pub(crate) use settle::settle;
 pub use transaction::Transaction;

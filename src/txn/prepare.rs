@@ -64,6 +64,8 @@ pub(crate) struct Prepared<'g> {
     databases: Databases,
     /// What was done to guarded paths meanwhile.
     pub(super) touched: Vec<Touched>,
+    /// Its number, once [`super::late`] expects it.
+    pub(super) coming: Option<TxnId>,
     kept: bool,
 }
 
@@ -80,6 +82,7 @@ impl<'g> Prepared<'g> {
             version,
             databases: Databases::default(),
             touched: Vec::new(),
+            coming: None,
             kept: false,
         };
         for effect in effects {
@@ -100,6 +103,11 @@ impl<'g> Prepared<'g> {
     /// Refuses when a SQLite database among the paths is in use. The last thing before COMMIT.
     pub(crate) fn refuse_databases_in_use(&mut self) -> Result<()> {
         self.databases.refuse_in_use(self.ground, &mut self.dirs, &self.layout)
+    }
+
+    /// True when it replaces, removes or brings a SQLite database.
+    pub(super) fn has_databases(&self) -> bool {
+        self.databases.are_there()
     }
 
     /// Carries the steps into the tree.

@@ -8,7 +8,7 @@
 mod allocations;
 mod statements;
 mod syncs;
-mod system_calls;
+pub(crate) mod system_calls;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -39,7 +39,7 @@ const FOUND_BY: &[(&str, &str, &str)] = &[
     ("GuardedWorkUnsynced", "power::btrfs_survives_power_cuts", "under a guard"),
     ("LiveFilesUnsynced", "power::btrfs_survives_power_cuts", "small"),
     ("LivingSessionsSwept", "opening::many_processes_may_make_one_journal_at_once", ""),
-    ("LockFileNotChecked", "locks_lost::work_that_is_not_finished_when_its_lock_is_lost_leaves_nothing", ""),
+    ("LockFileNotChecked", "locks_lost::work_that_has_finished_or_failed_when_its_lock_is_lost_keeps_its_outcome", ""),
     ("OldVersionsUnsynced", "power::btrfs_survives_power_cuts", "under a guard"),
     ("OldestEffectWins", "recovery::the_newest_commit_on_a_path_decides", ""),
     ("PutBackUnsynced", "power::btrfs_survives_power_cuts", "under a guard"),

@@ -7,13 +7,11 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ffi::{c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::{Mutex, MutexGuard};
 
-use rusqlite::StatementStatus;
-use rusqlite::auto_extension::{init_auto_extension, register_auto_extension};
-use rusqlite::ffi::{sqlite3, sqlite3_api_routines};
-use rusqlite::trace::{TraceEvent, TraceEventCodes};
+use rusqlite::auto_extension::register_auto_extension;
+use rusqlite::ffi::{self, sqlite3, sqlite3_api_routines, sqlite3_stmt};
 
 use super::{Bound, Counts, NO_ROOM, PRINT, commit_all, journal};
 use crate::support::{Tree, child, child_root};
@@ -31,39 +29,42 @@ fn may_be_again(sql: &str) -> bool {
 /// Some times what the background waits for.
 const LONG: std::time::Duration = std::time::Duration::from_millis(60);
 
+/// A statement of one connection, which is told by its address.
+type Statement = (usize, String);
+
 /// How often each statement was prepared, and how often it says that it was prepared anew.
-static PREPARED: Mutex<BTreeMap<String, (usize, i32)>> = Mutex::new(BTreeMap::new());
+static PREPARED: Mutex<BTreeMap<Statement, (usize, i32)>> = Mutex::new(BTreeMap::new());
 
 thread_local! {
     /// Statements run by this thread, and whether they had to be prepared.
     static RUN: RefCell<Vec<(String, bool)>> = const { RefCell::new(Vec::new()) };
 }
 
-fn prepared() -> MutexGuard<'static, BTreeMap<String, (usize, i32)>> {
+fn prepared() -> MutexGuard<'static, BTreeMap<Statement, (usize, i32)>> {
     PREPARED.lock().unwrap()
 }
 
 /// A statement begins to run, on any thread.
-fn begins(event: TraceEvent<'_>) {
-    let TraceEvent::Stmt(statement, _) = event else { return };
-    let sql = statement.sql().into_owned();
-    let (run, anew) = (statement.get_status(StatementStatus::Run), statement.get_status(StatementStatus::RePrepare));
+unsafe extern "C" fn begins(_: c_uint, db: *mut c_void, statement: *mut c_void, _: *mut c_void) -> c_int {
+    let statement: *mut sqlite3_stmt = statement.cast();
+    // SAFETY: SQLite calls this with a statement that is about to run, and its text is there as long as it is.
+    let (sql, run, anew) = unsafe {
+        let status = |what| ffi::sqlite3_stmt_status(statement, what, 0);
+        let sql = CStr::from_ptr(ffi::sqlite3_sql(statement)).to_string_lossy().into_owned();
+        (sql, status(ffi::SQLITE_STMTSTATUS_RUN), status(ffi::SQLITE_STMTSTATUS_REPREPARE))
+    };
     let mut prepared = prepared();
-    let (times, before) = prepared.entry(sql.clone()).or_insert((0, 0));
+    let (times, before) = prepared.entry((db as usize, sql.clone())).or_insert((0, 0));
     let now = if run == 0 { 1 + anew } else { anew - *before };
     *before = anew;
     *times += now as usize;
     RUN.with_borrow_mut(|all| all.push((sql, now > 0)));
+    0
 }
 
-unsafe extern "C" fn trace(db: *mut sqlite3, error: *mut *mut c_char, _: *const sqlite3_api_routines) -> c_int {
-    // SAFETY: SQLite calls this with a connection that has just been opened, and nothing here closes it.
-    unsafe {
-        init_auto_extension(db, error, |connection| {
-            connection.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(begins));
-            Ok(())
-        })
-    }
+unsafe extern "C" fn trace(db: *mut sqlite3, _: *mut *mut c_char, _: *const sqlite3_api_routines) -> c_int {
+    // SAFETY: SQLite calls this with a connection that has just been opened, and hands its address on as it is.
+    unsafe { ffi::sqlite3_trace_v2(db, ffi::SQLITE_TRACE_STMT as c_uint, Some(begins), db.cast()) }
 }
 
 #[test]
@@ -106,8 +107,8 @@ fn traced_child() {
     }
     let twice: Vec<_> = prepared()
         .iter()
-        .filter(|(sql, (times, _))| *times > 1 && !may_be_again(sql))
-        .map(|(sql, (times, _))| format!("{times} times: {sql}"))
+        .filter(|((_, sql), (times, _))| *times > 1 && !may_be_again(sql))
+        .map(|((_, sql), (times, _))| format!("{times} times: {sql}"))
         .collect();
     assert!(twice.is_empty(), "prepared more than once:\n{}", twice.join("\n"));
     counts.check("SQL statements of the committing thread", BOUNDS, NO_ROOM);

@@ -78,23 +78,30 @@ fn of(call: &str) -> &'static str {
 }
 
 /// One call as strace shows it.
-pub(super) struct Call {
+pub(crate) struct Call {
     /// Of the thread that commits.
     main: bool,
     shown: String,
 }
 
 impl Call {
-    pub(super) fn has_a_name(&self) -> bool {
+    pub(crate) fn has_a_name(&self) -> bool {
         !self.shown.starts_with("syscall_")
     }
 }
 
 /// The calls of each transaction of the child, all threads mixed; none where strace cannot be used.
 pub(super) fn watched(how: &[&str]) -> Option<Vec<Vec<Call>>> {
+    let transactions = between_marks("counts::committing_child", how)?;
+    assert_eq!(transactions.len(), looked_at().count(), "transactions between marks");
+    Some(transactions)
+}
+
+/// The calls of a child between one `getppid` and the next, of the second pair the same, and so on.
+pub(crate) fn between_marks(test: &str, how: &[&str]) -> Option<Vec<Vec<Call>>> {
     let tree = Tree::new();
     let log = tree.path("strace.log");
-    let test = child("counts::committing_child", &tree.path("kb"));
+    let test = child(test, &tree.path("kb"));
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq"]).args(how).arg("-o").arg(&log).arg(test.get_program()).args(test.get_args());
     strace.envs(test.get_envs().filter_map(|(key, value)| Some((key, value?))));
@@ -127,6 +134,5 @@ pub(super) fn watched(how: &[&str]) -> Option<Vec<Vec<Call>>> {
             calls.push(Call { main: committer == Some(thread), shown: call.to_owned() });
         }
     }
-    assert_eq!(transactions.len(), looked_at().count(), "transactions between marks");
     Some(transactions)
 }

@@ -1,0 +1,165 @@
+//! The one writing connection of this process, with the turnstile: what is handed from thread to thread.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode};
+
+use super::caller::CallerMode;
+use super::connect::{self, Database};
+use super::turn::{Durability, Store};
+use super::tx::Tx;
+use crate::error::{Error, Result, SqlContext};
+use crate::fault::{Fault, planted, step};
+use crate::fs::os_lock::OsLock;
+use crate::time::Deadline;
+
+/// This many frames of log are too many: whoever has the turn carries them over before it adds to them.
+const TOO_MANY_FRAMES: u32 = 4 * LOG_FRAMES_ENOUGH;
+/// With this many frames the log is carried over in the background: 8 MiB of pages of 4 KiB, on blocks that are then
+/// used again and again. To append to a file costs the filesystem's own journal, to write over it does not.
+pub(crate) const LOG_FRAMES_ENOUGH: u32 = 2048;
+
+thread_local! {
+    /// What SQLite says of its log after a COMMIT on this thread.
+    static LOG_FRAMES: Cell<u32> = const { Cell::new(0) };
+}
+
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) conn: Connection,
+    mode: Arc<CallerMode>,
+    pub(super) turnstile: OsLock,
+    full: bool,
+    /// How many frames the write-ahead log had after the last COMMIT of this process.
+    pub(super) log_frames: u32,
+}
+
+impl Writer {
+    /// Opens the connection, behind a turnstile that is held.
+    pub(super) fn open(database: &Database, turnstile: OsLock) -> Result<Self> {
+        let conn = connect::writer(database)?;
+        conn.wal_hook(Some(|_, frames| {
+            LOG_FRAMES.set(u32::try_from(frames).unwrap_or(0));
+            Ok(())
+        }));
+        let mode = CallerMode::install(&conn).during("installing the authorizer")?;
+        Ok(Self { conn, mode, turnstile, full: true, log_frames: 0 })
+    }
+
+    pub(super) fn tx(&self) -> Tx<'_> {
+        Tx::over(&self.conn, &self.mode)
+    }
+
+    /// Waits for the turnstile.
+    pub(super) fn pass(&mut self, deadline: Deadline) -> Result<()> {
+        if !self.turnstile.lock_until(deadline)? {
+            return Err(Error::Busy {
+                what: "the turnstile".into(),
+                holder: "another process".into(),
+                waited: deadline.waited(),
+            });
+        }
+        self.turnstile.check_same()
+    }
+
+    /// Begins a SQLite transaction.
+    pub(super) fn begin(&mut self, store: &Store, durability: Durability, deadline: Deadline) -> Result<()> {
+        let full = durability == Durability::Full;
+        if full {
+            self.cure_failed_sync(store)?;
+        }
+        if self.full != full {
+            connect::set_synchronous(&self.conn, full)?;
+            self.full = full;
+        }
+        if self.log_frames >= TOO_MANY_FRAMES {
+            self.carry_over_soon(store)?;
+        }
+        loop {
+            match self.tx().run("BEGIN IMMEDIATE", "beginning") {
+                Err(error) if error.is_busy() && deadline.passed() => {
+                    return Err(Error::Busy {
+                        what: format!("the database {}", store.database().path.display()),
+                        holder: "a connection that writes without this journal".into(),
+                        waited: deadline.waited(),
+                    });
+                }
+                Err(error) if error.is_busy() => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// The commit point.
+    pub(super) fn commit(&mut self, store: &Store) -> Result<()> {
+        let tx = self.tx();
+        if tx.ended() {
+            return Err(Error::EndedBySql);
+        }
+        step("COMMIT");
+        let done = tx.prepare("COMMIT")?.raw_execute();
+        match done {
+            Ok(_) => {
+                self.log_frames = LOG_FRAMES.get();
+                Ok(())
+            }
+            Err(source) if source.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) => {
+                store.mark_failed_sync(&format!("COMMIT failed: {source}"));
+                Err(Error::OutcomeUnknown { source })
+            }
+            Err(source) => Err(Error::sql("committing", source)),
+        }
+    }
+
+    /// Ends a SQLite transaction of which nothing is to remain.
+    pub(super) fn roll_back(&self) {
+        self.tx().roll_back();
+    }
+
+    /// Carries the whole log into the database and empties it. [`Error::Busy`] at once when a reader needs it: whoever
+    /// holds the turn keeps everybody waiting.
+    pub(super) fn truncate_log(&mut self, store: &Store) -> Result<()> {
+        self.conn.busy_timeout(Duration::ZERO).during("setting the busy timeout")?;
+        let done = self.carry_over(store);
+        self.conn.busy_timeout(connect::BUSY_TIMEOUT).during("setting the busy timeout")?;
+        done
+    }
+
+    fn carry_over(&mut self, store: &Store) -> Result<()> {
+        step("wal_checkpoint");
+        let busy = self
+            .conn
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get::<_, i64>(0))
+            .map_err(|source| store.checkpoint_failed(source))?;
+        if busy == 0 {
+            return Ok(());
+        }
+        Err(Error::Busy {
+            what: "the write-ahead log".into(),
+            holder: "a reader".into(),
+            waited: connect::BUSY_TIMEOUT,
+        })
+    }
+
+    /// The background does not keep up, or a reader is in its way: copy what can be copied, and look again after as
+    /// many frames more.
+    fn carry_over_soon(&mut self, store: &Store) -> Result<()> {
+        step("wal_checkpoint");
+        let row = self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()));
+        row.map_err(|source| store.checkpoint_failed(source))?;
+        self.log_frames = 0;
+        Ok(())
+    }
+
+    fn cure_failed_sync(&mut self, store: &Store) -> Result<()> {
+        if !store.has_failed_sync() || planted(Fault::FailedLogSyncForgotten) {
+            return Ok(());
+        }
+        self.carry_over(store)?;
+        store.forget_failed_sync()?;
+        tracing::warn!("an earlier sync of the write-ahead log had failed: the log was carried over");
+        Ok(())
+    }
+}
