@@ -37,6 +37,9 @@ pub(crate) const TURNSTILE: &str = "turnstile.lock";
 /// More threads than this do not wait for the turn of one process: what comes then is told so at once.
 const MOST_WAITING: usize = 1024;
 
+/// So often a thread that was roused looks for the turn: some ten microseconds, what a short commit takes without its sync.
+const LOOKS: u32 = 500;
+
 /// What a COMMIT waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Durability {
@@ -71,7 +74,7 @@ impl Store {
         let writer = Writer::open(&database, turnstile)?;
         writer.turnstile.unlock()?;
         let store = Self {
-            queue: Queue::new(Word::Turn(Box::new(writer)), MOST_WAITING),
+            queue: Queue::new(Word::Turn(Box::new(writer)), MOST_WAITING, LOOKS),
             beside: Mutex::default(),
             database,
             state_dir,
@@ -132,8 +135,8 @@ impl Store {
 
     /// Frees the turnstile and hands the writer on; first to those who have to do something before that.
     pub(super) fn free(&self, writer: Box<Writer>, mut rest: Rest) {
-        if !self.born.is_here() {
-            // Forked within the turn, which is the parent's.
+        if self.refuse_forked().is_err() {
+            // All of it is the parent's.
             return std::mem::forget((writer, rest));
         }
         match rest.take_next() {
@@ -174,6 +177,11 @@ impl Store {
             }
         };
         peek(&Tx::beside(conn, mode), work)
+    }
+
+    /// True when threads of this process wait for the turn.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.queue.waiting() > 0
     }
 
     /// Runs the application's own migrations.
@@ -286,7 +294,11 @@ impl<'s> Turn<'s> {
 
     /// Begins a SQLite transaction. Dropped without [`Writing::commit`] nothing of it happened.
     pub(crate) fn begin(&mut self, durability: Durability) -> Result<Writing<'_>> {
-        let (store, deadline) = (self.store, self.deadline);
+        let (store, mut deadline) = (self.store, self.deadline);
+        if deadline.passed() {
+            // It came in time, and has been at work since: a recovery, say.
+            deadline = Deadline::after(connect::BUSY_TIMEOUT);
+        }
         let writer = self.writer()?;
         writer.begin(store, durability, deadline)?;
         Ok(Writing { store, writer })

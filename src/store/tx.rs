@@ -32,6 +32,14 @@ impl<'c> Tx<'c> {
         self.conn.prepare_cached(sql).during(sql)
     }
 
+    /// Ends whatever transaction the connection is in.
+    pub(super) fn roll_back(&self) {
+        // What a forked child takes back in the log's index, the parent loses.
+        if self.mode.born.is_here() && !self.conn.is_autocommit() {
+            let _ = self.conn.prepare_cached("ROLLBACK").and_then(|mut rollback| rollback.raw_execute());
+        }
+    }
+
     /// Runs one statement of the engine and answers how many rows it changed.
     pub(crate) fn execute(&self, sql: &'static str, params: impl Params) -> Result<usize> {
         self.prepare(sql)?.execute(params).during(sql)
@@ -93,14 +101,6 @@ impl<'c> Tx<'c> {
     /// True when the SQLite transaction is over, whoever ended it.
     pub(crate) fn ended(&self) -> bool {
         self.conn.is_autocommit()
-    }
-
-    /// Ends the SQLite transaction, if there is one, and nothing of it remains.
-    pub(super) fn roll_back(&self) {
-        // What a forked child takes back in the log's index, which it shares, its parent loses.
-        if self.mode.born.is_here() && !self.ended() {
-            let _ = self.conn.prepare_cached("ROLLBACK").and_then(|mut rollback| rollback.raw_execute());
-        }
     }
 
     /// Runs one statement that takes nothing and answers nothing.

@@ -42,5 +42,6 @@ mod strays;
 mod support;
 mod testing;
 mod tidy;
+mod torment;
 mod transaction;
 mod trouble;

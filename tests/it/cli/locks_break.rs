@@ -9,21 +9,16 @@ use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::locks::{Started, holder, holder_command, until};
+use super::locks::{Started, holder, holder_command, lock, until};
 use super::{Ran, at, cli, sql};
 use crate::skip::skip;
 use crate::support::wait_for_word;
-
-fn lock(dir: &TempDir) -> Value {
-    let locks = at(dir.path(), &["locks", "--json"]).code(0).json();
-    locks.into_iter().find(|lock| lock["name"] == "main").expect("the lock")
-}
 
 fn alive(started: &mut Started) -> bool {
     started.0.try_wait().expect("a status").is_none()
 }
 
-fn signal(started: &Started, signal: Signal) {
+pub(super) fn signal(started: &Started, signal: Signal) {
     rustix::process::kill_process(Pid::from_child(&started.0), signal).expect("signal");
 }
 
@@ -143,7 +138,7 @@ fn a_command_that_outlived_exec_is_ended() {
 }
 
 /// A shell in a pid namespace of its own; none where there can be none.
-fn in_namespace(script: &str) -> Option<Command> {
+pub(super) fn in_namespace(script: &str) -> Option<Command> {
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]);
     let can = Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "true"]).output();
@@ -155,7 +150,7 @@ fn in_namespace(script: &str) -> Option<Command> {
 }
 
 /// The command line of a process, to be run by a shell: its words and its environment.
-fn handed_on(mut shell: Command, command: &Command) -> Command {
+pub(super) fn handed_on(mut shell: Command, command: &Command) -> Command {
     shell.arg("sh").arg(command.get_program()).args(command.get_args());
     shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     shell.stdout(Stdio::piped());
