@@ -54,8 +54,8 @@ pub(super) fn holder_command(dir: &TempDir, how: &str) -> Command {
 
 const HOW: &str = "JOURNAL_KB_TEST_HOW";
 
-/// The child: `obeys` signals, and commits when there is a file `go`, is `deaf` to SIGTERM, `waits` for the lock, has it `shared`, or lends it to a shell that goes on
-/// when it is killed (`lends`).
+/// The child: `obeys` signals, and commits when there is a file `go`, is `deaf` to SIGTERM, `waits` for the lock, has it `shared`, or lends it: to a shell that goes on
+/// when it is killed (`lends`), or to one that is deaf (`family`).
 #[test]
 fn a_holder() {
     let Some(root) = child_root() else { return };
@@ -108,6 +108,12 @@ fn a_holder() {
         drop(lent);
         let me = rustix::process::getpid();
         rustix::process::kill_process(me, rustix::process::Signal::KILL).expect("kill");
+    }
+    if how == "family" {
+        let lent = txn.lend_lock().expect("lend");
+        #[expect(clippy::zombie_processes, reason = "this process is ended before it")]
+        Command::new("sh").args(["-c", "trap '' TERM; sleep 100 & wait"]).spawn().expect("a shell");
+        drop(lent);
     }
     println!("held");
     until("nobody said go on", || root.join("go").exists().then_some(()));

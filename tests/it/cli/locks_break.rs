@@ -83,6 +83,34 @@ fn a_holder_that_does_not_stop_is_killed() {
 }
 
 #[test]
+fn whom_a_holder_has_lent_its_lock_goes_with_it() {
+    let dir = TempDir::new().expect("a directory");
+    let mut started = holder(&dir, "family");
+    let before = lock(&dir);
+    let ran = at(dir.path(), &["locks", "break", "main", "--wait", "1", "--json"]).code(0).json().remove(0);
+    assert_eq!(started.0.wait().expect("a status").signal(), Some(libc::SIGTERM), "{ran}");
+    let roles: Vec<_> = ran["processes"].as_array().expect("a list").iter().map(|process| &process["role"]).collect();
+    assert_eq!(roles, ["session", "descendant", "descendant"], "{ran}");
+    // A shell and its sleep, by then without the parent that they were verified by.
+    assert_eq!(ran["killed"].as_array().map(Vec::len), Some(2), "{ran}");
+    is_free(&dir, &before);
+}
+
+#[test]
+fn who_gets_the_lock_meanwhile_is_left_alone() {
+    let dir = TempDir::new().expect("a directory");
+    let mut first = holder(&dir, "obeys");
+    let mut command = holder_command(&dir, "obeys");
+    let mut second = Started(command.spawn().expect("a child"));
+    until("nobody waits", || (lock(&dir)["waiting"][0]["pid"] == second.0.id()).then_some(()));
+    at(dir.path(), &["locks", "break", "main", "--wait", "1"]).code(75).says(&["reindex"]);
+    assert_eq!(first.0.wait().expect("a status").signal(), Some(libc::SIGTERM));
+    wait_for_word(&mut second.0, "held");
+    assert!(alive(&mut second));
+    assert_eq!(lock(&dir)["pids"], json!([second.0.id()]));
+}
+
+#[test]
 fn who_is_not_the_process_on_record_is_left_alone() {
     let dir = TempDir::new().expect("a directory");
     let mut started = holder(&dir, "obeys");
