@@ -39,6 +39,9 @@ const MAIN_LOCK: &str = "main";
 /// Cheap to clone; all clones are one session. The last one to go settles what is applied and ends the session;
 /// [`Journal::close`] does the same and says how it went.
 ///
+/// A process that forks keeps its journals to itself: in the child every use is refused with [`Error::Forked`], and dropping does
+/// nothing. Open it after forking; one that the parent has open, only in a program started anew (`exec`).
+///
 /// Threads: `journal-settle` makes the tree durable behind the commits, `journal-tree` opens files of the tree,
 /// `journal-note` writes down what no commit came by to carry along, `journal-pool` looks after the readers; they end with the
 /// journal. `journal-beat` gives signs of life while locks are held for long, `journal-wait` lives while one is waited for.
