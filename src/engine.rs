@@ -218,6 +218,7 @@ impl Journal {
     }
 
     fn settle_and_retain(&self) -> Result<Settled> {
+        self.ground().store.refuse_forked()?;
         store::refuse_reentry("a settle")?;
         let _ = self.ground().backlog.take();
         let settled = txn::settle(self.ground(), Deadline::after(self.ground().limits.turn_wait))?;
@@ -261,6 +262,12 @@ impl Journal {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if self.ground.store.refuse_forked().is_err() {
+            // The parent's: its threads are not here, and to close its connections would be to act for it.
+            std::mem::forget(Arc::clone(&self.ground));
+            std::mem::forget(std::mem::take(&mut self.threads));
+            return self.pool.abandon();
+        }
         self.ground.backlog.stop();
         self.ground.late.stop();
         self.ground.locks.stop();

@@ -65,6 +65,15 @@ impl Process {
         self.pid
     }
 
+    pub(crate) fn boot(&self) -> &[u8] {
+        &self.boot
+    }
+
+    /// In clock ticks since boot.
+    pub(crate) fn started(&self) -> i64 {
+        self.started
+    }
+
     /// True until it has ended, and with it, where it is process 1 of a pid namespace, all in that.
     pub(crate) fn lives(&self) -> bool {
         self.boot == boot_id() && started(&self.pid.to_string()) == Some(self.started)

@@ -104,6 +104,7 @@ impl Journal {
     /// more; but what it has finished stays finished: then the answer is [`Flight::Ran`], and the event log has the warning.
     /// Whoever recovers what a dead process left under this lock is waited for, not skipped.
     pub fn single_flight<T>(&self, name: &str, work: impl FnOnce(&Lock) -> Result<T>) -> Result<Flight<T>> {
+        self.ground().store.refuse_forked()?;
         store::refuse_reentry("taking a lock")?;
         let want = Want { name, sharing: Sharing::Exclusive, order: Order::ByItself };
         let deadline = Deadline::after(self.inner.lock_wait);
@@ -124,6 +125,7 @@ impl Journal {
 
     /// Who has the lock `name`; none when it is free. The kernel's word; who that is, is the holder's.
     pub fn holder(&self, name: &str) -> Result<Option<Holder>> {
+        self.ground().store.refuse_forked()?;
         self.ground().locks.holder(&self.ground().store, name)
     }
 
@@ -153,8 +155,9 @@ impl Journal {
         cancel: Option<StopToken>,
         tell: Option<OnWait<'_>>,
     ) -> Result<Taken> {
-        store::refuse_reentry("taking a lock")?;
         let ground = self.ground();
+        ground.store.refuse_forked()?;
+        store::refuse_reentry("taking a lock")?;
         let mut wait = LongWait { ground, name: want.name, number: None };
         let mut granted = wait.wait(want, deadline, cancel.clone(), tell)?;
         if want.sharing == Sharing::Shared && ground.store.peek(|tx| journal::has_guard_of(tx, want.name))? {
@@ -213,6 +216,7 @@ impl Journal {
 
 impl Lock {
     fn lease(&self) -> Result<&Arc<Lease>> {
+        self.journal.ground().store.refuse_forked()?;
         let lease = self.lease.as_ref().ok_or(Error::Closed)?;
         lease.used();
         Ok(lease)
@@ -321,9 +325,14 @@ impl Lock {
     fn let_go(&mut self) -> Vec<Warning> {
         let mut warnings = Vec::new();
         let Some(lease) = self.lease.take() else { return warnings };
+        let store = &self.journal.ground().store;
+        if store.refuse_forked().is_err() {
+            // The parent's, who still has it.
+            std::mem::forget(lease);
+            return warnings;
+        }
         let name = lease.name();
         let mut warn = |text: String| warnings.push(Warning::new(text));
-        let store = &self.journal.ground().store;
         if !lease.is_recorded() && lease.check_same().is_ok() {
             return warnings;
         }

@@ -16,7 +16,7 @@
 //! - [`upper`] is what a program wrote to an overlay.
 //! - [`watch`] tells, as a hint, which files are written to in place.
 //! - [`calls`] are the system calls that change anything.
-//! - [`os_lock`] takes OS locks; [`handoff`] brings what a waiting thread got to who waits for it; [`state`] makes the state
+//! - [`os_lock`] takes OS locks, and [`fork`] sees to it that no forked child keeps one; [`handoff`] brings what a waiting thread got to who waits for it; [`state`] makes the state
 //!   directory.
 
 // What `handoff` shares between threads, under a name that a test can put a model in place of.
@@ -31,6 +31,7 @@ pub(crate) mod compare;
 pub(crate) mod copies;
 pub(crate) mod database;
 pub(crate) mod exchange;
+pub(crate) mod fork;
 pub(crate) mod handle;
 mod handoff;
 pub(crate) mod identity;

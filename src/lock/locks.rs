@@ -365,7 +365,7 @@ pub(crate) fn file_name(name: &str) -> Result<String> {
 }
 
 /// The file of the gate before a lock: no lock's own file ends like this.
-fn gate_name(name: &str) -> Result<String> {
+pub(crate) fn gate_name(name: &str) -> Result<String> {
     let mut file = file_name(name)?;
     file.truncate(file.len() - ".lock".len());
     Ok(file + ".gate")

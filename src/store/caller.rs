@@ -8,6 +8,7 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row};
 
 use crate::error::{Error, Result};
+use crate::fs::fork::Born;
 
 /// Behind this, a caller's text never meets a statement that the engine prepared, under the engine's rights.
 const CALLERS_MARK: &str = "/**/";
@@ -40,6 +41,7 @@ impl Rows<'_> {
 
     /// Runs several statements, separated by semicolons.
     pub fn execute_batch(&self, sql: &str) -> Result<()> {
+        self.mode.born.check()?;
         self.answer(self.conn.execute_batch(sql))
     }
 
@@ -77,6 +79,7 @@ impl Rows<'_> {
 
     /// Prepares a statement, or takes it from those kept, for what the other methods do not cover.
     pub fn prepare(&self, sql: &str) -> Result<CachedStatement<'_>> {
+        self.mode.born.check()?;
         self.answer(self.conn.prepare_cached(&[CALLERS_MARK, sql].concat()))
     }
 
@@ -96,6 +99,8 @@ impl Rows<'_> {
 /// Whether a connection's statements are, just now, the caller's. Shared with its authorizer.
 #[derive(Debug, Default)]
 pub(crate) struct CallerMode {
+    /// A connection is of no use in a forked child.
+    pub(super) born: Born,
     on: AtomicBool,
     schema_changed: AtomicBool,
     denied: std::sync::Mutex<Option<String>>,

@@ -31,6 +31,9 @@ const MOST_BYTES: u64 = 4 << 20;
 /// A group that has been open for so long takes in nobody else: the other processes wait for the turnstile.
 const OPEN_FOR: Duration = Duration::from_millis(10);
 
+/// So many are woken while somebody is at it. More would take the cores from those who work.
+const NEXT_ONES: usize = 1;
+
 /// What a thread wants to commit, as far as those who might share the COMMIT need to know.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wish {
@@ -174,8 +177,10 @@ struct Held<'s> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if let Some(open) = self.open.take() {
-            leave(self.store, open);
+        match self.open.take() {
+            Some(open) if self.store.refuse_forked().is_err() => std::mem::forget(open),
+            Some(open) => leave(self.store, open),
+            None => {}
         }
     }
 }
@@ -212,11 +217,12 @@ impl Store {
         wish: Option<&Wish>,
         work: impl FnMut(&Tx<'_>, bool) -> Result<Part<T>>,
     ) -> Result<Decided<'_, T>> {
+        self.refuse_forked()?;
         refuse_reentry("a write")?;
         let deadline = Deadline::after(wait);
         let mut place = None;
         let word = self.ask(wish, deadline, &mut place)?;
-        let place = place.unwrap_or_else(Place::new);
+        let place = place.unwrap_or_else(|| self.queue.place());
         Member { store: self, durability, wish, deadline, place, work, done: None }.go_on(word)
     }
 
@@ -282,6 +288,7 @@ impl<'s, T, W: FnMut(&Tx<'_>, bool) -> Result<Part<T>>> Member<'s, '_, T, W> {
     /// Adds the part of this thread, and hands the transaction on or commits it.
     fn join(&mut self, open: Open) -> Result<Step<'s, T>> {
         let mut held = Held { store: self.store, open: Some(open) };
+        self.store.queue.rouse(NEXT_ONES);
         let Some(open) = &held.open else { return Err(Error::Closed) };
         let first = open.seats.is_empty();
         let tx = open.writer.tx();
@@ -289,6 +296,8 @@ impl<'s, T, W: FnMut(&Tx<'_>, bool) -> Result<Part<T>>> Member<'s, '_, T, W> {
             tx.run("SAVEPOINT part", "beginning a part")?;
         }
         let part = (self.work)(&tx, first)?;
+        // The parent's other threads, and what they hold, are not in a child.
+        self.store.refuse_forked()?;
         if tx.ended() {
             return Err(Error::EndedBySql);
         }

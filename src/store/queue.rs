@@ -2,10 +2,14 @@
 //!
 //! Whoever has it hands it to the next one, which alone is woken. So nobody can come in between, and nobody wakes for
 //! nothing. A place in the queue is also where its thread is told, later, what became of what it did.
+//!
+//! To wake a thread takes longer than what most do with the thing: so who has it may [rouse](Queue::rouse) those that
+//! come next, and they look for it, for a short while, without falling asleep again.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::sync::atomic::{AtomicBool, Ordering};
 use super::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// The thing, while nobody has it, and those who wait for it. With a place comes what its thread wants.
@@ -13,6 +17,8 @@ use super::sync::{Arc, Condvar, Mutex, MutexGuard};
 pub(crate) struct Queue<T, W> {
     state: Mutex<State<T, W>>,
     most: usize,
+    /// How often one that was roused looks before it sleeps again.
+    looks: u32,
 }
 
 #[derive(Debug)]
@@ -25,8 +31,18 @@ struct State<T, W> {
 /// Where one thread waits to be handed something.
 #[derive(Debug)]
 pub(crate) struct Place<T> {
-    handed: Mutex<Option<T>>,
+    slot: Mutex<Slot<T>>,
     bell: Condvar,
+    /// Something was handed over.
+    is_here: AtomicBool,
+    looks: u32,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    handed: Option<T>,
+    asleep: bool,
+    roused: bool,
 }
 
 /// What came of asking for the thing.
@@ -41,47 +57,106 @@ pub(crate) enum Asked<T> {
 }
 
 impl<T> Place<T> {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { handed: Mutex::new(None), bell: Condvar::new() })
+    fn new(looks: u32) -> Arc<Self> {
+        let slot = Slot { handed: None, asleep: false, roused: false };
+        Arc::new(Self { slot: Mutex::new(slot), bell: Condvar::new(), is_here: AtomicBool::new(false), looks })
     }
 
     /// Hands something to the one thread that waits here.
     pub(crate) fn hand(&self, thing: T) {
-        *lock(&self.handed) = Some(thing);
-        self.bell.notify_one();
+        let mut slot = lock(&self.slot);
+        slot.handed = Some(thing);
+        self.is_here.store(true, Ordering::Release);
+        self.wake(slot);
+    }
+
+    /// Says that something will be handed over soon.
+    fn rouse(&self) {
+        let mut slot = lock(&self.slot);
+        if !slot.roused {
+            slot.roused = true;
+            self.wake(slot);
+        }
+    }
+
+    fn wake(&self, mut slot: MutexGuard<'_, Slot<T>>) {
+        let asleep = std::mem::take(&mut slot.asleep);
+        drop(slot);
+        if asleep {
+            self.bell.notify_one();
+        }
     }
 
     /// Waits until something is handed over.
     pub(crate) fn wait(&self) -> T {
-        let mut handed = lock(&self.handed);
         loop {
-            match handed.take() {
-                Some(thing) => return thing,
-                None => handed = self.bell.wait(handed).unwrap_or_else(|poison| poison.into_inner()),
+            if let Some(thing) = self.wait_for(Duration::MAX) {
+                return thing;
             }
         }
     }
 
     fn wait_while_left(&self, left: impl Fn() -> Duration) -> Option<T> {
-        let mut handed = lock(&self.handed);
         loop {
-            if let Some(thing) = handed.take() {
-                return Some(thing);
-            }
             let left = left();
             if left.is_zero() {
                 return None;
             }
-            let waited = self.bell.wait_timeout(handed, left);
-            handed = waited.unwrap_or_else(|poison| poison.into_inner()).0;
+            if let Some(thing) = self.wait_for(left) {
+                return Some(thing);
+            }
+        }
+    }
+
+    /// Waits for a while, or until somebody rouses this thread and then lets it wait in vain.
+    fn wait_for(&self, at_most: Duration) -> Option<T> {
+        let mut slot = lock(&self.slot);
+        if slot.handed.is_none() {
+            if std::mem::take(&mut slot.roused) {
+                drop(slot);
+                self.look_out();
+                slot = lock(&self.slot);
+            }
+            if slot.handed.is_none() {
+                slot.asleep = true;
+                slot = match at_most {
+                    Duration::MAX => self.bell.wait(slot).unwrap_or_else(|poison| poison.into_inner()),
+                    _ => match self.bell.wait_timeout(slot, at_most) {
+                        Ok((slot, _)) => slot,
+                        Err(poison) => poison.into_inner().0,
+                    },
+                };
+                slot.asleep = false;
+            }
+        }
+        let thing = slot.handed.take();
+        self.is_here.store(false, Ordering::Relaxed);
+        thing
+    }
+
+    fn look_out(&self) {
+        for look in 0..self.looks {
+            if self.is_here.load(Ordering::Acquire) {
+                return;
+            }
+            // Whoever is to hand it over may need the very core that this thread is on.
+            match look % 32 {
+                31 => std::thread::yield_now(),
+                _ => std::hint::spin_loop(),
+            }
         }
     }
 }
 
 impl<T, W> Queue<T, W> {
     /// A queue for a thing that is free, for at most so many who wait.
-    pub(crate) fn new(thing: T, most: usize) -> Self {
-        Self { state: Mutex::new(State { idle: Some(thing), waiting: VecDeque::new() }), most }
+    pub(crate) fn new(thing: T, most: usize, looks: u32) -> Self {
+        Self { state: Mutex::new(State { idle: Some(thing), waiting: VecDeque::new() }), most, looks }
+    }
+
+    /// A place that is not in the queue, to be handed something.
+    pub(crate) fn place(&self) -> Arc<Place<T>> {
+        Place::new(self.looks)
     }
 
     /// Takes the thing if it is free.
@@ -98,7 +173,7 @@ impl<T, W> Queue<T, W> {
         if state.waiting.len() >= self.most {
             return Asked::Full;
         }
-        let place = Place::new();
+        let place = self.place();
         state.waiting.push_back((Arc::clone(&place), wants()));
         Asked::Wait(place)
     }
@@ -151,6 +226,12 @@ impl<T, W> Queue<T, W> {
             }
             None => Err(thing),
         }
+    }
+
+    /// Tells the first so many in the queue that it will not be long.
+    pub(crate) fn rouse(&self, so_many: usize) {
+        let state = lock(&self.state);
+        state.waiting.iter().take(so_many).for_each(|(place, _)| place.rouse());
     }
 
     /// How many wait.

@@ -24,15 +24,21 @@ use super::group::{Rest, Wish, Word};
 use super::migrate;
 use super::queue::{Asked, Place, Queue};
 use super::tx::Tx;
-use super::writer::{Writer, roll_back};
+use super::writer::Writer;
 use crate::error::{Error, Result, SqlContext};
+use crate::fs::fork::Born;
 use crate::fs::os_lock::OsLock;
 use crate::fs::state::StateDir;
 use crate::time::Deadline;
 
 const MARKER: &str = "sync-failed";
+/// The turnstile's file, in the state directory.
+pub(crate) const TURNSTILE: &str = "turnstile.lock";
 /// More threads than this do not wait for the turn of one process: what comes then is told so at once.
 const MOST_WAITING: usize = 1024;
+
+/// So often a thread that was roused looks for the turn: some ten microseconds, what a short commit takes without its sync.
+const LOOKS: u32 = 500;
 
 /// What a COMMIT waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,13 +59,14 @@ pub(crate) struct Store {
     database: Database,
     state_dir: StateDir,
     poisoned: Mutex<Option<String>>,
+    born: Born,
 }
 
 impl Store {
     /// Opens the database, makes or migrates the engine's schema.
     pub(crate) fn open(database: Database, state_dir: StateDir, wait: Duration) -> Result<Self> {
         // The turnstile comes first: two processes may be making this journal at once.
-        let mut turnstile = OsLock::open(state_dir.path(), "turnstile.lock")?;
+        let mut turnstile = OsLock::open(state_dir.path(), TURNSTILE)?;
         let deadline = Deadline::after(wait);
         if !turnstile.lock_until(deadline)? {
             return Err(Error::Busy { what: "the turnstile".into(), holder: "another process".into(), waited: wait });
@@ -67,11 +74,12 @@ impl Store {
         let writer = Writer::open(&database, turnstile)?;
         writer.turnstile.unlock()?;
         let store = Self {
-            queue: Queue::new(Word::Turn(Box::new(writer)), MOST_WAITING),
+            queue: Queue::new(Word::Turn(Box::new(writer)), MOST_WAITING, LOOKS),
             beside: Mutex::default(),
             database,
             state_dir,
             poisoned: Mutex::default(),
+            born: Born::here(),
         };
         migrate::engine_schema(&mut store.enter(wait)?)?;
         Ok(store)
@@ -83,6 +91,7 @@ impl Store {
 
     /// Waits for the turn to write. [`Error::Busy`] when it does not come in time.
     pub(crate) fn enter(&self, wait: Duration) -> Result<Turn<'_>> {
+        self.refuse_forked()?;
         refuse_reentry("a write")?;
         let deadline = Deadline::after(wait);
         match self.ask(None, deadline, &mut None)? {
@@ -126,6 +135,10 @@ impl Store {
 
     /// Frees the turnstile and hands the writer on; first to those who have to do something before that.
     pub(super) fn free(&self, writer: Box<Writer>, mut rest: Rest) {
+        if self.refuse_forked().is_err() {
+            // All of it is the parent's.
+            return std::mem::forget((writer, rest));
+        }
         match rest.take_next() {
             Some(place) => place.hand(Word::Next(writer, rest)),
             None => {
@@ -138,6 +151,7 @@ impl Store {
 
     /// Reads one snapshot of what is committed, without waiting for anybody's turn.
     pub(crate) fn peek<T>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        self.refuse_forked()?;
         refuse_reentry("a read of the journal")?;
         /// Gives the writer back on every way out.
         struct Lent<'s>(&'s Store, Option<Word>);
@@ -151,7 +165,7 @@ impl Store {
         let lent = Lent(self, self.queue.try_take());
         self.refuse_poisoned()?;
         if let Some(Word::Turn(writer)) = &lent.1 {
-            return peek(&writer.tx(), &writer.conn, work);
+            return peek(&writer.tx(), work);
         }
         let mut beside = self.beside.lock().unwrap_or_else(|poison| poison.into_inner());
         let (conn, mode) = match &mut *beside {
@@ -162,7 +176,12 @@ impl Store {
                 none.insert((conn, mode))
             }
         };
-        peek(&Tx::beside(conn, mode), conn, work)
+        peek(&Tx::beside(conn, mode), work)
+    }
+
+    /// True when threads of this process wait for the turn.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.queue.waiting() > 0
     }
 
     /// Runs the application's own migrations.
@@ -170,8 +189,14 @@ impl Store {
         migrate::application(&mut self.enter(wait)?, steps)
     }
 
+    /// [`Error::Forked`] in a child of the process that opened it: nothing of it may be touched there.
+    pub(crate) fn refuse_forked(&self) -> Result<()> {
+        self.born.check()
+    }
+
     /// Why this handle no longer writes, if so.
     pub(crate) fn refuse_poisoned(&self) -> Result<()> {
+        self.refuse_forked()?;
         match &*self.poisoned.lock().unwrap_or_else(|poison| poison.into_inner()) {
             Some(why) => Err(Error::Poisoned { why: why.clone() }),
             None => Ok(()),
@@ -209,16 +234,16 @@ impl Store {
     }
 }
 
-fn peek<T>(tx: &Tx<'_>, conn: &Connection, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+fn peek<T>(tx: &Tx<'_>, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
     /// Ends the read on every way out.
-    struct End<'c>(&'c Connection);
-    impl Drop for End<'_> {
+    struct End<'t, 'c>(&'t Tx<'c>);
+    impl Drop for End<'_, '_> {
         fn drop(&mut self) {
-            roll_back(self.0);
+            self.0.roll_back();
         }
     }
     tx.run("BEGIN DEFERRED", "beginning a read")?;
-    let _end = End(conn);
+    let _end = End(tx);
     work(tx)
 }
 
@@ -269,7 +294,11 @@ impl<'s> Turn<'s> {
 
     /// Begins a SQLite transaction. Dropped without [`Writing::commit`] nothing of it happened.
     pub(crate) fn begin(&mut self, durability: Durability) -> Result<Writing<'_>> {
-        let (store, deadline) = (self.store, self.deadline);
+        let (store, mut deadline) = (self.store, self.deadline);
+        if deadline.passed() {
+            // It came in time, and has been at work since: a recovery, say.
+            deadline = Deadline::after(connect::BUSY_TIMEOUT);
+        }
         let writer = self.writer()?;
         writer.begin(store, durability, deadline)?;
         Ok(Writing { store, writer })

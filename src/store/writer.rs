@@ -77,19 +77,34 @@ impl Writer {
         if self.log_frames >= TOO_MANY_FRAMES {
             self.carry_over_soon(store)?;
         }
-        loop {
+        if deadline.left() < connect::BUSY_TIMEOUT {
+            return self.begin_until(store, deadline);
+        }
+        match self.tx().run("BEGIN IMMEDIATE", "beginning") {
+            Err(error) if error.is_busy() => self.begin_until(store, deadline),
+            other => other,
+        }
+    }
+
+    /// The same, where somebody writes without the turnstile for another time than SQLite waits by itself.
+    fn begin_until(&self, store: &Store, deadline: Deadline) -> Result<()> {
+        let tried = loop {
+            let left = deadline.left();
+            self.conn.busy_timeout(left.min(connect::BUSY_TIMEOUT)).during("setting the busy timeout")?;
             match self.tx().run("BEGIN IMMEDIATE", "beginning") {
-                Err(error) if error.is_busy() && deadline.passed() => {
-                    return Err(Error::Busy {
+                Err(error) if error.is_busy() && left.is_zero() => {
+                    break Err(Error::Busy {
                         what: format!("the database {}", store.database().path.display()),
-                        holder: "a connection that writes without this journal".into(),
+                        holder: "a connection that does not wait for the journal's turn".into(),
                         waited: deadline.waited(),
                     });
                 }
                 Err(error) if error.is_busy() => {}
-                other => return other,
+                other => break other,
             }
-        }
+        };
+        self.conn.busy_timeout(connect::BUSY_TIMEOUT).during("setting the busy timeout")?;
+        tried
     }
 
     /// The commit point.
@@ -115,7 +130,7 @@ impl Writer {
 
     /// Ends a SQLite transaction of which nothing is to remain.
     pub(super) fn roll_back(&self) {
-        roll_back(&self.conn);
+        self.tx().roll_back();
     }
 
     /// Carries the whole log into the database and empties it. [`Error::Busy`] at once when a reader needs it: whoever
@@ -161,12 +176,5 @@ impl Writer {
         store.forget_failed_sync()?;
         tracing::warn!("an earlier sync of the write-ahead log had failed: the log was carried over");
         Ok(())
-    }
-}
-
-/// Ends whatever transaction a connection is in.
-pub(super) fn roll_back(conn: &Connection) {
-    if !conn.is_autocommit() {
-        let _ = conn.prepare_cached("ROLLBACK").and_then(|mut rollback| rollback.raw_execute());
     }
 }

@@ -14,13 +14,9 @@ pub(crate) fn write_rows<T>(
 ) -> Result<T> {
     let wish = Wish::default();
     let decided = ground.store.commit(ground.limits.turn_wait, Durability::Full, Some(&wish), |tx, comes_first| {
-        let mut noted = None;
-        let mut blocked = false;
-        if comes_first {
-            noted = ground.late.unnoted();
-            // Of no concern here, but to those who might share the COMMIT.
-            blocked = journal::is_in_the_way(tx, noted, None)?;
-        }
+        let noted = ground.late.unnoted().filter(|_| comes_first);
+        // Of no concern here, but to those who might share the COMMIT.
+        let blocked = comes_first && (!ground.store.is_waited_for() || journal::is_in_the_way(tx, noted, None)?);
         check(tx)?;
         let value = tx.caller(&mut work)?;
         if let Some(before) = noted {

@@ -15,6 +15,8 @@ use tempfile::TempDir;
 
 mod exec;
 mod guards;
+mod locks;
+mod locks_break;
 mod looking;
 mod overlay;
 mod overlay_conflicts;

@@ -254,7 +254,6 @@ fn one_key_in_several_threads_is_committed_once() {
                 Box::new(move || {
                     let begin = Begin::new("keyed").lock(format!("lock {n}")).key(format!("key {round}"));
                     let mut txn = journal.begin_with(begin).unwrap();
-                    txn.write(format!("keyed {round}"), "once").unwrap();
                     let kind = if n % 2 == 0 { Kind::Rows } else { Kind::Orphan };
                     txn.sql(move |rows| kind.on(rows, round)).unwrap();
                     let answer = txn.commit();

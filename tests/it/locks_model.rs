@@ -147,3 +147,20 @@ fn what_is_handed_over_is_taken_or_given_back_and_never_lost() {
         assert_eq!(*kept.lock().unwrap(), [7], "somebody has it, and one alone");
     });
 }
+
+#[test]
+fn who_is_called_off_is_woken_though_nothing_comes() {
+    check(|| {
+        let handoff = Arc::new(Handoff::<u8>::new());
+        let over = Arc::new(AtomicBool::new(false));
+        let (calling, nudged) = (Arc::clone(&over), Arc::clone(&handoff));
+        let caller = thread::spawn(move || {
+            calling.store(true, Ordering::SeqCst);
+            nudged.nudge();
+        });
+        while handoff.take(Duration::MAX, || over.load(Ordering::SeqCst)).is_none() && !over.load(Ordering::SeqCst) {}
+        assert!(handoff.give_up().is_none());
+        caller.join().unwrap();
+        assert_eq!(handoff.give(7), Err(7), "it comes too late");
+    });
+}

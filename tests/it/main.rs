@@ -8,6 +8,7 @@ mod counts;
 mod crash_points;
 mod figures;
 mod filesystems;
+mod fork;
 mod fuzz_corpus;
 mod group;
 mod guard;

@@ -19,6 +19,8 @@ use self::queue::{Asked, Place, Queue};
 /// Interleavings that are tried of each.
 const TRIES: usize = 3000;
 const THREADS: usize = 4;
+/// As often as one that is roused looks before it sleeps again.
+const LOOKS: u32 = 2;
 
 fn check(model: fn()) {
     ::shuttle::check_random(model, TRIES);
@@ -32,7 +34,7 @@ struct Thing(usize);
 #[test]
 fn whoever_asks_first_has_it_first_and_who_gives_up_is_passed_over() {
     check(|| {
-        let queue = Arc::new(Queue::new(Thing(0), THREADS));
+        let queue = Arc::new(Queue::new(Thing(0), THREADS, LOOKS));
         let asked = Arc::new(Mutex::new(VecDeque::new()));
         let threads: Vec<_> = (0..THREADS)
             .map(|me| {
@@ -57,6 +59,7 @@ fn whoever_asks_first_has_it_first_and_who_gives_up_is_passed_over() {
                         }
                     };
                     thing.0 += 1;
+                    queue.rouse(2);
                     thread::yield_now();
                     queue.give_back(thing);
                     1
@@ -73,7 +76,7 @@ fn whoever_asks_first_has_it_first_and_who_gives_up_is_passed_over() {
 #[test]
 fn nobody_overtakes() {
     check(|| {
-        let queue = Arc::new(Queue::new(Thing(0), THREADS));
+        let queue = Arc::new(Queue::new(Thing(0), THREADS, LOOKS));
         let thing = queue.try_take().unwrap();
         let order = Arc::new(Mutex::new((Vec::new(), Vec::new())));
         let threads: Vec<_> = (0..THREADS)
@@ -108,7 +111,7 @@ fn nobody_overtakes() {
 #[test]
 fn no_more_wait_than_may() {
     check(|| {
-        let queue = Arc::new(Queue::new(Thing(0), 1));
+        let queue = Arc::new(Queue::new(Thing(0), 1, LOOKS));
         let thing = queue.try_take().unwrap();
         let threads: Vec<_> = (0..3)
             .map(|_| {
@@ -145,7 +148,7 @@ enum Word {
 #[test]
 fn everybody_in_a_group_is_told() {
     check(|| {
-        let queue: Arc<Queue<Word, bool>> = Arc::new(Queue::new(Word::Turn(Thing(0)), THREADS));
+        let queue: Arc<Queue<Word, bool>> = Arc::new(Queue::new(Word::Turn(Thing(0)), THREADS, LOOKS));
         let threads: Vec<_> = (0..THREADS)
             .map(|me| {
                 let queue = Arc::clone(&queue);
@@ -161,7 +164,7 @@ fn everybody_in_a_group_is_told() {
 /// One who asks and adds its part; answers how many it was told of: itself, or nobody when it undid it.
 fn member(queue: &Queue<Word, bool>, shares: bool, fails: bool) -> usize {
     let (mut word, place) = match queue.ask(|| shares) {
-        Asked::Here(word) => (word, Place::new()),
+        Asked::Here(word) => (word, queue.place()),
         Asked::Wait(place) => (queue.wait(&place, || Duration::MAX).unwrap(), place),
         Asked::Full => panic!("there is room for all"),
     };
@@ -172,6 +175,7 @@ fn member(queue: &Queue<Word, bool>, shares: bool, fails: bool) -> usize {
         1
     };
     loop {
+        queue.rouse(1);
         let (thing, mut seats) = match word {
             Word::Done => return 1,
             Word::Close(thing, mut seats) => {
