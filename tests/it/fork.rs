@@ -104,8 +104,12 @@ fn everything_a_dead_parent_held_is_free_while_its_child_lives() {
     until("the lock is not handed on", || !waits(parent.id()));
     parent.kill().unwrap();
     parent.wait().unwrap();
-    // As soon as it runs at all: the parent may be told of it before.
-    until("it keeps lock files", || lock_files(&forked.to_string()).is_empty());
+    // As soon as it runs at all: the parent may be told of it before. (It ends by itself, too, some time later.)
+    let has_none = (0..1000).any(|_| {
+        std::thread::sleep(Duration::from_millis(5));
+        lock_files(&forked.to_string()).is_empty()
+    });
+    assert!(has_none, "{:?}", lock_files(&forked.to_string()));
     for lock in ["main", "queue"] {
         let mut txn = journal.begin_with(Begin::new("").lock(lock).wait(Duration::from_secs(10))).unwrap();
         txn.write(lock, b"mine").unwrap();
