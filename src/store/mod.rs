@@ -17,6 +17,7 @@ mod migrate;
 mod pool;
 mod queue;
 mod turn;
+mod turnstile;
 mod tx;
 mod writer;
 

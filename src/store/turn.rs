@@ -24,10 +24,10 @@ use super::group::{Rest, Wish, Word};
 use super::migrate;
 use super::pool::Readers;
 use super::queue::{Asked, Place, Queue};
+use super::turnstile::Turnstile;
 use super::tx::Tx;
 use super::writer::{Writer, roll_back};
 use crate::error::{Error, Result, SqlContext};
-use crate::fs::os_lock::OsLock;
 use crate::fs::state::StateDir;
 use crate::time::Deadline;
 
@@ -64,11 +64,8 @@ impl Store {
     /// Opens the database, makes or migrates the engine's schema.
     pub(crate) fn open(database: Database, state_dir: StateDir, wait: Duration) -> Result<Self> {
         // The turnstile comes first: two processes may be making this journal at once.
-        let mut turnstile = OsLock::open(state_dir.path(), "turnstile.lock")?;
-        let deadline = Deadline::after(wait);
-        if !turnstile.lock_until(deadline)? {
-            return Err(Error::Busy { what: "the turnstile".into(), holder: "another process".into(), waited: wait });
-        }
+        let mut turnstile = Turnstile::open(state_dir.path())?;
+        turnstile.pass(Deadline::after(wait))?;
         let writer = Writer::open(&database, turnstile)?;
         writer.turnstile.unlock()?;
         let store = Self {
@@ -253,7 +250,7 @@ impl<'s> Turn<'s> {
     /// Waits for the turnstile.
     pub(super) fn pass(store: &'s Store, writer: Box<Writer>, deadline: Deadline) -> Result<Self> {
         let mut turn = Self::of(store, writer, Rest::Nobody, deadline);
-        turn.writer()?.pass(deadline)?;
+        turn.writer()?.turnstile.pass(deadline)?;
         Ok(turn)
     }
 
