@@ -39,6 +39,9 @@ const MAIN_LOCK: &str = "main";
 /// Cheap to clone; all clones are one session. The last one to go settles what is applied and ends the session;
 /// [`Journal::close`] does the same and says how it went.
 ///
+/// A process that forks keeps its journals to itself: in the child every use is refused with [`Error::Forked`], and dropping does
+/// nothing. Open it after forking; one that the parent has open, only in a program started anew (`exec`).
+///
 /// Threads: `journal-settle` makes the tree durable behind the commits, `journal-tree` opens files of the tree,
 /// `journal-note` writes down what no commit came by to carry along, `journal-pool` looks after the readers; they end with the
 /// journal. `journal-beat` gives signs of life while locks are held for long, `journal-wait` lives while one is waited for.
@@ -217,6 +220,7 @@ impl Journal {
     }
 
     fn settle_and_retain(&self) -> Result<Settled> {
+        self.ground().store.refuse_forked()?;
         store::refuse_reentry("a settle")?;
         let _ = self.ground().backlog.take();
         let settled = txn::settle(self.ground(), Deadline::after(self.ground().limits.turn_wait))?;
@@ -260,6 +264,12 @@ impl Journal {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if self.ground.store.refuse_forked().is_err() {
+            // The parent's: its threads are not here, and to close its connections would be to act for it.
+            std::mem::forget(Arc::clone(&self.ground));
+            std::mem::forget(std::mem::take(&mut self.threads));
+            return self.pool.abandon();
+        }
         self.ground.backlog.stop();
         self.ground.late.stop();
         self.ground.locks.stop();

@@ -79,13 +79,32 @@ impl Journal {
         self.lock_with(Acquire::new(name))
     }
 
-    /// Takes the lock `name` alone if nobody has it.
+    /// Takes the lock `name` alone if nobody has it, for whatever purpose, at this instant.
     pub fn try_lock(&self, name: &str) -> Result<Option<Lock>> {
         match self.lock_with(Acquire::new(name).wait(Duration::ZERO)) {
             Ok(lock) => Ok(Some(lock)),
             Err(Error::Busy { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Takes a lock alone, as for a [flight](Journal::single_flight): if somebody is at it already, says who, at once, and writes
+    /// nothing. Who has it otherwise is waited for, as long as [`Acquire::wait`] allows: those who share it, and whoever has come this
+    /// very instant, or recovers what a dead holder left.
+    pub fn begin_flight(&self, acquire: Acquire<'_>) -> Result<std::result::Result<Lock, Holder>> {
+        store::refuse_reentry("taking a lock")?;
+        let ground = self.ground();
+        ground.store.refuse_forked()?;
+        let want = Want { name: &acquire.name, sharing: Sharing::Exclusive, order: Order::ByItself };
+        let deadline = Deadline::after(acquire.wait.unwrap_or(self.inner.lock_wait));
+        let granted = match ground.locks.try_or_holder(&ground.store, want, deadline)? {
+            Ok(granted) => granted,
+            Err(holder) => return Ok(Err(holder)),
+        };
+        let seen = self.recover_first(want.name, None, deadline)?;
+        let lease = ground.locks.hold(granted, seen.fence, &acquire.purpose)?;
+        ground.late.ring();
+        Ok(Ok(Lock { journal: self.clone(), lease: Some(Arc::new(lease)) }))
     }
 
     /// Takes a lock as [`Acquire`] says: shared, with a deadline, with a way to call it off, with news of who has it.
@@ -104,17 +123,11 @@ impl Journal {
     /// more; but what it has finished stays finished: then the answer is [`Flight::Ran`], and the event log has the warning.
     /// Whoever recovers what a dead process left under this lock is waited for, not skipped.
     pub fn single_flight<T>(&self, name: &str, work: impl FnOnce(&Lock) -> Result<T>) -> Result<Flight<T>> {
-        store::refuse_reentry("taking a lock")?;
-        let want = Want { name, sharing: Sharing::Exclusive, order: Order::ByItself };
-        let deadline = Deadline::after(self.inner.lock_wait);
-        let granted = match self.ground().locks.try_or_holder(&self.ground().store, want, deadline)? {
-            Ok(granted) => granted,
+        self.ground().store.refuse_forked()?;
+        let lock = match self.begin_flight(Acquire::new(name))? {
+            Ok(lock) => lock,
             Err(holder) => return Ok(Flight::Skipped(holder)),
         };
-        let seen = self.recover_first(name, None, deadline)?;
-        let lease = self.ground().locks.hold(granted, seen.fence, "")?;
-        self.ground().late.ring();
-        let lock = Lock { journal: self.clone(), lease: Some(Arc::new(lease)) };
         let value = work(&lock)?;
         for warning in lock.release() {
             self.warn(&warning);
@@ -124,6 +137,7 @@ impl Journal {
 
     /// Who has the lock `name`; none when it is free. The kernel's word; who that is, is the holder's.
     pub fn holder(&self, name: &str) -> Result<Option<Holder>> {
+        self.ground().store.refuse_forked()?;
         self.ground().locks.holder(&self.ground().store, name)
     }
 
@@ -153,8 +167,9 @@ impl Journal {
         cancel: Option<StopToken>,
         tell: Option<OnWait<'_>>,
     ) -> Result<Taken> {
-        store::refuse_reentry("taking a lock")?;
         let ground = self.ground();
+        ground.store.refuse_forked()?;
+        store::refuse_reentry("taking a lock")?;
         let mut wait = LongWait { ground, name: want.name, number: None };
         let mut granted = wait.wait(want, deadline, cancel.clone(), tell)?;
         if want.sharing == Sharing::Shared && ground.store.peek(|tx| journal::has_guard_of(tx, want.name))? {
@@ -213,6 +228,7 @@ impl Journal {
 
 impl Lock {
     fn lease(&self) -> Result<&Arc<Lease>> {
+        self.journal.ground().store.refuse_forked()?;
         let lease = self.lease.as_ref().ok_or(Error::Closed)?;
         lease.used();
         Ok(lease)
@@ -321,9 +337,14 @@ impl Lock {
     fn let_go(&mut self) -> Vec<Warning> {
         let mut warnings = Vec::new();
         let Some(lease) = self.lease.take() else { return warnings };
+        let store = &self.journal.ground().store;
+        if store.refuse_forked().is_err() {
+            // The parent's, who still has it.
+            std::mem::forget(lease);
+            return warnings;
+        }
         let name = lease.name();
         let mut warn = |text: String| warnings.push(Warning::new(text));
-        let store = &self.journal.ground().store;
         if !lease.is_recorded() && lease.check_same().is_ok() {
             return warnings;
         }

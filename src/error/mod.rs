@@ -377,6 +377,12 @@ pub enum Error {
         /// Which call.
         what: &'static str,
     },
+    /// This process was forked from one that had the journal open. SQLite's locks are not inherited, and it does not see that:
+    /// what the child wrote could be lost.
+    #[error(
+        "this process was forked from one that had the journal open, whose locks it does not have: open the journal after forking, or in a program started anew (exec)"
+    )]
+    Forked,
     /// The handle was closed.
     #[error("this journal was closed")]
     Closed,

@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use super::calls;
 use super::exchange;
+use super::fork::Born;
 use super::root::{self, Dir, Kind, Meta, Place, RootDir};
 use crate::error::{Error, IoContext, Result};
 use crate::path::{AREA_DIR, RelPath};
@@ -42,6 +43,8 @@ pub(crate) struct Area {
     pub(crate) quarantine: OwnedFd,
     /// False once the filesystem has said that it cannot exchange two names.
     exchanges: AtomicBool,
+    /// A forked child drops what its parent still has staged.
+    born: Born,
 }
 
 impl Area {
@@ -62,6 +65,7 @@ impl Area {
             history,
             quarantine,
             exchanges: AtomicBool::new(true),
+            born: Born::here(),
         })
     }
 
@@ -182,6 +186,7 @@ impl Area {
 
     /// Makes a directory in the stage.
     pub(crate) fn make_staged_dir(&self, name: &str) -> Result<PathBuf> {
+        self.born.check()?;
         let path = self.stage_path(name);
         calls::mkdirat(&self.stage, name, Mode::from_raw_mode(0o777)).at("make", &path)?;
         Ok(path)
@@ -241,6 +246,7 @@ impl Area {
 
     /// Removes a name from the stage that nothing refers to any more.
     pub(crate) fn drop_staged(&self, name: &str) -> Result<()> {
+        self.born.check()?;
         check_name(name)?;
         remove_below(&self.stage, OsStr::new(name), &self.path.join("stage"))
     }

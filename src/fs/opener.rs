@@ -23,6 +23,7 @@ use super::calls;
 use super::clone::{self, Keep, Kept};
 use super::compare::{self, Compare};
 use super::database::{self, KeepSet, KeptSet};
+use super::fork::Born;
 use super::root::{self, Kind, Meta, RootDir};
 use super::{sys, temp};
 use crate::error::{Error, IoContext, Result};
@@ -105,6 +106,8 @@ pub(crate) struct Opener {
     jobs: Mutex<Option<Sender<Job>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     held: AtomicU64,
+    /// A forked child has no such thread.
+    born: Born,
 }
 
 /// What lives on the thread.
@@ -140,7 +143,12 @@ impl Opener {
                 }
             })
             .at("start a thread for", path)?;
-        let opener = Self { jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)), held: AtomicU64::new(0) };
+        let opener = Self {
+            jobs: Mutex::new(Some(jobs)),
+            thread: Mutex::new(Some(thread)),
+            held: AtomicU64::new(0),
+            born: Born::here(),
+        };
         match started.recv() {
             Ok(answer) => answer.map(|()| opener),
             Err(_) => Err(Error::Closed),
@@ -163,6 +171,7 @@ impl Opener {
 
     /// Has a job done without waiting for its answer.
     fn send<T: Send + 'static>(&self, job: impl FnOnce(&mut Tree) -> T + Send + 'static) -> Result<Receiver<T>> {
+        self.born.check()?;
         let (send, answer) = mpsc::sync_channel(1);
         let job: Job = Box::new(move |tree| drop(send.send(job(tree))));
         let jobs = self.jobs.lock().unwrap_or_else(|poison| poison.into_inner());

@@ -1,17 +1,17 @@
 //! OS locks: the kernel's `flock`, freed when the last descriptor of the holder is gone.
 //!
 //! A lock file is empty, never unlinked and never truncated. Waiting blocks in the kernel, on a thread of its own, so
-//! that a deadline needs no polling; a waiter that gave up unlocks the moment the kernel hands it the lock.
+//! that a deadline needs no polling; a waiter that gave up unlocks the moment the kernel hands it the lock. A forked child
+//! keeps none ([`super::fork`]).
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::handoff::Handoff;
-use super::root;
+use super::fork::LockFile;
+use super::waiting;
 use crate::error::{Error, IoContext, Result};
 use crate::fault::{Fault, planted};
 use crate::time::Deadline;
@@ -40,7 +40,7 @@ impl Sharing {
     }
 
     /// Blocks in the kernel.
-    fn wait_on(self, file: &File) -> Result<(), std::io::Error> {
+    pub(super) fn wait_on(self, file: &File) -> Result<(), std::io::Error> {
         loop {
             let waited = match self {
                 Self::Exclusive => fs4::FileExt::lock(file),
@@ -57,9 +57,7 @@ impl Sharing {
 /// A lock file, open but not necessarily locked.
 #[derive(Debug)]
 pub(crate) struct OsLock {
-    file: File,
-    /// The inode that is locked, to be compared with the one that has the name.
-    ino: u64,
+    file: LockFile,
     dir: PathBuf,
     name: String,
 }
@@ -69,9 +67,8 @@ impl OsLock {
     pub(crate) fn open(dir: &Path, name: &str) -> Result<Self> {
         let path = dir.join(name);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o666)).at("open the lock file", &path)?;
-        let ino = root::look_at(&file).at("look at", &path)?.ino;
-        Ok(Self { file: file.into(), ino, dir: dir.to_owned(), name: name.to_owned() })
+        let file = LockFile::open(&path, || rustix::fs::open(&path, flags, Mode::from_raw_mode(0o666)))?;
+        Ok(Self { file, dir: dir.to_owned(), name: name.to_owned() })
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -103,55 +100,32 @@ impl OsLock {
         if patience.is_over() {
             return Ok(false);
         }
-        // A description of its own for the waiter: were ours used, a late grant would meet a lock that a later
-        // attempt through the same description already holds, and release it.
-        let waiting = Self::open(&self.dir, &self.name)?;
-        let ino = waiting.ino;
-        let handoff = Arc::new(Handoff::<Result<File>>::new());
-        let giving = Arc::clone(&handoff);
-        std::thread::Builder::new()
-            .name("journal-wait".into())
-            .spawn(move || {
-                let outcome = sharing.wait_on(&waiting.file).at("lock", waiting.path());
-                // Either it is taken over now, or they have given up and we release.
-                if let Err(Ok(file)) = giving.give(outcome.map(|()| waiting.file)) {
-                    let _ = fs4::FileExt::unlock(&file);
-                }
-            })
-            .at("start a thread that waits for", self.path())?;
-        let nudged = Arc::clone(&handoff);
-        let _called_off = patience.cancel().map(|cancel| cancel.on_stop(move || nudged.nudge()));
-        let got = loop {
-            if let Some(got) = handoff.take(patience.slice(), || patience.is_over()) {
-                break Some(got);
+        let waiting = || Self::open(&self.dir, &self.name).map(|lock| lock.file);
+        match waiting::wait(waiting, self.file.place(), sharing, || self.path(), patience)? {
+            Some(granted) => {
+                self.file = granted;
+                Ok(true)
             }
-            if patience.is_over() {
-                break handoff.give_up();
-            }
-            patience.tell();
-        };
-        let Some(file) = got else { return Ok(false) };
-        self.file = file?;
-        self.ino = ino;
-        Ok(true)
+            None => Ok(false),
+        }
     }
 
     /// A descriptor of the same lock that processes started from now on inherit.
     pub(crate) fn lend(&self) -> Result<OwnedFd> {
-        let lent = rustix::io::fcntl_dupfd_cloexec(&self.file, 3).at_in("lend", &self.dir, &self.name)?;
+        let lent = rustix::io::fcntl_dupfd_cloexec(&*self.file, 3).at_in("lend", &self.dir, &self.name)?;
         rustix::io::fcntl_setfd(&lent, rustix::io::FdFlags::empty()).at_in("lend", &self.dir, &self.name)?;
         Ok(lent)
     }
 
     pub(crate) fn unlock(&self) -> Result<()> {
-        fs4::FileExt::unlock(&self.file).at_in("unlock", &self.dir, &self.name)
+        fs4::FileExt::unlock(&*self.file).at_in("unlock", &self.dir, &self.name)
     }
 
     /// Refuses to go on when the name no longer stands for the file that is locked.
     pub(crate) fn check_same(&self) -> Result<()> {
         let path = self.path();
         match rustix::fs::lstat(&path) {
-            Ok(named) if named.st_ino == self.ino || planted(Fault::LockFileNotChecked) => Ok(()),
+            Ok(named) if named.st_ino == self.file.place().1 || planted(Fault::LockFileNotChecked) => Ok(()),
             Ok(_) => Err(Error::LockFileReplaced { path }),
             Err(rustix::io::Errno::NOENT) => Err(Error::LockFileReplaced { path }),
             Err(error) => Err(error).at("look at", path),
@@ -163,22 +137,22 @@ impl OsLock {
 /// ask at once.
 pub(crate) fn is_unheld(dir: &Path, name: &str) -> Result<bool> {
     let path = dir.join(name);
-    match rustix::fs::open(&path, OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
-        Ok(file) => Sharing::Shared.try_on(&file.into()).at("lock", path),
-        Err(rustix::io::Errno::NOENT) => Ok(true),
-        Err(error) => Err(error).at("open the lock file", path),
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match LockFile::open(&path, || rustix::fs::open(&path, flags, Mode::empty())) {
+        Ok(file) => Sharing::Shared.try_on(&file).at("lock", path),
+        Err(Error::NotFound { .. }) => Ok(true),
+        Err(error) => Err(error),
     }
 }
 
 /// True when the lock file in `dir` is locked by nobody, or is not there. Takes the lock for an instant.
 pub(crate) fn is_free(dir: &OwnedFd, name: &str, path: &Path) -> Result<bool> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file: File = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
-        Ok(file) => file.into(),
-        Err(rustix::io::Errno::NOENT) => return Ok(true),
-        Err(error) => return Err(error).at("open the lock file", path.join(name)),
-    };
-    Sharing::Exclusive.try_on(&file).at("lock", path.join(name))
+    match LockFile::open(&path.join(name), || rustix::fs::openat(dir, name, flags, Mode::empty())) {
+        Ok(file) => Sharing::Exclusive.try_on(&file).at("lock", path.join(name)),
+        Err(Error::NotFound { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
 use super::liveness::KernelLocks;
 use crate::error::{Error, IoContext, Result};
+use crate::fs::fork;
 
 /// How long SQLite waits for another process that rebuilds or closes the log.
 const BUSY: Duration = Duration::from_secs(5);
@@ -63,11 +64,18 @@ type Stamp = Option<(u64, u64, (i64, i64), (i64, i64))>;
 pub(super) struct ReadOnly {
     path: PathBuf,
     alone: bool,
+    /// A lock file of the journal: whose parent has it open must not read, because SQLite would take the parent's locks
+    /// for its own.
+    lock: Option<PathBuf>,
 }
 
 impl ReadOnly {
     pub(super) fn new(path: PathBuf, alone: bool) -> Self {
-        Self { path, alone }
+        Self { path, alone, lock: None }
+    }
+
+    pub(super) fn with_lock(self, lock: PathBuf) -> Self {
+        Self { lock: Some(lock), ..self }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -81,6 +89,7 @@ impl ReadOnly {
 
     /// Runs `work` on one snapshot. It may run several times, and only the last counts.
     pub(super) fn snapshot<T>(&self, mut work: impl FnMut(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        self.lock.as_deref().map_or(Ok(()), fork::refuse_inherited)?;
         let (mut untouched, mut private) = (self.alone, self.alone);
         let mut tried = 0;
         loop {

@@ -5,15 +5,18 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use super::database::ReadOnly;
+use super::holders::{self, LockHolders};
+use super::liveness::KernelLocks;
 use super::model::{
     EventInfo, GuardInfo, LockInfo, SessionInfo, Status, TransactionDetail, TransactionFilter, TransactionSummary,
+    Turnstile,
 };
 use super::quarantine::{self, QuarantineDetail, QuarantineEntry};
 use super::{guards, locks, status, transactions};
 use crate::error::{Error, IoContext, Result};
 use crate::id::{QuarantineId, TxnId};
 use crate::path::STATE_DIR;
-use crate::store::{CallerMode, SCHEMA_VERSION, Tx};
+use crate::store::{CallerMode, SCHEMA_VERSION, TURNSTILE, Tx};
 
 /// Where a journal's parts lie when they are not in the usual place.
 #[derive(Clone, Debug, Default)]
@@ -81,7 +84,8 @@ impl Inspector {
             Err(error) if missing(&error) => return Err(Error::NoJournal { root }),
             Err(error) => return Err(error),
         }
-        let inspector = Self { root, state_dir, database: ReadOnly::new(database, options.alone) };
+        let database = ReadOnly::new(database, options.alone).with_lock(state_dir.join(TURNSTILE));
+        let inspector = Self { root, state_dir, database };
         match inspector.database.snapshot(schema)? {
             None => Err(Error::NoJournal { root: inspector.root }),
             Some(found) if found > SCHEMA_VERSION => {
@@ -141,6 +145,17 @@ impl Inspector {
     /// All locks that were ever taken, by name.
     pub fn locks(&self) -> Result<Vec<LockInfo>> {
         locks::locks(self)
+    }
+
+    /// The processes that hold the lock `name`, each compared with what the journal has on record; none when no such lock was
+    /// ever taken. Shares the lock for an instant when it is free.
+    pub fn lock_holders(&self, name: &str) -> Result<Option<LockHolders>> {
+        holders::holders(self, name)
+    }
+
+    /// Whose turn it is to write, at this moment.
+    pub fn turnstile(&self) -> Turnstile {
+        locks::turnstile(&self.state_dir, &KernelLocks::read())
     }
 
     /// The sessions that did not say goodbye: alive, or dead and not yet recovered.

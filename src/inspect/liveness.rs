@@ -20,6 +20,9 @@ use std::path::{Path, PathBuf};
 /// One `flock` of somebody, as `/proc/locks` tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
+    /// Waits for it, and holds nothing.
+    waits: bool,
+    shared: bool,
     pid: i32,
     major: u32,
     minor: u32,
@@ -58,23 +61,35 @@ impl KernelLocks {
     /// The processes that hold `file`; empty when it is free or not there, none when the kernel does not tell.
     /// `suspects` are the processes that the database names for it.
     pub(super) fn holders(&self, file: &Path, suspects: &[i64]) -> Option<Vec<i32>> {
-        let entries = self.entries.as_ref()?;
         let Ok(meta) = fs::symlink_metadata(file) else {
-            return Some(Vec::new());
+            return self.entries.as_ref().map(|_| Vec::new());
         };
         let suspects: Vec<i32> =
             suspects.iter().filter_map(|&pid| i32::try_from(pid).ok()).filter(|&p| p > 0).collect();
-        let mut pids: Vec<i32> = entries
-            .iter()
-            .filter(|entry| entry.inode == meta.ino() && self.is_really(entry, &meta, &suspects))
-            .map(|entry| entry.pid)
-            .collect();
+        let mut pids: Vec<i32> = self.on(&meta, &suspects, false)?.map(|entry| entry.pid).collect();
         if pids.is_empty() {
             pids.extend(suspects.into_iter().filter(|&pid| self.holds_by_descriptor(pid, &meta)));
         }
         pids.sort_unstable();
         pids.dedup();
         Some(pids)
+    }
+
+    /// The processes that wait for `file`, with as many of each as there are waits.
+    pub(super) fn waiters(&self, file: &Path) -> Vec<i32> {
+        let Ok(meta) = fs::symlink_metadata(file) else { return Vec::new() };
+        self.on(&meta, &[], true).map_or_else(Vec::new, |waiting| waiting.map(|entry| entry.pid).collect())
+    }
+
+    /// True when `file` is held by those who share it; none when nobody is known to hold it.
+    pub(super) fn is_shared(&self, file: &Path) -> Option<bool> {
+        let meta = fs::symlink_metadata(file).ok()?;
+        self.on(&meta, &[], false)?.map(|entry| entry.shared).next()
+    }
+
+    fn on(&self, meta: &Metadata, suspects: &[i32], waits: bool) -> Option<impl Iterator<Item = &Entry>> {
+        let of_file = move |entry: &&Entry| entry.waits == waits && entry.inode == meta.ino();
+        Some(self.entries.as_ref()?.iter().filter(of_file).filter(move |entry| self.is_really(entry, meta, suspects)))
     }
 
     fn is_really(&self, entry: &Entry, meta: &Metadata, suspects: &[i32]) -> bool {
@@ -88,37 +103,46 @@ impl KernelLocks {
     }
 
     fn holds_by_descriptor(&self, pid: i32, meta: &Metadata) -> bool {
-        self.descriptors(pid).is_some_and(|mut fds| {
-            fds.any(|(name, fd)| {
-                let info = self.proc.join(pid.to_string()).join("fdinfo").join(name);
-                fd.dev() == meta.dev()
-                    && fd.ino() == meta.ino()
-                    && fs::read_to_string(info).is_ok_and(|text| {
-                        text.lines().filter_map(|line| line.strip_prefix("lock:")).any(|line| parse(line).is_some())
-                    })
-            })
-        })
+        has_lock(&self.proc, pid, (meta.dev(), meta.ino())) == Some(true)
     }
 
-    /// The open files of a process, with the names of their descriptors; none when they may not be looked at.
     fn descriptors(&self, pid: i32) -> Option<impl Iterator<Item = (std::ffi::OsString, Metadata)> + use<>> {
-        let dir = fs::read_dir(self.proc.join(pid.to_string()).join("fd")).ok()?;
-        Some(dir.flatten().filter_map(|entry| Some((entry.file_name(), fs::metadata(entry.path()).ok()?))))
+        descriptors(&self.proc, pid)
     }
 }
 
-/// `1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF`; a waiter (`1: -> FLOCK …`) holds nothing.
+/// True when a process has a descriptor of the locked file of this device and inode; none when it may not be looked at.
+pub(super) fn has_lock(proc: &Path, pid: i32, place: (u64, u64)) -> Option<bool> {
+    let holds = |(name, fd): (std::ffi::OsString, Metadata)| {
+        let info = proc.join(pid.to_string()).join("fdinfo").join(name);
+        (fd.dev(), fd.ino()) == place
+            && fs::read_to_string(info).is_ok_and(|text| {
+                let mut locks = text.lines().filter_map(|line| parse(line.strip_prefix("lock:")?));
+                locks.any(|lock| !lock.waits)
+            })
+    };
+    descriptors(proc, pid).map(|mut fds| fds.any(holds))
+}
+
+/// The open files of a process, with the names of their descriptors; none when they may not be looked at.
+fn descriptors(proc: &Path, pid: i32) -> Option<impl Iterator<Item = (std::ffi::OsString, Metadata)> + use<>> {
+    let dir = fs::read_dir(proc.join(pid.to_string()).join("fd")).ok()?;
+    Some(dir.flatten().filter_map(|entry| Some((entry.file_name(), fs::metadata(entry.path()).ok()?))))
+}
+
+/// `1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF`; of a waiter `1: -> FLOCK …`.
 fn parse(line: &str) -> Option<Entry> {
-    let mut fields = line.split_whitespace().skip(1);
+    let mut fields = line.split_whitespace().skip(1).peekable();
+    let waits = fields.next_if_eq(&"->").is_some();
     if fields.next()? != "FLOCK" {
         return None;
     }
-    let mut fields = fields.skip(2);
+    let shared = fields.nth(1)? == "READ";
     let pid = fields.next()?.parse().ok()?;
     let mut place = fields.next()?.splitn(3, ':');
     let major = u32::from_str_radix(place.next()?, 16).ok()?;
     let minor = u32::from_str_radix(place.next()?, 16).ok()?;
-    Some(Entry { pid, major, minor, inode: place.next()?.parse().ok()? })
+    Some(Entry { waits, shared, pid, major, minor, inode: place.next()?.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -129,13 +153,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_locks_that_are_held_are_read_whatever_else_stands_there() {
-        let entry = |pid, major, minor, inode| Some(Entry { pid, major, minor, inode });
+    fn locks_and_who_waits_for_them_are_read_whatever_else_stands_there() {
+        let entry = |pid, major, minor, inode| Some(Entry { waits: false, shared: false, pid, major, minor, inode });
+        let and = |entry: Option<Entry>, waits, shared| entry.map(|entry| Entry { waits, shared, ..entry });
         for (line, want) in [
             ("1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF", entry(4711, 0xfe, 0, 1234)),
-            ("22: FLOCK  ADVISORY  READ 1 00:2b:18446744073709551615 0 EOF", entry(1, 0, 0x2b, u64::MAX)),
+            (
+                "22: FLOCK  ADVISORY  READ 1 00:2b:18446744073709551615 0 EOF",
+                and(entry(1, 0, 0x2b, u64::MAX), false, true),
+            ),
             ("\t1: FLOCK  ADVISORY  WRITE -1 103:05:7 0 EOF", entry(-1, 0x103, 5, 7)),
-            ("1: -> FLOCK  ADVISORY  WRITE 4712 fe:00:1234 0 EOF", None),
+            ("1: -> FLOCK  ADVISORY  WRITE 4712 fe:00:1234 0 EOF", and(entry(4712, 0xfe, 0, 1234), true, false)),
+            ("1: -> FLOCK  ADVISORY  READ 4712 fe:00:1234 0 EOF", and(entry(4712, 0xfe, 0, 1234), true, true)),
+            ("1: -> POSIX  ADVISORY  WRITE 4712 fe:00:1234 0 EOF", None),
+            ("1: ->", None),
             ("2: POSIX  ADVISORY  READ 9 fe:00:1234 128 128", None),
             ("2: OFDLCK ADVISORY  READ -1 fe:00:1234 128 128", None),
             ("1: FLOCK  ADVISORY  WRITE", None),
@@ -157,8 +188,13 @@ mod tests {
         assert_eq!(KernelLocks::read().holders(&path, &[i64::from(me)]), Some(vec![]));
         fs4::FileExt::lock(&file).unwrap();
         assert_eq!(KernelLocks::read().holders(&path, &[]), Some(vec![me]));
+        assert_eq!((KernelLocks::read().is_shared(&path), KernelLocks::read().waiters(&path)), (Some(false), vec![]));
         fs4::FileExt::unlock(&file).unwrap();
         assert_eq!(KernelLocks::read().holders(&path, &[i64::from(me)]), Some(vec![]));
+        fs4::FileExt::lock_shared(&file).unwrap();
+        assert_eq!(KernelLocks::read().is_shared(&path), Some(true));
+        fs4::FileExt::unlock(&file).unwrap();
+        assert_eq!(KernelLocks::read().is_shared(&path), None);
         assert_eq!(KernelLocks::read().holders(&dir.path().join("none"), &[1, -1, i64::MAX]), Some(vec![]));
     }
 
@@ -175,10 +211,11 @@ mod tests {
         assert_eq!(locks.holders(&path, &[me]), Some(vec![std::process::id() as i32]));
         // As on btrfs: the inode, but another device.
         let inode = fs::metadata(&path).unwrap().ino();
-        locks.entries = Some(vec![Entry { pid: std::process::id() as i32, major: 0, minor: 0xffff, inode }]);
+        let entry = |pid| Entry { waits: false, shared: false, pid, major: 0, minor: 0xffff, inode };
+        locks.entries = Some(vec![entry(std::process::id() as i32)]);
         assert_eq!(locks.holders(&path, &[]), Some(vec![std::process::id() as i32]));
         // A neighbour's file with the same inode number on another device is not this one.
-        locks.entries = Some(vec![Entry { pid: 1, major: 0, minor: 0xffff, inode }]);
+        locks.entries = Some(vec![entry(1)]);
         assert_eq!(locks.holders(&path, &[]).unwrap().len(), 0);
     }
 

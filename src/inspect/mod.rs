@@ -15,6 +15,7 @@
 
 mod database;
 mod guards;
+mod holders;
 mod inspector;
 mod liveness;
 mod locks;
@@ -27,9 +28,11 @@ mod value;
 mod verdict;
 
 pub use crate::lock::Holder;
+pub use holders::{LockHolders, LockProcess, Refusal, Role};
 pub use inspector::{InspectOptions, Inspector};
 pub use model::{
     Advice, AreaUsage, ChangeInfo, EventInfo, GuardInfo, Health, LockInfo, PathInfo, RedoInfo, SessionInfo,
-    StateCounts, Status, TransactionDetail, TransactionFilter, TransactionSummary, TreeInfo, Unsettled, Waiting,
+    StateCounts, Status, TransactionDetail, TransactionFilter, TransactionSummary, TreeInfo, Turnstile, Unsettled,
+    Waiter, Waiting,
 };
 pub use quarantine::{KeptFile, QuarantineDetail, QuarantineEntry, QuarantinePath};

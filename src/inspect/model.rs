@@ -47,6 +47,8 @@ pub struct Status {
     pub sessions: Vec<SessionInfo>,
     /// All locks, by name.
     pub locks: Vec<LockInfo>,
+    /// Whose turn it is to write.
+    pub turnstile: Turnstile,
     /// The transactions that guard paths and have not ended: the first 50.
     pub guards: Vec<GuardInfo>,
     /// How many transactions are in which state.
@@ -140,6 +142,41 @@ pub struct LockInfo {
     pub crashes: u64,
     /// How often a holder found that it had been taken away.
     pub losses: u64,
+    /// True when the times that the living holder noted lie before its own start, or in the future: clocks were set, and
+    /// ages made of them are of no use.
+    pub clock_differs: bool,
+    /// How it is held: `exclusive` or `shared`; none when it is free, or the kernel does not tell.
+    pub mode: Option<&'static str>,
+    /// Who waits for it: those that the kernel names, and those that have waited for more than a second inside a process.
+    pub waiting: Vec<Waiter>,
+    /// How often somebody waited for more than a second.
+    pub waits: u64,
+    /// The longest of these waits.
+    pub longest_wait_ms: u64,
+}
+
+/// Somebody who waits for a lock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Waiter {
+    /// The process, as it is called here.
+    pub pid: i32,
+    /// Its program's name; empty when it is not known.
+    pub program: String,
+    /// Since when; none within the first second, and when clocks were set.
+    pub since_ms: Option<i64>,
+}
+
+/// The turnstile: whose turn it is to write, over all processes.
+#[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct Turnstile {
+    /// True when the kernel says that somebody has it just now; none where the kernel does not tell.
+    pub held: Option<bool>,
+    /// The process that has it.
+    pub pids: Vec<i32>,
+    /// The processes that wait for it.
+    pub waiting: Vec<i32>,
 }
 
 /// A transaction that guards paths, from its first guard until it has committed or everything is put back.

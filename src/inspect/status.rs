@@ -30,6 +30,7 @@ struct Stored {
     created_ms: i64,
     sessions: Vec<SessionInfo>,
     locks: Vec<LockInfo>,
+    waits: Vec<locks::LongWait>,
     guards: Vec<GuardInfo>,
     transactions: StateCounts,
     unsettled: Unsettled,
@@ -45,7 +46,7 @@ pub(super) fn status(inspector: &Inspector) -> Result<Status> {
     let kernel = KernelLocks::read();
     let state_dir = &inspector.state_dir;
     locks::judge_sessions(&mut stored.sessions, state_dir, &kernel);
-    locks::judge_locks(&mut stored.locks, state_dir, &kernel);
+    locks::judge_locks(&mut stored.locks, &stored.waits, state_dir, &kernel);
     guards::judge(&mut stored.guards, inspector, &kernel)?;
     let areas: Vec<PathBuf> = std::iter::once(state_dir.clone())
         .chain(stored.areas.iter().filter_map(|area| inside(&inspector.root, area)))
@@ -81,6 +82,7 @@ pub(super) fn status(inspector: &Inspector) -> Result<Status> {
         quarantine: usage("quarantine"),
         sessions: stored.sessions,
         locks: stored.locks,
+        turnstile: locks::turnstile(state_dir, &kernel),
         guards: stored.guards,
         transactions: stored.transactions,
         unsettled: stored.unsettled,
@@ -108,6 +110,7 @@ fn read(connection: &Connection) -> rusqlite::Result<Stored> {
         created_ms,
         sessions: locks::session_rows(connection)?,
         locks: locks::lock_rows(connection)?,
+        waits: locks::wait_rows(connection)?,
         guards: guards::guard_rows(connection)?,
         transactions,
         unsettled,

@@ -194,7 +194,7 @@ impl Lease {
 
     /// Looks whether the lock is still held: the file is the one that was locked, and nobody has acquired it since.
     pub(crate) fn is_held(&self, store: &Store) -> bool {
-        if self.standing.is_lost() {
+        if self.standing.is_lost() || store.refuse_forked().is_err() {
             return false;
         }
         let is_replaced = matches!(self.standing.check_same(), Err(Error::LockFileReplaced { .. }));
@@ -338,7 +338,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // Explicitly: a forked child may have inherited the descriptor, and would keep the lock.
+        // Explicitly: whoever was lent the descriptor would keep the lock.
         let os = self.standing.os().take().filter(|os| os.unlock().is_ok());
         let standing = &self.standing;
         self.ticket.with(|spot| spot.leave(standing, os));

@@ -8,6 +8,7 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::caller::CallerMode;
 use super::connect::{self, Database};
+use super::turnstile::TURNSTILE;
 use super::tx::Tx;
 use crate::error::{Error, Result, SqlContext};
 use crate::fs::os_lock::OsLock;
@@ -27,7 +28,7 @@ impl Aside {
         connect::set_synchronous(&conn, false)?;
         conn.busy_timeout(Duration::ZERO).during("setting the busy timeout")?;
         let mode = CallerMode::install(&conn).during("installing the authorizer")?;
-        Ok(Self { conn, mode, turnstile: OsLock::open(state_path, "turnstile.lock")? })
+        Ok(Self { conn, mode, turnstile: OsLock::open(state_path, TURNSTILE)? })
     }
 
     /// Runs one SQLite transaction that is not synced, when the turn comes free in time; else answers none.

@@ -8,6 +8,7 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, ffi};
 
 use crate::error::{Error, Result};
+use crate::fs::fork::Born;
 use crate::time::Deadline;
 
 /// Behind this, a caller's text never meets a statement that the engine prepared, under the engine's rights.
@@ -41,6 +42,7 @@ impl Rows<'_> {
 
     /// Runs several statements, separated by semicolons.
     pub fn execute_batch(&self, sql: &str) -> Result<()> {
+        self.mode.born.check()?;
         self.in_time()?;
         self.answer(self.conn.execute_batch(sql))
     }
@@ -81,6 +83,7 @@ impl Rows<'_> {
 
     /// Prepares a statement, or takes it from those kept, for what the other methods do not cover.
     pub fn prepare(&self, sql: &str) -> Result<CachedStatement<'_>> {
+        self.mode.born.check()?;
         self.in_time()?;
         self.answer(self.conn.prepare_cached(&[CALLERS_MARK, sql].concat()))
     }
@@ -109,6 +112,8 @@ impl Rows<'_> {
 /// Whether a connection's statements are, just now, the caller's. Shared with its authorizer.
 #[derive(Debug, Default)]
 pub(crate) struct CallerMode {
+    /// A connection is of no use in a forked child.
+    pub(super) born: Born,
     on: AtomicBool,
     schema_changed: AtomicBool,
     denied: std::sync::Mutex<Option<String>>,

@@ -177,8 +177,10 @@ struct Held<'s> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if let Some(open) = self.open.take() {
-            leave(self.store, open);
+        match self.open.take() {
+            Some(open) if self.store.refuse_forked().is_err() => std::mem::forget(open),
+            Some(open) => leave(self.store, open),
+            None => {}
         }
     }
 }
@@ -215,6 +217,7 @@ impl Store {
         wish: Option<&Wish>,
         work: impl FnMut(&Tx<'_>, bool) -> Result<Part<T>>,
     ) -> Result<Decided<'_, T>> {
+        self.refuse_forked()?;
         refuse_reentry("a write")?;
         let deadline = Deadline::after(wait);
         let mut place = None;
@@ -293,6 +296,8 @@ impl<'s, T, W: FnMut(&Tx<'_>, bool) -> Result<Part<T>>> Member<'s, '_, T, W> {
             tx.run("SAVEPOINT part", "beginning a part")?;
         }
         let part = (self.work)(&tx, first)?;
+        // The parent's other threads, and what they hold, are not in a child.
+        self.store.refuse_forked()?;
         if tx.ended() {
             return Err(Error::EndedBySql);
         }

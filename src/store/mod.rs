@@ -31,5 +31,6 @@ pub(crate) use group::{Decided, Part, Wish};
 pub(crate) use migrate::SCHEMA_VERSION;
 pub(crate) use pool::ReadPool;
 pub(crate) use turn::{Durability, Store, Turn};
+pub(crate) use turnstile::TURNSTILE;
 pub(crate) use tx::Tx;
 pub(crate) use writer::LOG_FRAMES_ENOUGH;

@@ -13,6 +13,7 @@ use super::caller::{CallerMode, Rows, refuse_reentry};
 use super::connect;
 use super::turn::Store;
 use crate::error::{Error, Result, SqlContext};
+use crate::fs::fork::Born;
 use crate::time::Deadline;
 
 /// SQLite asks the progress handler after about this many steps of a statement: some tens of microseconds.
@@ -113,6 +114,7 @@ pub(crate) struct ReadPool {
     seen: Arc<Seen>,
     wait: Duration,
     limit: Duration,
+    born: Born,
 }
 
 impl ReadPool {
@@ -136,11 +138,17 @@ impl ReadPool {
             .error_handler(Box::new(r2d2::NopErrorHandler))
             .thread_pool(Arc::new(threads))
             .build_unchecked(manager);
-        Self { pool, seen, wait, limit }
+        Self { pool, seen, wait, limit, born: Born::here() }
+    }
+
+    /// In a forked child: leaves it as it is for ever. To close its connections would be to act for the parent.
+    pub(crate) fn abandon(&self) {
+        std::mem::forget(self.pool.clone());
     }
 
     /// Runs a closure on one snapshot of the database. Takes no lock, sees nothing uncommitted.
     pub(crate) fn read<T>(&self, work: impl FnOnce(&Rows<'_>) -> Result<T>) -> Result<T> {
+        self.born.check()?;
         refuse_reentry("a read")?;
         let reader = self.pool.get().map_err(|_| {
             let failed = self.seen.failed.lock().unwrap_or_else(|poison| poison.into_inner()).take();
@@ -151,6 +159,10 @@ impl ReadPool {
         reader.mode.limit(Some(Deadline::after(self.limit)));
         let value = reader.mode.run(&reader.conn, work);
         reader.mode.limit(None);
+        if !self.born.is_here() {
+            std::mem::forget(reader);
+            return value;
+        }
         // Nothing was written, so how it ends makes no difference; if it cannot end, the pool discards it.
         let _ = run("ROLLBACK");
         value.map_err(|error| match &error {

@@ -26,15 +26,15 @@ use super::pool::Readers;
 use super::queue::{Asked, Place, Queue};
 use super::turnstile::Turnstile;
 use super::tx::Tx;
-use super::writer::{Writer, roll_back};
+use super::writer::Writer;
 use crate::error::{Error, Result, SqlContext};
+use crate::fs::fork::Born;
 use crate::fs::state::StateDir;
 use crate::time::Deadline;
 
 const MARKER: &str = "sync-failed";
 /// More threads than this do not wait for the turn of one process: what comes then is told so at once.
 const MOST_WAITING: usize = 1024;
-
 /// So often a thread that was roused looks for the turn: some ten microseconds, what a short commit takes without its sync.
 const LOOKS: u32 = 500;
 
@@ -58,6 +58,7 @@ pub(crate) struct Store {
     database: Database,
     state_dir: StateDir,
     poisoned: Mutex<Option<String>>,
+    born: Born,
 }
 
 impl Store {
@@ -75,6 +76,7 @@ impl Store {
             database,
             state_dir,
             poisoned: Mutex::default(),
+            born: Born::here(),
         };
         migrate::engine_schema(&mut store.enter(wait)?)?;
         Ok(store)
@@ -91,6 +93,7 @@ impl Store {
 
     /// Waits for the turn to write. [`Error::Busy`] when it does not come in time.
     pub(crate) fn enter(&self, wait: Duration) -> Result<Turn<'_>> {
+        self.refuse_forked()?;
         refuse_reentry("a write")?;
         let deadline = Deadline::after(wait);
         match self.ask(None, deadline, &mut None)? {
@@ -134,6 +137,10 @@ impl Store {
 
     /// Frees the turnstile and hands the writer on; first to those who have to do something before that.
     pub(super) fn free(&self, writer: Box<Writer>, mut rest: Rest) {
+        if self.refuse_forked().is_err() {
+            // All of it is the parent's.
+            return std::mem::forget((writer, rest));
+        }
         match rest.take_next() {
             Some(place) => place.hand(Word::Next(writer, rest)),
             None => {
@@ -146,6 +153,7 @@ impl Store {
 
     /// Reads one snapshot of what is committed, without waiting for anybody's turn.
     pub(crate) fn peek<T>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        self.refuse_forked()?;
         refuse_reentry("a read of the journal")?;
         /// Gives the writer back on every way out.
         struct Lent<'s>(&'s Store, Option<Word>);
@@ -159,7 +167,7 @@ impl Store {
         let lent = Lent(self, self.queue.try_take());
         self.refuse_poisoned()?;
         if let Some(Word::Turn(writer)) = &lent.1 {
-            return peek(&writer.tx(), &writer.conn, work);
+            return peek(&writer.tx(), work);
         }
         let mut beside = self.beside.lock().unwrap_or_else(|poison| poison.into_inner());
         let (conn, mode) = match &mut *beside {
@@ -170,7 +178,7 @@ impl Store {
                 none.insert((conn, mode))
             }
         };
-        peek(&Tx::beside(conn, mode), conn, work)
+        peek(&Tx::beside(conn, mode), work)
     }
 
     /// True when threads of this process wait for the turn.
@@ -183,8 +191,14 @@ impl Store {
         migrate::application(&mut self.enter(wait)?, steps)
     }
 
+    /// [`Error::Forked`] in a child of the process that opened it: nothing of it may be touched there.
+    pub(crate) fn refuse_forked(&self) -> Result<()> {
+        self.born.check()
+    }
+
     /// Why this handle no longer writes, if so.
     pub(crate) fn refuse_poisoned(&self) -> Result<()> {
+        self.refuse_forked()?;
         match &*self.poisoned.lock().unwrap_or_else(|poison| poison.into_inner()) {
             Some(why) => Err(Error::Poisoned { why: why.clone() }),
             None => Ok(()),
@@ -222,16 +236,16 @@ impl Store {
     }
 }
 
-fn peek<T>(tx: &Tx<'_>, conn: &Connection, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+fn peek<T>(tx: &Tx<'_>, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
     /// Ends the read on every way out.
-    struct End<'c>(&'c Connection);
-    impl Drop for End<'_> {
+    struct End<'t, 'c>(&'t Tx<'c>);
+    impl Drop for End<'_, '_> {
         fn drop(&mut self) {
-            roll_back(self.0);
+            self.0.roll_back();
         }
     }
     tx.run("BEGIN DEFERRED", "beginning a read")?;
-    let _end = End(conn);
+    let _end = End(tx);
     work(tx)
 }
 

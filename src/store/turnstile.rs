@@ -11,6 +11,10 @@ use crate::error::{Error, Result};
 use crate::fs::os_lock::OsLock;
 use crate::time::Deadline;
 
+/// The turnstile's file, in the state directory.
+pub(crate) const TURNSTILE: &str = "turnstile.lock";
+/// Who is next waits here for all others.
+const NEXT: &str = "turnstile-next.lock";
 /// So long may a process have it again and again. With eight of them each waits for seven times as long.
 const SLICE: Duration = Duration::from_millis(10);
 
@@ -25,8 +29,8 @@ pub(super) struct Turnstile {
 impl Turnstile {
     /// Opens it in the state directory.
     pub(super) fn open(state: &Path) -> Result<Self> {
-        let lock = OsLock::open(state, "turnstile.lock")?;
-        Ok(Self { lock, next: OsLock::open(state, "turnstile-next.lock")?, slice: Deadline::after(Duration::ZERO) })
+        let lock = OsLock::open(state, TURNSTILE)?;
+        Ok(Self { lock, next: OsLock::open(state, NEXT)?, slice: Deadline::after(Duration::ZERO) })
     }
 
     /// Waits for it. [`Error::Busy`] when it does not come free in time.

@@ -28,7 +28,16 @@ impl<'c> Tx<'c> {
     }
 
     pub(crate) fn prepare(&self, sql: &'static str) -> Result<CachedStatement<'_>> {
+        self.mode.born.check()?;
         self.conn.prepare_cached(sql).during(sql)
+    }
+
+    /// Ends whatever transaction the connection is in.
+    pub(super) fn roll_back(&self) {
+        // What a forked child takes back in the log's index, the parent loses.
+        if self.mode.born.is_here() && !self.conn.is_autocommit() {
+            let _ = self.conn.prepare_cached("ROLLBACK").and_then(|mut rollback| rollback.raw_execute());
+        }
     }
 
     /// Runs one statement of the engine and answers how many rows it changed.

@@ -130,7 +130,7 @@ impl Writer {
 
     /// Ends a SQLite transaction of which nothing is to remain.
     pub(super) fn roll_back(&self) {
-        roll_back(&self.conn);
+        self.tx().roll_back();
     }
 
     /// Carries the whole log into the database and empties it. [`Error::Busy`] at once when a reader needs it: whoever
@@ -197,12 +197,5 @@ impl Writer {
         store.forget_failed_sync()?;
         tracing::warn!("an earlier sync of the write-ahead log had failed: the log was carried over");
         Ok(())
-    }
-}
-
-/// Ends whatever transaction a connection is in.
-pub(super) fn roll_back(conn: &Connection) {
-    if !conn.is_autocommit() {
-        let _ = conn.prepare_cached("ROLLBACK").and_then(|mut rollback| rollback.raw_execute());
     }
 }

@@ -81,6 +81,8 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
             match &error {
                 // The rows may be there: what they refer to has to be, too.
                 Error::OutcomeUnknown { .. } => prepared.keep(),
+                // The parent goes on with them.
+                Error::Forked => prepared.keep(),
                 Error::LockLost { .. } => {
                     let _ = ground.enter().and_then(|mut turn| request.lease.note_loss(&mut turn));
                 }

@@ -262,6 +262,7 @@ impl Transaction {
     ///
     /// One sync of the write-ahead log, whatever the number of small files; large files and moves cost more.
     pub fn commit(mut self) -> Result<Receipt> {
+        self.ground.store.refuse_forked()?;
         store::refuse_reentry("a commit")?;
         let Some(lease) = &self.lease else { return Err(Error::Closed) };
         lease.used();
@@ -334,6 +335,7 @@ impl Transaction {
     /// durably as it was. Dropping does the same; here is told what was put back, or why it could not be: then the next to
     /// take the lock, or to open the journal, tries again.
     pub fn rollback(mut self) -> Result<RolledBack> {
+        self.ground.store.refuse_forked()?;
         self.put_back()
     }
 
@@ -450,6 +452,12 @@ impl Transaction {
 
 impl Drop for Transaction {
     fn drop(&mut self) {
+        if self.ground.store.refuse_forked().is_err() {
+            // All of it is the parent's: there must be nothing left that another drop could touch.
+            std::mem::forget((self.lease.take(), self.guarding.take()));
+            std::mem::forget((Arc::clone(&self.ground), Arc::clone(&self._alive)));
+            return;
+        }
         if let Err(error) = self.put_back() {
             tracing::error!(%error, "what a transaction guarded could not be put back; the next to take its lock tries again");
         }

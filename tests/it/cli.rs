@@ -13,8 +13,11 @@ use journal_kb::{Begin, Journal};
 use serde_json::Value;
 use tempfile::TempDir;
 
+mod clocks;
 mod exec;
 mod guards;
+mod locks;
+mod locks_break;
 mod looking;
 mod overlay;
 mod overlay_conflicts;

@@ -147,3 +147,36 @@ fn what_is_handed_over_is_taken_or_given_back_and_never_lost() {
         assert_eq!(*kept.lock().unwrap(), [7], "somebody has it, and one alone");
     });
 }
+
+#[test]
+fn who_is_called_off_is_woken_though_nothing_comes() {
+    check(|| {
+        let handoff = Arc::new(Handoff::<u8>::new());
+        let over = Arc::new(AtomicBool::new(false));
+        let (calling, nudged) = (Arc::clone(&over), Arc::clone(&handoff));
+        let caller = thread::spawn(move || {
+            calling.store(true, Ordering::SeqCst);
+            nudged.nudge();
+        });
+        while handoff.take(Duration::MAX, || over.load(Ordering::SeqCst)).is_none() && !over.load(Ordering::SeqCst) {}
+        assert!(handoff.give_up().is_none());
+        caller.join().unwrap();
+        assert_eq!(handoff.give(7), Err(7), "it comes too late");
+    });
+}
+
+#[test]
+fn who_comes_after_one_that_gave_up_gets_it_in_their_stead_or_knows_that_it_is_too_late() {
+    check(|| {
+        let handoff = Arc::new(Handoff::<u8>::new());
+        assert!(handoff.give_up().is_none());
+        let giving = Arc::clone(&handoff);
+        let giver = thread::spawn(move || giving.give(7).is_err());
+        let got = match handoff.want_again() {
+            true => handoff.take(Duration::MAX, || false),
+            false => None,
+        };
+        let kept = giver.join().unwrap();
+        assert!(got.is_none() == kept && handoff.is_over() == kept, "{got:?}, kept by the giver: {kept}");
+    });
+}

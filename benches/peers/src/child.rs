@@ -6,7 +6,7 @@ use journal_kb_peers::Result;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{guards, memory, recovery, syncs};
+use crate::{guards, locks, memory, recovery, syncs};
 
 /// What a child does. It answers in JSON on its standard output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -17,6 +17,8 @@ pub enum Task {
     Guards(guards::rounds::Task),
     GuardRecovery(guards::recovery::Task),
     Touch(guards::exec::Task),
+    Locks(locks::journal::Task),
+    Commits(locks::commits::Task),
 }
 
 /// Does a task, in the child.
@@ -28,6 +30,8 @@ pub fn become_one(task: &str) -> Result<()> {
         Task::Guards(task) => answer(&task.run()?),
         Task::GuardRecovery(task) => answer(&task.run()?),
         Task::Touch(task) => answer(&task.run()?),
+        Task::Locks(task) => task.run(),
+        Task::Commits(task) => answer(&task.run()?),
     }
 }
 

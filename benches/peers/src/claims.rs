@@ -115,7 +115,7 @@ fn syncs(found: &Found) -> Result<Vec<Claim>> {
         for (what, counts) in [("system calls that sync", calls), ("flushes of the device", flushes)] {
             if let Some(median) = Span::median(counts.iter().map(|count| *count as f64)) {
                 let work = format!("{step} of 100 new files in 10 directories: {what}");
-                claims.push(Claim::absolute(work, at_most, median, Unit::Syncs));
+                claims.push(Claim::absolute(work, at_most, median, Unit::Count));
             }
         }
     }

@@ -3,6 +3,7 @@
 //! - `measure RESULTS` measures, and keeps what it found in a file;
 //! - `report RESULTS CRITERION PERFORMANCE README` writes the page, and the table between the marks of the README;
 //! - `measure-guards RESULTS` and `report-guards RESULTS PAGE` do the same for guards, with the pictures beside the page;
+//! - `measure-locks RESULTS` and `report-locks RESULTS PAGE` do the same for locks, and for many who commit at once;
 //! - `child TASK` is a part of a measurement that needs a process of its own.
 
 mod child;
@@ -10,6 +11,7 @@ mod claims;
 mod criterion;
 mod filesystem;
 mod guards;
+mod locks;
 mod machine;
 mod markdown;
 mod memory;
@@ -28,7 +30,7 @@ use std::process::ExitCode;
 use journal_kb_peers::Result;
 
 const USAGE: &str = "usage: journal-kb-peers measure RESULTS | report RESULTS CRITERION PERFORMANCE README | \
-    measure-guards RESULTS | report-guards RESULTS PAGE";
+    measure-guards RESULTS | report-guards RESULTS PAGE | measure-locks RESULTS | report-locks RESULTS PAGE";
 
 fn run(arguments: &[&str]) -> Result<()> {
     match arguments {
@@ -41,6 +43,10 @@ fn run(arguments: &[&str]) -> Result<()> {
         ["measure-guards", results] => guards::results::measure(Path::new(results)),
         ["report-guards", results, page] => {
             guards::page::write(&guards::results::Measured::load(Path::new(results))?, Path::new(page))
+        }
+        ["measure-locks", results] => locks::results::measure(Path::new(results)),
+        ["report-locks", results, page] => {
+            locks::page::write(&locks::results::Measured::load(Path::new(results))?, Path::new(page))
         }
         ["child", task] => child::become_one(task),
         _ => Err(USAGE.into()),

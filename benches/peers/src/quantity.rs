@@ -50,7 +50,7 @@ impl Span {
 pub enum Unit {
     Nanoseconds,
     Bytes,
-    Syncs,
+    Count,
     /// A multiple of something else.
     Times,
 }
@@ -64,7 +64,7 @@ impl fmt::Display for Quantity {
         match unit {
             Unit::Nanoseconds => scaled(f, amount, &["ns", "µs", "ms", "s"], 1000.0),
             Unit::Bytes => scaled(f, amount, &["B", "KiB", "MiB", "GiB"], 1024.0),
-            Unit::Syncs => write!(f, "{amount:.0}"),
+            Unit::Count => write!(f, "{amount:.0}"),
             Unit::Times => write!(f, "{} ×", significant(amount)),
         }
     }
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(written(64.0 * 1024.0 * 1024.0, Unit::Bytes), "64 MiB");
         assert_eq!(written(0.0754, Unit::Times), "0.075 ×");
         assert_eq!(written(12.34, Unit::Times), "12.3 ×");
-        assert_eq!(written(4.0, Unit::Syncs), "4");
+        assert_eq!(written(4.0, Unit::Count), "4");
     }
 
     #[test]

@@ -174,7 +174,7 @@ fn floor(results: &Results) -> Result<String> {
 fn syncs(results: &Results) -> String {
     let counted = |counts: &[u64]| {
         let median = Span::median(counts.iter().map(|count| *count as f64));
-        median.map_or_else(|| "–".to_owned(), |median| Measure(median, Unit::Syncs).to_string())
+        median.map_or_else(|| "–".to_owned(), |median| Measure(median, Unit::Count).to_string())
     };
     let row = |place: &str, syncs: &Syncs| {
         let Syncs { kind, settles, files, write, settle } = syncs;

@@ -42,6 +42,10 @@ pub(crate) enum Failure {
     NoTransaction(i64),
     /// Nothing in quarantine is called so.
     NothingInQuarantine(QuarantineId),
+    /// No lock of this name was ever taken.
+    NoLock(String),
+    /// Nobody was signalled, for this reason.
+    LockNotBroken(String, String),
     /// A system call of this command's own failed.
     System(&'static str, PathBuf, io::Error),
     /// The arguments contradict each other.
@@ -76,6 +80,7 @@ impl Failure {
             Self::Output(error) if error.kind() == ErrorKind::BrokenPipe => 0,
             Self::Output(_) | Self::System(..) => 74,
             Self::NoJournalAbove(_) | Self::NoTransaction(_) | Self::NothingInQuarantine(_) => 1,
+            Self::NoLock(_) | Self::LockNotBroken(..) => 1,
             Self::Conflict(_) | Self::NoOverlay(_) => 1,
             Self::Usage(_) => 2,
             Self::NoCommand(_, error) if error.kind() == ErrorKind::NotFound => 127,
@@ -101,6 +106,8 @@ impl Failure {
             Self::NothingInQuarantine(id) => {
                 format!("nothing in quarantine is called {id}: see `journalctl-kb quarantine list`")
             }
+            Self::NoLock(name) => format!("no lock {name:?} was ever taken: see `journalctl-kb locks`"),
+            Self::LockNotBroken(name, why) => format!("lock {name:?} is left as it is, nobody was signalled: {why}"),
             Self::System(what, path, error) => format!("cannot {what} {}: {error}", path.display()),
             Self::Usage(what) => format!("{what}; see --help"),
             Self::NoCommand(command, error) => format!("cannot run {}: {error}", command.display()),

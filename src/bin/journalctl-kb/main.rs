@@ -1,7 +1,7 @@
 //! `journalctl-kb`: looks inside a journal, and sets it right.
 //!
 //! `status`, `log`, `show`, `locks` and `quarantine list` and `show` only read: they take no lock and keep no writer waiting.
-//! `init`, `recover`, `settle` and the rest of `quarantine` open the journal as any program does, and change what their help
+//! `init`, `recover`, `settle`, `locks break` and the rest of `quarantine` open the journal as any program does, and change what their help
 //! says.
 
 mod exit;
@@ -94,9 +94,12 @@ enum Verb {
         #[arg(value_name = "TXN", value_parser = clap::value_parser!(i64).range(1..))]
         txn: i64,
     },
-    /// List the locks: who holds them, since when, for what (reads only)
+    /// List the locks: who holds them, since when, for what, who waits (reads only); end who holds one
     #[command(after_help = verbs::locks::HELP)]
-    Locks,
+    Locks {
+        #[command(subcommand)]
+        action: Option<verbs::locks::Action>,
+    },
     /// Finish what a crash left: apply what was committed, drop or put back what was not
     #[command(after_help = verbs::recover::HELP)]
     Recover {
@@ -141,7 +144,7 @@ fn run(cli: Cli, out: &mut Out) -> Result<Outcome, Failure> {
         Verb::Init { .. } | Verb::Status => verbs::status::run(out, &place),
         Verb::Log { lines, since } => verbs::log::run(out, &place, lines, since),
         Verb::Show { txn } => verbs::show::run(out, &place, txn),
-        Verb::Locks => verbs::locks::run(out, &place),
+        Verb::Locks { action } => verbs::locks::run(out, &place, action.as_ref()),
         Verb::Recover { dry_run: true } => verbs::recover::dry_run(out, &place),
         Verb::Recover { dry_run: false } => verbs::recover::run(out, &place),
         Verb::Quarantine { action } => verbs::quarantine::run(out, &place, action.as_ref()),

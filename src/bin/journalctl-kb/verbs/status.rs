@@ -18,7 +18,7 @@ Examples:
 
 JSON: root, state_dir, database, health (ok, needs_recovery, pending, quarantined), advice (command, why), \
 schema, app_schema, created_ms, database_bytes, wal_bytes, free_bytes, stage, history and quarantine (entries, \
-bytes, at_least), sessions (id, pid, program, since_ms, alive), locks (as `locks`), guards (id, label, lock, session, pid, \
+bytes, at_least), sessions (id, pid, program, since_ms, alive), locks (as `locks`), turnstile (held, pids, waiting), guards (id, label, lock, session, pid, \
 program, since_ms, paths, links, reflinks, copies, trees (path, writers, ready), attempts, alive, held, worker, quarantined, reason), transactions (how \
 many: total, committed, pending, applied, settling, settled, rolled_back, quarantined, unknown), unsettled \
 (transactions, bytes), \
@@ -113,6 +113,10 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         facts.push(("open in", format!("{who} since {} ({}){how}", local(session.since_ms), ago(session.since_ms))));
     }
     facts.extend(status.locks.iter().filter_map(taken).map(|lock| ("lock", lock)));
+    facts.extend(status.locks.iter().filter_map(trouble).map(|lock| ("lock", lock)));
+    if !status.turnstile.waiting.is_empty() {
+        facts.push(("writing", locks::turn(&status.turnstile)));
+    }
     facts.extend(status.guards.iter().map(|guard| ("guard", guarding(guard))));
     facts.push((
         "database",
@@ -166,8 +170,27 @@ fn taken(lock: &LockInfo) -> Option<String> {
     let purpose = lock.holder.as_ref().map(|holder| holder.purpose.as_str()).unwrap_or_default();
     let purpose = if purpose.is_empty() { String::new() } else { format!(" for {purpose:?}") };
     let (how, died) = if word == "died" { ("left behind by", ", which died") } else { ("held by", "") };
-    let when = ago(lock.acquired_ms);
+    let when = locks::seen(lock, lock.acquired_ms);
     Some(format!("{} {how} {}{died}; taken {when}{purpose}", lock.name, locks::holder(lock)))
+}
+
+/// What was amiss with a lock: who lost it, and who waited long.
+fn trouble(lock: &LockInfo) -> Option<String> {
+    let mut what = Vec::new();
+    if lock.crashes > 0 {
+        what.push(format!("left behind {} by a holder that died", many(lock.crashes, "time")));
+    }
+    if lock.losses > 0 {
+        what.push(format!("lost {}", many(lock.losses, "time")));
+    }
+    if lock.waits > 0 {
+        what.push(format!("waited for longer than a second: {}", locks::long_waits(lock)));
+    }
+    let waiting = locks::waiting(lock);
+    if !waiting.is_empty() {
+        what.push(format!("waiting now: {waiting}"));
+    }
+    (!what.is_empty()).then(|| format!("{} {}", lock.name, what.join("; ")))
 }
 
 /// Who guards what.
