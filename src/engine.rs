@@ -112,8 +112,7 @@ impl Journal {
 
     pub(crate) fn open_with(path: &Path, options: Options) -> Result<Self> {
         let ground = Arc::new(lay_ground(path, &options)?);
-        let database = ground.store.database().clone();
-        let pool = ReadPool::new(database.path.clone(), options.pool_size, options.pool_wait, options.read_limit);
+        let pool = ReadPool::new(&ground.store, options.pool_size, options.pool_wait, options.read_limit);
         let inner = Inner {
             threads: Mutex::new(vec![start_settler(&ground, &options)?, start_noter(&ground)?]),
             ground,
@@ -398,6 +397,7 @@ fn start_settler(ground: &Arc<Ground>, options: &Options) -> Result<JoinHandle<(
                         Some(open) => open,
                         none => none.insert(Checkpointer::open(ground.store.database())?),
                     };
+                    ground.store.readers().end_overdue();
                     checkpointer.run(&ground.store, ground.limits.turn_wait)
                 };
                 if let Err(error) = settle() {

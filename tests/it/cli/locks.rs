@@ -179,6 +179,8 @@ fn whose_turn_it_is_is_shown_and_who_waits_for_it() {
     let journal = Journal::open(dir.path()).expect("open");
     let turn = || at(dir.path(), &["locks", "--json"]).code(0).json().pop().expect("an object")["turnstile"].clone();
     journal.transact(|txn| txn.write("a", "a")).expect("commit");
+    // Or else the background wants its turn, too.
+    journal.settle().expect("settle");
     let file = fs::File::open(dir.path().join(".journal/turnstile.lock")).expect("the turnstile");
     fs4::FileExt::lock(&file).expect("the turn");
     let me = std::process::id();

@@ -1,5 +1,6 @@
 //! Processes that work on one journal until they are told to stop, some of them killed on the way.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -161,15 +162,17 @@ impl Crew {
         assert_eq!(whole, "ok");
         let witness = fs::read_to_string(self.path("witness")).unwrap();
         let counts = witness::check(&witness).unwrap_or_else(|fault| panic!("{fault}"));
-        Stopped { counts, database, _home: std::mem::replace(&mut self.home, tempfile::tempdir().unwrap()) }
+        let mut rows = database.prepare("SELECT value FROM app_commit").unwrap();
+        let rows = rows.query_map((), |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap();
+        Stopped { counts, rows }
     }
 }
 
 /// What a crew has left.
 pub(super) struct Stopped {
     pub(super) counts: Counts,
-    pub(super) database: Connection,
-    _home: tempfile::TempDir,
+    /// What was committed by rows alone.
+    pub(super) rows: BTreeSet<String>,
 }
 
 impl Drop for Crew {

@@ -13,7 +13,7 @@ use crate::guard_model::Random;
 use crate::support;
 
 const ORDERS: &str = "JOURNAL_KB_TORMENT";
-const INSERT: &str = "INSERT INTO app_commit (who) VALUES (?1)";
+const INSERT: &str = "INSERT INTO app_commit (value) VALUES (?1)";
 /// Longer than any wait for a lock that is not stuck.
 const LONG: Duration = Duration::from_secs(600);
 
@@ -59,7 +59,7 @@ pub(super) fn lay(root: &Path) {
     journal
         .migrate(&[
             "CREATE TABLE app_seen (lock TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
-            "CREATE TABLE app_commit (id INTEGER PRIMARY KEY, who TEXT NOT NULL) STRICT",
+            "CREATE TABLE app_commit (value TEXT PRIMARY KEY) STRICT",
         ])
         .unwrap();
     journal.close().unwrap();
@@ -179,16 +179,17 @@ impl Hand<'_> {
     }
 
     fn commit(&self, witness: &Witness, value: &str) {
-        let who = self.who.clone();
-        let lock = format!("of-{who}");
+        let lock = format!("of-{}", self.who);
         let mut txn = self.journal.begin_with(Begin::new("torment").lock(&lock).wait(LONG)).unwrap();
         self.enter(witness, &lock, Mode::Exclusive, None);
-        txn.sql(move |rows| rows.execute(INSERT, [&who]).map(drop)).unwrap();
+        let under_lock = value.to_owned();
+        txn.sql(move |rows| rows.execute(INSERT, [&under_lock]).map(drop)).unwrap();
         self.leave(witness, &lock);
         txn.commit().unwrap();
         witness.says(&format!("done {} {value}", self.who));
-        self.journal.write(|rows| rows.execute(INSERT, [&self.who]).map(drop)).unwrap();
-        witness.says(&format!("done {} {value}w", self.who));
+        let alone = format!("{value}.alone");
+        self.journal.write(|rows| rows.execute(INSERT, [&alone]).map(drop)).unwrap();
+        witness.says(&format!("done {} {alone}", self.who));
     }
 
     /// Says that a lock is held, and what is there.
