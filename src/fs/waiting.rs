@@ -13,6 +13,8 @@ use crate::error::{IoContext, Result};
 use crate::wait::Patience;
 
 type Grant = Result<LockFile>;
+/// Which file a thread waits for, and where it brings it.
+type Started = ((u64, u64), Arc<Handoff<Grant>>);
 
 /// Threads that wait for nobody just now.
 static ABANDONED: Mutex<Vec<Abandoned>> = Mutex::new(Vec::new());
@@ -56,11 +58,7 @@ pub(super) fn wait(
     }
 }
 
-fn start(
-    waiting: LockFile,
-    sharing: Sharing,
-    path: &impl Fn() -> std::path::PathBuf,
-) -> Result<((u64, u64), Arc<Handoff<Grant>>)> {
+fn start(waiting: LockFile, sharing: Sharing, path: &impl Fn() -> std::path::PathBuf) -> Result<Started> {
     let place = waiting.place();
     let handoff = Arc::new(Handoff::new());
     let (giving, named) = (Arc::clone(&handoff), path());
