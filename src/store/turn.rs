@@ -67,7 +67,7 @@ impl Store {
         // The turnstile comes first: two processes may be making this journal at once.
         let mut turnstile = Turnstile::open(state_dir.path())?;
         turnstile.pass(Deadline::after(wait))?;
-        let writer = Writer::open(&database, turnstile)?;
+        let mut writer = Writer::open(&database, turnstile)?;
         writer.turnstile.unlock()?;
         let store = Self {
             queue: Queue::new(Word::Turn(Box::new(writer)), MOST_WAITING, LOOKS),
@@ -136,7 +136,7 @@ impl Store {
     }
 
     /// Frees the turnstile and hands the writer on; first to those who have to do something before that.
-    pub(super) fn free(&self, writer: Box<Writer>, mut rest: Rest) {
+    pub(super) fn free(&self, mut writer: Box<Writer>, mut rest: Rest) {
         if self.refuse_forked().is_err() {
             // All of it is the parent's.
             return std::mem::forget((writer, rest));

@@ -17,6 +17,8 @@ pub(crate) const TURNSTILE: &str = "turnstile.lock";
 const NEXT: &str = "turnstile-next.lock";
 /// So long may a process have it again and again. With eight of them each waits for seven times as long.
 const SLICE: Duration = Duration::from_millis(10);
+/// Who stayed away for so long has let everybody in who was waiting then.
+const AWAY: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 pub(super) struct Turnstile {
@@ -24,17 +26,26 @@ pub(super) struct Turnstile {
     /// Held by the one that is next.
     next: OsLock,
     slice: Deadline,
+    away: Deadline,
 }
 
 impl Turnstile {
     /// Opens it in the state directory.
     pub(super) fn open(state: &Path) -> Result<Self> {
         let lock = OsLock::open(state, TURNSTILE)?;
-        Ok(Self { lock, next: OsLock::open(state, NEXT)?, slice: Deadline::after(Duration::ZERO) })
+        Ok(Self {
+            lock,
+            next: OsLock::open(state, NEXT)?,
+            slice: Deadline::after(Duration::ZERO),
+            away: Deadline::after(Duration::ZERO),
+        })
     }
 
     /// Waits for it. [`Error::Busy`] when it does not come free in time.
     pub(super) fn pass(&mut self, deadline: Deadline) -> Result<()> {
+        if self.away.passed() {
+            self.slice = Deadline::after(SLICE);
+        }
         if self.slice.passed() || !self.lock.try_lock()? {
             self.queue_up(deadline)?;
         }
@@ -55,7 +66,8 @@ impl Turnstile {
         Ok(())
     }
 
-    pub(super) fn unlock(&self) -> Result<()> {
+    pub(super) fn unlock(&mut self) -> Result<()> {
+        self.away = Deadline::after(AWAY);
         self.lock.unlock()
     }
 }
