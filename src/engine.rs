@@ -39,6 +39,9 @@ const MAIN_LOCK: &str = "main";
 /// Cheap to clone; all clones are one session. The last one to go settles what is applied and ends the session;
 /// [`Journal::close`] does the same and says how it went.
 ///
+/// A process that forks keeps its journals to itself: in the child every use is refused with [`Error::Forked`], and dropping does
+/// nothing. Open it after forking; one that the parent has open, only in a program started anew (`exec`).
+///
 /// Threads: `journal-settle` makes the tree durable behind the commits, `journal-tree` opens files of the tree,
 /// `journal-note` writes down what no commit came by to carry along, `journal-pool` looks after the readers; they end with the
 /// journal. `journal-beat` gives signs of life while locks are held for long, `journal-wait` lives while one is waited for.
@@ -109,8 +112,7 @@ impl Journal {
 
     pub(crate) fn open_with(path: &Path, options: Options) -> Result<Self> {
         let ground = Arc::new(lay_ground(path, &options)?);
-        let database = ground.store.database().clone();
-        let pool = ReadPool::new(database.path.clone(), options.pool_size, options.pool_wait, options.read_limit);
+        let pool = ReadPool::new(&ground.store, options.pool_size, options.pool_wait, options.read_limit);
         let inner = Inner {
             threads: Mutex::new(vec![start_settler(&ground, &options)?, start_noter(&ground)?]),
             ground,
@@ -395,6 +397,7 @@ fn start_settler(ground: &Arc<Ground>, options: &Options) -> Result<JoinHandle<(
                         Some(open) => open,
                         none => none.insert(Checkpointer::open(ground.store.database())?),
                     };
+                    ground.store.readers().end_overdue();
                     checkpointer.run(&ground.store, ground.limits.turn_wait)
                 };
                 if let Err(error) = settle() {

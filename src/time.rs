@@ -42,6 +42,14 @@ pub(crate) fn boot_id() -> Vec<u8> {
     uuid::Uuid::try_parse(text.trim()).map(|id| id.as_bytes().to_vec()).unwrap_or_default()
 }
 
+/// When a process started, by the clock as it is now; none when it has ended, or the kernel does not say.
+pub(crate) fn process_began_ms(pid: u32) -> Option<i64> {
+    let ticks = i64::try_from(rustix::param::clock_ticks_per_second()).ok().filter(|ticks| *ticks > 0)?;
+    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
+    let uptime_ms = uptime.split_whitespace().next()?.parse::<f64>().ok()? * 1000.0;
+    Some(now_ms() - (uptime_ms as i64 - started(&pid.to_string())? * 1000 / ticks))
+}
+
 /// When this process started, in clock ticks since boot: with the pid, an identity that is not reused.
 pub(crate) fn process_start() -> i64 {
     started("self").unwrap_or(0)

@@ -79,13 +79,32 @@ impl Journal {
         self.lock_with(Acquire::new(name))
     }
 
-    /// Takes the lock `name` alone if nobody has it.
+    /// Takes the lock `name` alone if nobody has it, for whatever purpose, at this instant.
     pub fn try_lock(&self, name: &str) -> Result<Option<Lock>> {
         match self.lock_with(Acquire::new(name).wait(Duration::ZERO)) {
             Ok(lock) => Ok(Some(lock)),
             Err(Error::Busy { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Takes a lock alone, as for a [flight](Journal::single_flight): if somebody is at it already, says who, at once, and writes
+    /// nothing. Who has it otherwise is waited for, as long as [`Acquire::wait`] allows: those who share it, and whoever has come this
+    /// very instant, or recovers what a dead holder left.
+    pub fn begin_flight(&self, acquire: Acquire<'_>) -> Result<std::result::Result<Lock, Holder>> {
+        store::refuse_reentry("taking a lock")?;
+        let ground = self.ground();
+        ground.store.refuse_forked()?;
+        let want = Want { name: &acquire.name, sharing: Sharing::Exclusive, order: Order::ByItself };
+        let deadline = Deadline::after(acquire.wait.unwrap_or(self.inner.lock_wait));
+        let granted = match ground.locks.try_or_holder(&ground.store, want, deadline)? {
+            Ok(granted) => granted,
+            Err(holder) => return Ok(Err(holder)),
+        };
+        let seen = self.recover_first(want.name, None, deadline)?;
+        let lease = ground.locks.hold(granted, seen.fence, &acquire.purpose)?;
+        ground.late.ring();
+        Ok(Ok(Lock { journal: self.clone(), lease: Some(Arc::new(lease)) }))
     }
 
     /// Takes a lock as [`Acquire`] says: shared, with a deadline, with a way to call it off, with news of who has it.
@@ -105,17 +124,10 @@ impl Journal {
     /// Whoever recovers what a dead process left under this lock is waited for, not skipped.
     pub fn single_flight<T>(&self, name: &str, work: impl FnOnce(&Lock) -> Result<T>) -> Result<Flight<T>> {
         self.ground().store.refuse_forked()?;
-        store::refuse_reentry("taking a lock")?;
-        let want = Want { name, sharing: Sharing::Exclusive, order: Order::ByItself };
-        let deadline = Deadline::after(self.inner.lock_wait);
-        let granted = match self.ground().locks.try_or_holder(&self.ground().store, want, deadline)? {
-            Ok(granted) => granted,
+        let lock = match self.begin_flight(Acquire::new(name))? {
+            Ok(lock) => lock,
             Err(holder) => return Ok(Flight::Skipped(holder)),
         };
-        let seen = self.recover_first(name, None, deadline)?;
-        let lease = self.ground().locks.hold(granted, seen.fence, "")?;
-        self.ground().late.ring();
-        let lock = Lock { journal: self.clone(), lease: Some(Arc::new(lease)) };
         let value = work(&lock)?;
         for warning in lock.release() {
             self.warn(&warning);

@@ -151,6 +151,7 @@ mod tests {
             (sqlite(ffi::SQLITE_NOTADB), Retry::No),
             (sqlite(ffi::SQLITE_CONSTRAINT_UNIQUE), Retry::No),
             (Error::NotFound { path: "a".into() }, Retry::No),
+            (Error::Forked, Retry::No),
             (Error::caller("mine"), Retry::No),
         ];
         for (error, retry) in table {

@@ -62,6 +62,11 @@ impl Born {
         self.0 == FORKS.load(Ordering::Relaxed)
     }
 
+    /// True in a process that was not forked from one that had a lock file open.
+    pub(super) fn is_first(self) -> bool {
+        self.0 == 0
+    }
+
     /// [`Error::Forked`] in a child of that process.
     pub(crate) fn check(self) -> Result<()> {
         if self.is_here() { Ok(()) } else { Err(Error::Forked) }
@@ -105,9 +110,9 @@ impl LockFile {
         Ok(Self { file, entry: Entry { number, place } })
     }
 
-    /// The inode that is locked.
-    pub(super) fn ino(&self) -> u64 {
-        self.entry.place.1
+    /// Device and inode of what is locked.
+    pub(super) fn place(&self) -> (u64, u64) {
+        self.entry.place
     }
 }
 

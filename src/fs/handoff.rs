@@ -17,6 +17,8 @@ enum State<T> {
     Here(T),
     /// Nobody wants it any more.
     GivenUp,
+    /// It came when nobody wanted it: the giver has kept it, and gives no other.
+    Over,
 }
 
 impl<T> Handoff<T> {
@@ -28,6 +30,7 @@ impl<T> Handoff<T> {
     pub(super) fn give(&self, value: T) -> Result<(), T> {
         let mut state = self.state();
         if let State::GivenUp = *state {
+            *state = State::Over;
             return Err(value);
         }
         *state = State::Here(value);
@@ -54,6 +57,21 @@ impl<T> Handoff<T> {
         let here = Self::taken(&mut state);
         *state = State::GivenUp;
         here
+    }
+
+    /// Wants it again, or in the stead of who gave up. False when it is too late for that.
+    pub(super) fn want_again(&self) -> bool {
+        let mut state = self.state();
+        let in_time = matches!(*state, State::GivenUp);
+        if in_time {
+            *state = State::Waiting;
+        }
+        in_time
+    }
+
+    /// True when the giver is done.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(*self.state(), State::Over)
     }
 
     /// Has who waits look again. Not to be called while holding anything they need for that.

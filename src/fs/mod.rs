@@ -16,7 +16,8 @@
 //! - [`upper`] is what a program wrote to an overlay.
 //! - [`watch`] tells, as a hint, which files are written to in place.
 //! - [`calls`] are the system calls that change anything.
-//! - [`os_lock`] takes OS locks, and [`fork`] sees to it that no forked child keeps one; [`handoff`] brings what a waiting thread got to who waits for it; [`state`] makes the state
+//! - [`os_lock`] takes OS locks, and [`fork`] sees to it that no forked child keeps one; [`waiting`] has threads wait for them, [`handoff`] brings what
+//!   these got to who waits; [`state`] makes the state
 //!   directory.
 
 // What `handoff` shares between threads, under a name that a test can put a model in place of.
@@ -44,4 +45,5 @@ pub(crate) mod state;
 pub(crate) mod sys;
 pub(crate) mod temp;
 pub(crate) mod upper;
+mod waiting;
 pub(crate) mod watch;

@@ -7,12 +7,11 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
 use super::fork::LockFile;
-use super::handoff::Handoff;
+use super::waiting;
 use crate::error::{Error, IoContext, Result};
 use crate::fault::{Fault, planted};
 use crate::time::Deadline;
@@ -41,7 +40,7 @@ impl Sharing {
     }
 
     /// Blocks in the kernel.
-    fn wait_on(self, file: &File) -> Result<(), std::io::Error> {
+    pub(super) fn wait_on(self, file: &File) -> Result<(), std::io::Error> {
         loop {
             let waited = match self {
                 Self::Exclusive => fs4::FileExt::lock(file),
@@ -101,35 +100,14 @@ impl OsLock {
         if patience.is_over() {
             return Ok(false);
         }
-        // A description of its own for the waiter: were ours used, a late grant would meet a lock that a later
-        // attempt through the same description already holds, and release it.
-        let waiting = Self::open(&self.dir, &self.name)?;
-        let handoff = Arc::new(Handoff::<Result<LockFile>>::new());
-        let giving = Arc::clone(&handoff);
-        std::thread::Builder::new()
-            .name("journal-wait".into())
-            .spawn(move || {
-                let outcome = sharing.wait_on(&waiting.file).at("lock", waiting.path());
-                // Either it is taken over now, or they have given up and we release.
-                if let Err(Ok(file)) = giving.give(outcome.map(|()| waiting.file)) {
-                    let _ = fs4::FileExt::unlock(&*file);
-                }
-            })
-            .at("start a thread that waits for", self.path())?;
-        let nudged = Arc::clone(&handoff);
-        let _called_off = patience.cancel().map(|cancel| cancel.on_stop(move || nudged.nudge()));
-        let got = loop {
-            if let Some(got) = handoff.take(patience.slice(), || patience.is_over()) {
-                break Some(got);
+        let waiting = || Self::open(&self.dir, &self.name).map(|lock| lock.file);
+        match waiting::wait(waiting, self.file.place(), sharing, || self.path(), patience)? {
+            Some(granted) => {
+                self.file = granted;
+                Ok(true)
             }
-            if patience.is_over() {
-                break handoff.give_up();
-            }
-            patience.tell();
-        };
-        let Some(file) = got else { return Ok(false) };
-        self.file = file?;
-        Ok(true)
+            None => Ok(false),
+        }
     }
 
     /// A descriptor of the same lock that processes started from now on inherit.
@@ -147,7 +125,7 @@ impl OsLock {
     pub(crate) fn check_same(&self) -> Result<()> {
         let path = self.path();
         match rustix::fs::lstat(&path) {
-            Ok(named) if named.st_ino == self.file.ino() || planted(Fault::LockFileNotChecked) => Ok(()),
+            Ok(named) if named.st_ino == self.file.place().1 || planted(Fault::LockFileNotChecked) => Ok(()),
             Ok(_) => Err(Error::LockFileReplaced { path }),
             Err(rustix::io::Errno::NOENT) => Err(Error::LockFileReplaced { path }),
             Err(error) => Err(error).at("look at", path),

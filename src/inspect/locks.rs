@@ -12,6 +12,7 @@ use super::value::{bytes, count, hex, number, number_or_zero, text_or_empty};
 use crate::error::Result;
 use crate::lock::{Holder, file_name, gate_name};
 use crate::store::TURNSTILE;
+use crate::time::{now_ms, process_began_ms};
 
 const SESSIONS: &str = "SELECT id, pid, program, opened_ms FROM main.journal_session WHERE state = 'open'
     ORDER BY opened_ms, id";
@@ -105,6 +106,7 @@ pub(super) fn lock_rows(connection: &Connection) -> rusqlite::Result<Vec<LockInf
             acquisitions: count(row, "acquisitions"),
             crashes: count(row, "crashes"),
             losses: count(row, "losses"),
+            clock_differs: false,
             mode: None,
             waiting: Vec::new(),
             waits: count(row, "waits"),
@@ -132,6 +134,7 @@ pub(super) fn judge_locks(locks: &mut [LockInfo], waits: &[LongWait], state_dir:
         let holders = kernel.holders(&own, &suspects);
         lock.held = holders.as_ref().map(|pids| !pids.is_empty());
         lock.pids = holders.unwrap_or_default();
+        lock.clock_differs = clock_differs(lock);
         lock.mode = kernel.is_shared(&own).map(|shared| if shared { "shared" } else { "exclusive" });
         let mut in_kernel = [kernel.waiters(&own), kernel.waiters(&gate)].concat();
         for wait in waits.iter().filter(|wait| wait.lock == lock.name) {
@@ -141,12 +144,27 @@ pub(super) fn judge_locks(locks: &mut [LockInfo], waits: &[LongWait], state_dir:
             if let Some(at) = in_kernel.iter().position(|&waiter| waiter == pid) {
                 in_kernel.swap_remove(at);
             }
-            lock.waiting.push(Waiter { pid, program: wait.program.clone(), since_ms: Some(wait.since_ms) });
+            let since_ms = Some(wait.since_ms).filter(|&since_ms| can_be(pid, since_ms));
+            lock.waiting.push(Waiter { pid, program: wait.program.clone(), since_ms });
         }
         in_kernel.sort_unstable();
         let new = in_kernel.into_iter().map(|pid| Waiter { pid, program: program_of(pid), since_ms: None });
         lock.waiting.extend(new);
     }
+}
+
+/// Whether the times that a living holder noted can be true.
+fn clock_differs(lock: &LockInfo) -> bool {
+    let (Some(holder), [pid]) = (&lock.holder, lock.pids.as_slice()) else { return false };
+    !can_be(*pid, holder.since_ms) || !can_be(*pid, holder.heartbeat_ms)
+}
+
+/// Compares a time that a process noted with how old it is, which nobody can set.
+fn can_be(pid: i32, ms: i64) -> bool {
+    /// Less than that is how coarsely the kernel counts, and the time it takes to look.
+    const TOLERANCE_MS: i64 = 2_000;
+    let began = u32::try_from(pid).ok().and_then(process_began_ms).unwrap_or(0);
+    (began.saturating_sub(TOLERANCE_MS)..=now_ms().saturating_add(TOLERANCE_MS)).contains(&ms)
 }
 
 /// The name of a process's program; empty where it is gone by now.

@@ -142,6 +142,9 @@ pub struct LockInfo {
     pub crashes: u64,
     /// How often a holder found that it had been taken away.
     pub losses: u64,
+    /// True when the times that the living holder noted lie before its own start, or in the future: clocks were set, and
+    /// ages made of them are of no use.
+    pub clock_differs: bool,
     /// How it is held: `exclusive` or `shared`; none when it is free, or the kernel does not tell.
     pub mode: Option<&'static str>,
     /// Who waits for it: those that the kernel names, and those that have waited for more than a second inside a process.
@@ -160,7 +163,7 @@ pub struct Waiter {
     pub pid: i32,
     /// Its program's name; empty when it is not known.
     pub program: String,
-    /// Since when; none within the first second.
+    /// Since when; none within the first second, and when clocks were set.
     pub since_ms: Option<i64>,
 }
 

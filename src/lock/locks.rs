@@ -22,7 +22,7 @@ use crate::fs::os_lock::{OsLock, Sharing, is_unheld};
 use crate::id::SessionId;
 use crate::store::{Durability, Store, Turn};
 use crate::time::Deadline;
-use crate::wait::Patience;
+use crate::wait::{Patience, StopToken};
 
 /// The longest name of a lock, in bytes; escaped it still fits a file's name.
 const NAME_MAX: usize = 80;
@@ -157,28 +157,33 @@ impl Locks {
         }
     }
 
-    /// Takes the OS lock if nobody has it; else says who does. Somebody who does not say so yet is waited for until then:
-    /// they may be recovering what a dead holder left.
+    /// Takes the OS lock if nobody has it; else says who does. Whoever does not say so is waited for: they have come this instant,
+    /// share it, or recover what a dead holder left.
     pub(crate) fn try_or_holder(
         &self,
         store: &Store,
         want: Want<'_>,
         deadline: Deadline,
     ) -> Result<Result<Granted, Holder>> {
-        const LOOK_AGAIN: Duration = Duration::from_millis(5);
-        let mut wait = Duration::ZERO;
-        loop {
-            if let Some(granted) = self.wait(want, &mut Patience::until(Deadline::after(wait)))? {
+        const LOOK_AGAIN: Duration = Duration::from_millis(10);
+        if let Some(granted) = self.wait(want, &mut Patience::until(Deadline::after(Duration::ZERO)))? {
+            return Ok(Ok(granted));
+        }
+        let mut holder = self.recorded_holder(store, want.name)?;
+        if holder.is_none() {
+            let found = StopToken::new();
+            let mut look = |_| {
+                holder = self.recorded_holder(store, want.name).ok().flatten();
+                if holder.is_some() {
+                    found.stop("somebody has it");
+                }
+            };
+            let patience = Patience::until(deadline).cancelled_by(Some(found.clone()));
+            if let Some(granted) = self.wait(want, &mut patience.telling(LOOK_AGAIN, &mut look))? {
                 return Ok(Ok(granted));
             }
-            if let Some(holder) = self.recorded_holder(store, want.name)? {
-                return Ok(Err(holder));
-            }
-            if deadline.passed() {
-                return Ok(Err(Holder::unknown()));
-            }
-            wait = LOOK_AGAIN.min(deadline.left());
         }
+        Ok(Err(holder.unwrap_or_else(Holder::unknown)))
     }
 
     /// Who has the lock; none when it is free.

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, ffi};
 
 use crate::error::{Error, Result};
 use crate::fs::fork::Born;
+use crate::time::Deadline;
 
 /// Behind this, a caller's text never meets a statement that the engine prepared, under the engine's rights.
 const CALLERS_MARK: &str = "/**/";
@@ -42,6 +43,7 @@ impl Rows<'_> {
     /// Runs several statements, separated by semicolons.
     pub fn execute_batch(&self, sql: &str) -> Result<()> {
         self.mode.born.check()?;
+        self.in_time()?;
         self.answer(self.conn.execute_batch(sql))
     }
 
@@ -73,19 +75,30 @@ impl Rows<'_> {
         map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>> {
         let mut statement = self.prepare(sql)?;
-        let rows = self.answer(statement.query_map(params, map))?;
+        let mut map = map;
+        let in_time = |row: &Row<'_>| self.in_time().and_then(|()| map(row));
+        let rows = self.answer(statement.query_map(params, in_time))?;
         self.answer(rows.collect())
     }
 
     /// Prepares a statement, or takes it from those kept, for what the other methods do not cover.
     pub fn prepare(&self, sql: &str) -> Result<CachedStatement<'_>> {
         self.mode.born.check()?;
+        self.in_time()?;
         self.answer(self.conn.prepare_cached(&[CALLERS_MARK, sql].concat()))
     }
 
     /// The rowid of the last INSERT.
     pub fn last_insert_rowid(&self) -> i64 {
         self.conn.last_insert_rowid()
+    }
+
+    /// As SQLite says it of a statement that was running when the time was over.
+    fn in_time(&self) -> rusqlite::Result<()> {
+        match self.mode.is_overdue() {
+            true => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_INTERRUPT), None)),
+            false => Ok(()),
+        }
     }
 
     fn answer<T>(&self, answer: rusqlite::Result<T>) -> Result<T> {
@@ -104,6 +117,8 @@ pub(crate) struct CallerMode {
     on: AtomicBool,
     schema_changed: AtomicBool,
     denied: std::sync::Mutex<Option<String>>,
+    /// When the caller's closure has to end, if it has to.
+    limit: std::sync::Mutex<Option<Deadline>>,
 }
 
 impl CallerMode {
@@ -113,6 +128,17 @@ impl CallerMode {
         let judge = Arc::clone(&mode);
         conn.authorizer(Some(move |context: AuthContext<'_>| judge.judge(&context)))?;
         Ok(mode)
+    }
+
+    /// Sets when the caller's closure has to end.
+    pub(super) fn limit(&self, to: Option<Deadline>) {
+        *self.limit.lock().unwrap_or_else(|poison| poison.into_inner()) = to;
+    }
+
+    /// True when it should have ended.
+    pub(super) fn is_overdue(&self) -> bool {
+        let limit = self.limit.lock().unwrap_or_else(|poison| poison.into_inner());
+        limit.is_some_and(|limit| limit.passed())
     }
 
     /// Runs a caller's closure on the connection.

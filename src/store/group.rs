@@ -29,7 +29,7 @@ const MOST_MEMBERS: usize = 64;
 /// At most so many bytes: they are written at once, while everybody waits.
 const MOST_BYTES: u64 = 4 << 20;
 /// A group that has been open for so long takes in nobody else: the other processes wait for the turnstile.
-const OPEN_FOR: Duration = Duration::from_millis(10);
+const OPEN_FOR: Duration = Duration::from_millis(100);
 
 /// So many are woken while somebody is at it. More would take the cores from those who work.
 const NEXT_ONES: usize = 1;

@@ -1,17 +1,17 @@
 //! Readers: an r2d2 pool of query-only connections, which the application shares.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use r2d2::ManageConnection;
 use r2d2_sqlite::SqliteConnectionManager;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags};
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
 use super::caller::{CallerMode, Rows, refuse_reentry};
 use super::connect;
+use super::turn::Store;
 use crate::error::{Error, Result, SqlContext};
 use crate::fs::fork::Born;
 use crate::time::Deadline;
@@ -24,14 +24,13 @@ const STEPS_BETWEEN_LOOKS: std::ffi::c_int = 10_000;
 pub(crate) struct Reader {
     conn: Connection,
     mode: Arc<CallerMode>,
-    /// When the read now running has to end; none while there is none.
-    limit: Arc<Mutex<Option<Deadline>>>,
 }
 
 #[derive(Debug)]
 struct Manager {
     inner: SqliteConnectionManager,
     seen: Arc<Seen>,
+    readers: Arc<Readers>,
 }
 
 /// What the manager saw, for the pool's owner.
@@ -39,6 +38,40 @@ struct Manager {
 struct Seen {
     failed: Mutex<Option<Error>>,
     discarded: AtomicU64,
+}
+
+/// The readers that are open, for whoever carries the log over: SQLite asks about the limit of a read only while a statement
+/// is at work, and not while its rows are gone through at leisure.
+#[derive(Default)]
+pub(crate) struct Readers {
+    open: Mutex<Vec<(Weak<CallerMode>, InterruptHandle)>>,
+}
+
+impl Readers {
+    /// Interrupts reads that have lasted too long: the next row, or the next statement, of each is an error.
+    pub(crate) fn end_overdue(&self) {
+        for (mode, handle) in self.open().iter() {
+            if mode.upgrade().is_some_and(|mode| mode.is_overdue()) {
+                handle.interrupt();
+            }
+        }
+    }
+
+    fn add(&self, mode: &Arc<CallerMode>, handle: InterruptHandle) {
+        let mut open = self.open();
+        open.retain(|(mode, _)| mode.strong_count() > 0);
+        open.push((Arc::downgrade(mode), handle));
+    }
+
+    fn open(&self) -> MutexGuard<'_, Vec<(Weak<CallerMode>, InterruptHandle)>> {
+        self.open.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+}
+
+impl std::fmt::Debug for Readers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Readers").field("open", &self.open().len()).finish()
+    }
 }
 
 impl ManageConnection for Manager {
@@ -50,14 +83,10 @@ impl ManageConnection for Manager {
             let conn = self.inner.connect().during("opening a reader")?;
             connect::prepare_reader(&conn)?;
             let mode = CallerMode::install(&conn).during("installing the authorizer")?;
-            let limit = Arc::new(Mutex::new(None::<Deadline>));
-            let seen = Arc::clone(&limit);
-            conn.progress_handler(
-                STEPS_BETWEEN_LOOKS,
-                Some(move || seen.lock().is_ok_and(|limit| limit.is_some_and(|limit| limit.passed()))),
-            )
-            .during("limiting a reader")?;
-            Ok(Reader { conn, mode, limit })
+            let limit = Arc::clone(&mode);
+            conn.progress_handler(STEPS_BETWEEN_LOOKS, Some(move || limit.is_overdue())).during("limiting a reader")?;
+            self.readers.add(&mode, conn.get_interrupt_handle());
+            Ok(Reader { conn, mode })
         };
         open().map_err(|error| {
             // r2d2 keeps only the text, and only of this type; the caller is to get the error itself.
@@ -90,11 +119,12 @@ pub(crate) struct ReadPool {
 
 impl ReadPool {
     /// Makes the pool; connections are opened when they are first needed.
-    pub(crate) fn new(path: PathBuf, size: u32, wait: Duration, limit: Duration) -> Self {
+    pub(crate) fn new(store: &Store, size: u32, wait: Duration, limit: Duration) -> Self {
         // Read-only by the file's own flags too: no statement of the application can write through this pool.
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let seen = Arc::new(Seen::default());
-        let manager = Manager { inner: SqliteConnectionManager::file(path).with_flags(flags), seen: Arc::clone(&seen) };
+        let inner = SqliteConnectionManager::file(&store.database().path).with_flags(flags);
+        let manager = Manager { inner, seen: Arc::clone(&seen), readers: store.readers() };
         let threads = ScheduledThreadPool::builder()
             .num_threads(1)
             .thread_name_pattern("journal-pool")
@@ -125,13 +155,10 @@ impl ReadPool {
             failed.unwrap_or(Error::PoolTimeout { waited: self.wait })
         })?;
         let run = |sql: &'static str| reader.conn.prepare_cached(sql)?.raw_execute().map(drop);
-        let limit = |to: Option<Deadline>| {
-            *reader.limit.lock().unwrap_or_else(|poison| poison.into_inner()) = to;
-        };
-        run("BEGIN DEFERRED").during("beginning a read")?;
-        limit(Some(Deadline::after(self.limit)));
+        begin(&reader.conn, Deadline::after(self.wait))?;
+        reader.mode.limit(Some(Deadline::after(self.limit)));
         let value = reader.mode.run(&reader.conn, work);
-        limit(None);
+        reader.mode.limit(None);
         if !self.born.is_here() {
             std::mem::forget(reader);
             return value;
@@ -147,17 +174,42 @@ impl ReadPool {
     }
 }
 
+/// Begins a snapshot. SQLite is busy for a reader only while somebody recovers the log, or is the last to close it.
+fn begin(conn: &Connection, deadline: Deadline) -> Result<()> {
+    let run = |sql: &'static str| conn.prepare_cached(sql)?.raw_execute().map(drop);
+    loop {
+        run("BEGIN DEFERRED").during("beginning a read")?;
+        // A snapshot is that of the first statement.
+        let seen = conn.prepare_cached("SELECT 1 FROM main.sqlite_schema LIMIT 1").and_then(|mut look| look.exists(()));
+        match seen.map(drop).during("beginning a read") {
+            Err(error) if error.is_busy() => {
+                let _ = run("ROLLBACK");
+                if deadline.passed() {
+                    return Err(Error::Busy {
+                        what: "the write-ahead log".into(),
+                        holder: "a process that recovers it".into(),
+                        waited: deadline.waited(),
+                    });
+                }
+            }
+            other => return other,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::state::StateDir;
 
     #[test]
     fn a_connection_given_back_inside_begin_is_discarded() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
-        let database = connect::Database { path: path.clone(), brought: false, foreign_keys: true };
-        let _writer = connect::writer(&database).unwrap();
-        let pool = ReadPool::new(path, 1, Duration::from_secs(5), Duration::from_secs(5));
+        let database = connect::Database { path, brought: false, foreign_keys: true };
+        let state_dir = StateDir::open(dir.path(), &dir.path().join("state"), true).unwrap();
+        let store = Store::open(database, state_dir, Duration::from_secs(5)).unwrap();
+        let pool = ReadPool::new(&store, 1, Duration::from_secs(5), Duration::from_secs(5));
         let reader = pool.pool.get().unwrap();
         reader.conn.execute_batch("BEGIN").unwrap();
         drop(reader);

@@ -22,6 +22,7 @@ use super::caller::{CallerMode, refuse_reentry};
 use super::connect::{self, Database};
 use super::group::{Rest, Wish, Word};
 use super::migrate;
+use super::pool::Readers;
 use super::queue::{Asked, Place, Queue};
 use super::tx::Tx;
 use super::writer::Writer;
@@ -56,6 +57,7 @@ pub(crate) struct Store {
     pub(super) queue: Queue<Word, Option<Wish>>,
     /// Reads what the engine wants to know while the writer is taken; opened when that first happens.
     beside: Mutex<Option<(Connection, Arc<CallerMode>)>>,
+    readers: Arc<Readers>,
     database: Database,
     state_dir: StateDir,
     poisoned: Mutex<Option<String>>,
@@ -76,6 +78,7 @@ impl Store {
         let store = Self {
             queue: Queue::new(Word::Turn(Box::new(writer)), MOST_WAITING, LOOKS),
             beside: Mutex::default(),
+            readers: Arc::default(),
             database,
             state_dir,
             poisoned: Mutex::default(),
@@ -87,6 +90,11 @@ impl Store {
 
     pub(crate) fn database(&self) -> &Database {
         &self.database
+    }
+
+    /// The readers of this process.
+    pub(crate) fn readers(&self) -> Arc<Readers> {
+        Arc::clone(&self.readers)
     }
 
     /// Waits for the turn to write. [`Error::Busy`] when it does not come in time.

@@ -17,6 +17,12 @@ use crate::time::Deadline;
 
 /// This many frames of log are too many: whoever has the turn carries them over before it adds to them.
 const TOO_MANY_FRAMES: u32 = 4 * LOG_FRAMES_ENOUGH;
+/// And with this many it waits for the readers that keep the log from beginning again: 48 MiB.
+const MOST_FRAMES: u32 = 6 * LOG_FRAMES_ENOUGH;
+/// So long: some more than a read may last.
+const READERS_TIMEOUT: Duration = Duration::from_secs(6);
+/// How often it looks meanwhile which of them are overdue.
+const READERS_LOOK: Duration = Duration::from_millis(20);
 /// With this many frames the log is carried over in the background: 8 MiB of pages of 4 KiB, on blocks that are then
 /// used again and again. To append to a file costs the filesystem's own journal, to write over it does not.
 pub(crate) const LOG_FRAMES_ENOUGH: u32 = 2048;
@@ -34,6 +40,8 @@ pub(super) struct Writer {
     full: bool,
     /// How many frames the write-ahead log had after the last COMMIT of this process.
     pub(super) log_frames: u32,
+    /// How many it had when they were last carried over here.
+    looked_at: u32,
 }
 
 impl Writer {
@@ -45,7 +53,7 @@ impl Writer {
             Ok(())
         }));
         let mode = CallerMode::install(&conn).during("installing the authorizer")?;
-        Ok(Self { conn, mode, turnstile, full: true, log_frames: 0 })
+        Ok(Self { conn, mode, turnstile, full: true, log_frames: 0, looked_at: 0 })
     }
 
     pub(super) fn tx(&self) -> Tx<'_> {
@@ -74,8 +82,12 @@ impl Writer {
             connect::set_synchronous(&self.conn, full)?;
             self.full = full;
         }
-        if self.log_frames >= TOO_MANY_FRAMES {
-            self.carry_over_soon(store)?;
+        if self.log_frames < self.looked_at {
+            // It has begun again.
+            self.looked_at = 0;
+        }
+        if self.log_frames >= TOO_MANY_FRAMES && self.log_frames - self.looked_at >= LOG_FRAMES_ENOUGH {
+            self.carry_over_soon(store, deadline)?;
         }
         if deadline.left() < connect::BUSY_TIMEOUT {
             return self.begin_until(store, deadline);
@@ -158,13 +170,34 @@ impl Writer {
         })
     }
 
-    /// The background does not keep up, or a reader is in its way: copy what can be copied, and look again after as
-    /// many frames more.
-    fn carry_over_soon(&mut self, store: &Store) -> Result<()> {
-        step("wal_checkpoint");
-        let row = self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()));
-        row.map_err(|source| store.checkpoint_failed(source))?;
-        self.log_frames = 0;
+    /// The background does not keep up, or a reader is in its way: copy what can be copied, and look again after some
+    /// frames more. Where that goes on, everybody waits until the readers are through, or have had the time that they may
+    /// have: one that keeps a snapshot for longer, and asks for nothing, cannot be ended, and the log grows on.
+    fn carry_over_soon(&mut self, store: &Store, deadline: Deadline) -> Result<()> {
+        self.looked_at = self.log_frames;
+        let copy = |how: &str| -> Result<bool> {
+            step("wal_checkpoint");
+            let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+            let (busy, log, copied): (i64, i64, i64) =
+                self.conn.query_row(how, (), row).map_err(|source| store.checkpoint_failed(source))?;
+            Ok(busy == 0 && log == copied)
+        };
+        if copy("PRAGMA wal_checkpoint(PASSIVE)")? || self.log_frames < MOST_FRAMES {
+            return Ok(());
+        }
+        let waiting = Deadline::after(deadline.left().min(READERS_TIMEOUT));
+        self.conn.busy_timeout(READERS_LOOK).during("setting the busy timeout")?;
+        let through = loop {
+            store.readers().end_overdue();
+            match copy("PRAGMA wal_checkpoint(RESTART)") {
+                Ok(false) if !waiting.passed() => {}
+                other => break other,
+            }
+        };
+        self.conn.busy_timeout(connect::BUSY_TIMEOUT).during("setting the busy timeout")?;
+        if !through? {
+            tracing::warn!(frames = self.log_frames, "a reader does not end: the write-ahead log grows on");
+        }
         Ok(())
     }
 

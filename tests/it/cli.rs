@@ -13,6 +13,7 @@ use journal_kb::{Begin, Journal};
 use serde_json::Value;
 use tempfile::TempDir;
 
+mod clocks;
 mod exec;
 mod guards;
 mod locks;

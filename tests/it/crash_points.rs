@@ -10,6 +10,7 @@
 //! question, which a killed process cannot answer.
 
 mod exec;
+mod group;
 pub(crate) mod guards;
 mod locks;
 pub(crate) mod manifest;

@@ -104,7 +104,8 @@ fn everything_a_dead_parent_held_is_free_while_its_child_lives() {
     until("the lock is not handed on", || !waits(parent.id()));
     parent.kill().unwrap();
     parent.wait().unwrap();
-    assert_eq!(lock_files(&forked.to_string()), [""; 0]);
+    // As soon as it runs at all: the parent may be told of it before.
+    until("it keeps lock files", || lock_files(&forked.to_string()).is_empty());
     for lock in ["main", "queue"] {
         let mut txn = journal.begin_with(Begin::new("").lock(lock).wait(Duration::from_secs(10))).unwrap();
         txn.write(lock, b"mine").unwrap();

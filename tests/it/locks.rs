@@ -196,6 +196,10 @@ fn a_flight_is_run_once_and_who_skips_it_writes_nothing() {
     let own = journal.single_flight("sync", |_| -> journal_kb::Result<()> { Err(Error::caller("mine")) });
     assert!(matches!(own, Err(Error::Caller(error)) if error.to_string() == "mine"));
     assert_eq!(second.single_flight("sync", |_| Ok(8)).unwrap(), Flight::Ran(8));
+    let held = journal.begin_flight(Acquire::new("sync").purpose("nightly")).unwrap().unwrap();
+    let holder = elsewhere(|| journal.begin_flight(Acquire::new("sync"))).unwrap().unwrap_err();
+    assert_eq!((&*holder.purpose, holder.to_string().contains("nightly")), ("nightly", true));
+    drop(held);
     assert!(journal.holder("sync").unwrap().is_none());
 }
 
@@ -445,4 +449,41 @@ fn threads_of_a_process_come_in_the_order_in_which_they_asked() {
     drop(first);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!(*order.lock().unwrap(), (0..8).collect::<Vec<_>>());
+}
+
+/// Waits that come to nothing do not pile up: whoever polls has one thread in the kernel.
+#[test]
+fn who_tries_again_and_again_leaves_no_threads_behind() {
+    let tree = Tree::new();
+    // A process of its own: other tests' threads are not to be counted.
+    let output = child("locks::polling_child", tree.root()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The body of [`who_tries_again_and_again_leaves_no_threads_behind`].
+#[test]
+fn polling_child() {
+    let Some(root) = child_root() else { return };
+    let (holding, polling) = (Journal::open(&root).unwrap(), Journal::open(&root).unwrap());
+    let waiting = || {
+        let tasks = fs::read_dir("/proc/self/task").unwrap();
+        let comm = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        tasks.map(|task| comm(task.unwrap())).filter(|comm| comm == "journal-wait\n").count()
+    };
+    let held = holding.lock("a").unwrap();
+    let poll = |n: usize| {
+        let acquire = Acquire::new("a").wait(Duration::from_millis(2));
+        let acquire = if n % 3 == 0 { acquire.shared() } else { acquire };
+        assert!(matches!(polling.lock_with(acquire), Err(Error::Busy { .. })));
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..100).for_each(poll));
+        }
+    });
+    // At most one for each that waited at the same time, of each kind, at the lock and at its gate.
+    assert!(waiting() <= 16, "{}", waiting());
+    drop(held);
+    until("each lets go of what it is handed", || waiting() == 0);
+    elsewhere(|| polling.lock("a").unwrap().fence().map(drop).unwrap());
 }

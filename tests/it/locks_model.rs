@@ -164,3 +164,19 @@ fn who_is_called_off_is_woken_though_nothing_comes() {
         assert_eq!(handoff.give(7), Err(7), "it comes too late");
     });
 }
+
+#[test]
+fn who_comes_after_one_that_gave_up_gets_it_in_their_stead_or_knows_that_it_is_too_late() {
+    check(|| {
+        let handoff = Arc::new(Handoff::<u8>::new());
+        assert!(handoff.give_up().is_none());
+        let giving = Arc::clone(&handoff);
+        let giver = thread::spawn(move || giving.give(7).is_err());
+        let got = match handoff.want_again() {
+            true => handoff.take(Duration::MAX, || false),
+            false => None,
+        };
+        let kept = giver.join().unwrap();
+        assert!(got.is_none() == kept && handoff.is_over() == kept, "{got:?}, kept by the giver: {kept}");
+    });
+}

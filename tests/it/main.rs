@@ -3,6 +3,7 @@
 
 mod background;
 mod cli;
+mod contention;
 mod corpus;
 mod counts;
 mod crash_points;

@@ -46,6 +46,11 @@ pub(crate) fn local(ms: i64) -> String {
     }
 }
 
+/// The same where it lies in the past; clocks can be set.
+pub(crate) fn past(ms: i64) -> Option<String> {
+    (ms <= Timestamp::now().as_millisecond()).then(|| ago(ms))
+}
+
 /// How long ago a stored time is.
 pub(crate) fn ago(ms: i64) -> String {
     since_when(Timestamp::now().as_millisecond().saturating_sub(ms))

@@ -9,21 +9,16 @@ use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::locks::{Started, holder, holder_command, until};
+use super::locks::{Started, holder, holder_command, lock, until};
 use super::{Ran, at, cli, sql};
 use crate::skip::skip;
 use crate::support::wait_for_word;
-
-fn lock(dir: &TempDir) -> Value {
-    let locks = at(dir.path(), &["locks", "--json"]).code(0).json();
-    locks.into_iter().find(|lock| lock["name"] == "main").expect("the lock")
-}
 
 fn alive(started: &mut Started) -> bool {
     started.0.try_wait().expect("a status").is_none()
 }
 
-fn signal(started: &Started, signal: Signal) {
+pub(super) fn signal(started: &Started, signal: Signal) {
     rustix::process::kill_process(Pid::from_child(&started.0), signal).expect("signal");
 }
 
@@ -88,6 +83,34 @@ fn a_holder_that_does_not_stop_is_killed() {
 }
 
 #[test]
+fn whom_a_holder_has_lent_its_lock_goes_with_it() {
+    let dir = TempDir::new().expect("a directory");
+    let mut started = holder(&dir, "family");
+    let before = lock(&dir);
+    let ran = at(dir.path(), &["locks", "break", "main", "--wait", "1", "--json"]).code(0).json().remove(0);
+    assert_eq!(started.0.wait().expect("a status").signal(), Some(libc::SIGTERM), "{ran}");
+    let roles: Vec<_> = ran["processes"].as_array().expect("a list").iter().map(|process| &process["role"]).collect();
+    assert_eq!(roles, ["session", "descendant", "descendant"], "{ran}");
+    // A shell and its sleep, by then without the parent that they were verified by.
+    assert_eq!(ran["killed"].as_array().map(Vec::len), Some(2), "{ran}");
+    is_free(&dir, &before);
+}
+
+#[test]
+fn who_gets_the_lock_meanwhile_is_left_alone() {
+    let dir = TempDir::new().expect("a directory");
+    let mut first = holder(&dir, "obeys");
+    let mut command = holder_command(&dir, "obeys");
+    let mut second = Started(command.spawn().expect("a child"));
+    until("nobody waits", || (lock(&dir)["waiting"][0]["pid"] == second.0.id()).then_some(()));
+    at(dir.path(), &["locks", "break", "main", "--wait", "1"]).code(75).says(&["reindex"]);
+    assert_eq!(first.0.wait().expect("a status").signal(), Some(libc::SIGTERM));
+    wait_for_word(&mut second.0, "held");
+    assert!(alive(&mut second));
+    assert_eq!(lock(&dir)["pids"], json!([second.0.id()]));
+}
+
+#[test]
 fn who_is_not_the_process_on_record_is_left_alone() {
     let dir = TempDir::new().expect("a directory");
     let mut started = holder(&dir, "obeys");
@@ -143,7 +166,7 @@ fn a_command_that_outlived_exec_is_ended() {
 }
 
 /// A shell in a pid namespace of its own; none where there can be none.
-fn in_namespace(script: &str) -> Option<Command> {
+pub(super) fn in_namespace(script: &str) -> Option<Command> {
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]);
     let can = Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "true"]).output();
@@ -155,7 +178,7 @@ fn in_namespace(script: &str) -> Option<Command> {
 }
 
 /// The command line of a process, to be run by a shell: its words and its environment.
-fn handed_on(mut shell: Command, command: &Command) -> Command {
+pub(super) fn handed_on(mut shell: Command, command: &Command) -> Command {
     shell.arg("sh").arg(command.get_program()).args(command.get_args());
     shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     shell.stdout(Stdio::piped());

@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use super::sweep::{self, Workload};
-use super::{guards, locks, plain};
+use super::{group, guards, locks, plain};
 
 pub(crate) fn workloads() -> Vec<Workload> {
-    [guards::registered(), locks::registered(), plain::registered()].into_iter().flatten().collect()
+    [group::registered(), guards::registered(), locks::registered(), plain::registered()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Those whose name begins like this.
@@ -60,6 +63,11 @@ fn a_log_that_is_appended_to_killed_at_every_call_is_as_before_or_as_committed()
 }
 
 #[test]
+fn a_group_killed_at_every_call_is_whole_or_absent() {
+    each(&["group"], sweep::killed);
+}
+
+#[test]
 fn a_settle_killed_at_every_call_changes_nothing() {
     each(&["settle"], sweep::killed);
 }
@@ -85,6 +93,7 @@ fn a_recovery_killed_at_every_call_is_done_by_the_next() {
             "database, rolled back",
             "append, rolled back",
             "settle",
+            "group",
         ],
         sweep::recovery_killed,
     );

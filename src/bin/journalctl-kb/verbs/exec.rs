@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use journal_kb::{Begin, Error, Guard, Journal, Layer, Transaction};
+use journal_kb::{Acquire, Error, Guard, Holder, Journal, Layer, Lock, Transaction, Waiting};
 
 use super::subreaper;
 use crate::exit::{Failure, Outcome};
@@ -101,10 +101,15 @@ fn execute(place: &Place, arguments: &Arguments) -> Result<Outcome, Failure> {
     // Before anything has a thread; where there can be no namespaces, it is said when they are wanted.
     let prepared = isolate::prepare(&arguments.command);
     let journal = place.journal(false)?;
-    let Some(mut txn) = begin(&journal, arguments)? else {
-        eprintln!("journalctl-kb: the lock is held by somebody else: nothing was run");
-        return Ok(Outcome::Command(0));
+    let label = arguments.label.clone().unwrap_or_else(|| label(&arguments.command));
+    let lock = match take(&journal, arguments, &label)? {
+        Ok(lock) => lock,
+        Err(holder) => {
+            eprintln!("journalctl-kb: nothing was run: the lock is held by {holder}");
+            return Ok(Outcome::Command(0));
+        }
     };
+    let mut txn = lock.begin(&label)?;
     let (ended, layers) = work(&journal, &mut txn, arguments, prepared)?;
     if let Ended::NotRun(errno) = ended {
         let program = arguments.command.first().cloned().unwrap_or_default();
@@ -122,6 +127,9 @@ fn execute(place: &Place, arguments: &Arguments) -> Result<Outcome, Failure> {
     } else {
         drop(layers);
         put_back(txn)?;
+    }
+    for warning in lock.release() {
+        eprintln!("journalctl-kb: {warning}");
     }
     journal.close()?;
     Ok(Outcome::Command(match ended {
@@ -156,23 +164,27 @@ fn put_back(txn: Transaction) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Takes the lock. None when it is held, and that is a reason to do nothing.
-fn begin(journal: &Journal, arguments: &Arguments) -> Result<Option<Transaction>, Failure> {
-    let mut begin = Begin::new(arguments.label.clone().unwrap_or_else(|| label(&arguments.command)));
-    if let Some(lock) = &arguments.lock {
-        begin = begin.lock(lock);
-    }
+/// Takes the lock; else says who has it, where that is a reason to do nothing.
+fn take(journal: &Journal, arguments: &Arguments, label: &str) -> Result<Result<Lock, Holder>, Failure> {
+    let mut acquire = Acquire::new(arguments.lock.as_deref().unwrap_or("main")).purpose(label);
     if let Some(seconds) = arguments.wait {
-        begin = begin.wait(Duration::from_secs(seconds));
+        acquire = acquire.wait(Duration::from_secs(seconds));
     }
     if arguments.skip_if_busy {
-        begin = begin.wait(Duration::ZERO);
+        return Ok(journal.begin_flight(acquire)?);
     }
-    match journal.begin_with(begin) {
-        Ok(txn) => Ok(Some(txn)),
-        Err(Error::Busy { .. }) if arguments.skip_if_busy => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    // What is over soon is not worth a word; then now and then.
+    let mut next = Duration::from_secs(1);
+    let tell = |waiting: &Waiting| {
+        if waiting.waited >= next {
+            next = waiting.waited + Duration::from_secs(30);
+            match &waiting.holder {
+                Some(holder) => eprintln!("journalctl-kb: waiting for the lock, which is held by {holder}"),
+                None => eprintln!("journalctl-kb: waiting for the lock"),
+            }
+        }
+    };
+    Ok(Ok(journal.lock_with(acquire.on_wait(Duration::from_secs(1), tell))?))
 }
 
 /// The command in its own words, as many of them as fit a line.

@@ -9,12 +9,13 @@ use journal_kb::inspect::{LockInfo, Turnstile};
 use crate::exit::{Failure, Outcome};
 use crate::output::{Out, Table, Tint, cell, number, tinted};
 use crate::place::Place;
-use crate::time::{ago, local};
+use crate::time::{local, past};
 
 pub(crate) const HELP: &str = "\
 Whether a lock is held, and who waits for it, is the kernel's word; what for, since when and how far is the holder's. \
 \"died\" is a lock that is free, whose last holder ended without giving it back: the next one recovers what it left. \
-SEEN is the last sign of life of a holder's process; that it is old takes the lock from nobody. LONG WAITS are \
+SEEN is the last sign of life of a holder's process; that it is old takes the lock from nobody. \"by another \
+clock\" is what was noted before a clock was set. LONG WAITS are \
 those of more than a second. Processes in another container are not seen from here.
 
 Examples:
@@ -23,7 +24,7 @@ Examples:
 
 JSON: name, held (null where the kernel does not tell), mode (exclusive, shared; null when it is free), pids, fence, \
 holder (pid, program, session, purpose, since_ms, heartbeat_ms, progress; null when it was given back), acquired_ms, \
-acquisitions, crashes, losses, waiting (pid, program, since_ms; null within the first second), waits, longest_wait_ms; then \
+acquisitions, crashes, losses, clock_differs, waiting (pid, program, since_ms; null within the first second and when clocks were set), waits, longest_wait_ms; then \
 one object with turnstile: whose turn it is to write (held, pids, waiting)";
 
 #[derive(Debug, Subcommand)]
@@ -74,8 +75,8 @@ fn list(out: &mut Out, place: &Place) -> Result<Outcome, Failure> {
             cell(&lock.name),
             tinted(word, tint),
             cell(holder(lock)),
-            cell(format!("{} ({})", local(lock.acquired_ms), ago(lock.acquired_ms))),
-            cell(lock.holder.as_ref().map_or_else(String::new, |holder| ago(holder.heartbeat_ms))),
+            cell(taken(lock)),
+            cell(lock.holder.as_ref().map_or_else(String::new, |holder| seen(lock, holder.heartbeat_ms))),
             cell(lock.holder.as_ref().map_or_else(String::new, purpose)),
             cell(waiting(lock)),
             number(lock.fence),
@@ -90,6 +91,17 @@ fn list(out: &mut Out, place: &Place) -> Result<Outcome, Failure> {
         out.line(turn(&turnstile))?;
     }
     Ok(Outcome::Fine)
+}
+
+/// When it was taken, where the clock by which that was noted can be trusted.
+fn taken(lock: &LockInfo) -> String {
+    format!("{} ({})", local(lock.acquired_ms), seen(lock, lock.acquired_ms))
+}
+
+/// How long ago something of a lock was noted.
+pub(crate) fn seen(lock: &LockInfo, ms: i64) -> String {
+    let trusted = past(ms).filter(|_| !lock.clock_differs);
+    trusted.unwrap_or_else(|| "by another clock".into())
 }
 
 /// For what it is held, and how far that is.
@@ -109,7 +121,7 @@ pub(crate) fn waiting(lock: &LockInfo) -> String {
     let named = lock.waiting.iter().take(FEW).map(|waiter| format!("{}[{}]", waiter.program, waiter.pid));
     let more = if lock.waiting.len() > FEW { ", …" } else { "" };
     let since = lock.waiting.iter().filter_map(|waiter| waiter.since_ms).min();
-    let since = since.map_or_else(String::new, |since| format!(", the first since {}", ago(since)));
+    let since = since.and_then(past).map_or_else(String::new, |since| format!(", the first since {since}"));
     format!("{}: {}{more}{since}", lock.waiting.len(), named.collect::<Vec<_>>().join(", "))
 }
 

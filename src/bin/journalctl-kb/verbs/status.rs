@@ -170,7 +170,7 @@ fn taken(lock: &LockInfo) -> Option<String> {
     let purpose = lock.holder.as_ref().map(|holder| holder.purpose.as_str()).unwrap_or_default();
     let purpose = if purpose.is_empty() { String::new() } else { format!(" for {purpose:?}") };
     let (how, died) = if word == "died" { ("left behind by", ", which died") } else { ("held by", "") };
-    let when = ago(lock.acquired_ms);
+    let when = locks::seen(lock, lock.acquired_ms);
     Some(format!("{} {how} {}{died}; taken {when}{purpose}", lock.name, locks::holder(lock)))
 }
 

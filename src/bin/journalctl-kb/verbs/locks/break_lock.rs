@@ -1,7 +1,7 @@
 //! `locks break`: ends those who hold a lock, once it is certain who they are.
 
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use journal_kb::Acquire;
 use journal_kb::inspect::{Inspector, LockHolders, LockProcess, Role};
@@ -47,6 +47,8 @@ pub(crate) struct Arguments {
 
 /// Between two looks at who still holds the lock.
 const PAUSE: Duration = Duration::from_millis(20);
+/// At least so long may who was killed take to end.
+const DYING: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(out: &mut Out, place: &Place, arguments: &Arguments) -> Result<Outcome, Failure> {
     let (inspector, name) = (place.inspector()?, arguments.name.as_str());
@@ -65,24 +67,16 @@ pub(crate) fn run(out: &mut Out, place: &Place, arguments: &Arguments) -> Result
         return Ok(Outcome::Found);
     }
     let wait = Duration::from_secs(arguments.wait);
-    let mut broken = Vec::new();
-    let mut killed = Vec::new();
-    for (signal, patience) in [(Signal::TERM, wait), (Signal::KILL, wait.max(Duration::from_secs(1)))] {
-        let left = match signal_all(&inspector, name, signal)? {
-            Signalled::Nobody => break,
-            Signalled::Refused(holders) => return refuse(out, &holders),
-            Signalled::All(processes) => processes,
-        };
-        if signal == Signal::KILL {
-            killed.extend(left.iter().map(|process| process.pid));
-        } else {
-            broken.clone_from(&left);
-        }
-        let began = Instant::now();
-        while still(&inspector, name, &left)? && began.elapsed() < patience {
-            std::thread::sleep(PAUSE);
-        }
-    }
+    let targets = match targets(&inspector, name)? {
+        Ok(targets) => targets,
+        Err(holders) => return refuse(out, &holders),
+    };
+    signal(targets.iter(), Signal::TERM)?;
+    // Whoever gets the lock meanwhile has nothing to do with this.
+    let left = wait_for(&inspector, name, &targets, wait)?;
+    signal(left.iter().copied(), Signal::KILL)?;
+    let killed: Vec<i32> = left.iter().map(|target| target.process.pid).collect();
+    wait_for(&inspector, name, &targets, wait.max(DYING))?;
     let journal = place.journal(false)?;
     let lock = journal.lock_with(Acquire::new(name).purpose("locks break").wait(wait))?;
     let fence = lock.fence()?.fence().get();
@@ -93,7 +87,7 @@ pub(crate) fn run(out: &mut Out, place: &Place, arguments: &Arguments) -> Result
         format!("{} had to be killed", words(&killed))
     };
     let mut holders = holders;
-    holders.processes = broken;
+    holders.processes = targets.into_iter().map(|target| target.process).collect();
     let done = format!("ended {} ({how}); lock {name:?} was taken with fence {fence} and released", list(&holders));
     tell(out, &holders, "broken", json!({ "killed": killed, "fence": fence }), &done)?;
     for warning in warnings {
@@ -107,55 +101,60 @@ fn look(inspector: &Inspector, name: &str) -> Result<LockHolders, Failure> {
     inspector.lock_holders(name)?.ok_or_else(|| Failure::NoLock(name.to_owned()))
 }
 
-enum Signalled {
-    Nobody,
-    Refused(LockHolders),
-    All(Vec<LockProcess>),
+/// A process that is to end. The descriptor stays this process's, whoever gets its number.
+struct Target {
+    process: LockProcess,
+    pidfd: OwnedFd,
 }
 
-/// Signals all that hold the lock, or nobody. What is signalled is what was verified: a number that is used anew in
-/// between is another process, and the descriptor that was opened before is not its.
-fn signal_all(inspector: &Inspector, name: &str, signal: Signal) -> Result<Signalled, Failure> {
-    let before = look(inspector, name)?;
-    let opened: Vec<(LockProcess, OwnedFd)> = before
-        .processes
-        .iter()
-        .filter_map(|process| {
-            let pid = Pid::from_raw(process.pid)?;
-            // One that has ended meanwhile holds nothing.
-            Some((process.clone(), rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?))
-        })
-        .collect();
+/// Those that hold the lock, each verified after its descriptor was opened. The inner error is of those that are not.
+fn targets(inspector: &Inspector, name: &str) -> Result<Result<Vec<Target>, LockHolders>, Failure> {
+    let open = |process: LockProcess| {
+        let pid = Pid::from_raw(process.pid)?;
+        // One that has ended meanwhile holds nothing.
+        Some(Target { pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?, process })
+    };
+    let mut opened: Vec<Target> = look(inspector, name)?.processes.into_iter().filter_map(open).collect();
     let holders = look(inspector, name)?;
-    if !holders.held {
-        return Ok(Signalled::Nobody);
+    if holders.held && !holders.is_verified() {
+        return Ok(Err(holders));
     }
-    if !holders.is_verified() {
-        return Ok(Signalled::Refused(holders));
-    }
-    let mut signalled = Vec::new();
-    for (process, pidfd) in opened {
-        if holders.processes.contains(&process) {
-            match rustix::process::pidfd_send_signal(&pidfd, signal) {
-                Ok(()) => signalled.push(process),
-                Err(rustix::io::Errno::SRCH) => {}
-                Err(error) => {
-                    let path = format!("process {}", process.pid).into();
-                    return Err(Failure::System("signal", path, error.into()));
-                }
+    opened.retain(|target| holders.processes.contains(&target.process));
+    Ok(Ok(opened))
+}
+
+fn signal<'t>(targets: impl Iterator<Item = &'t Target>, signal: Signal) -> Result<(), Failure> {
+    for target in targets {
+        match rustix::process::pidfd_send_signal(&target.pidfd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => {
+                let process = format!("process {}", target.process.pid);
+                return Err(Failure::System("signal", process.into(), error.into()));
             }
         }
     }
-    Ok(Signalled::All(signalled))
+    Ok(())
 }
 
-/// True while any of these processes has the lock.
-fn still(inspector: &Inspector, name: &str, processes: &[LockProcess]) -> Result<bool, Failure> {
-    let holders = look(inspector, name)?;
-    let is_one = |holder: &LockProcess| {
-        processes.iter().any(|process| (process.pid, process.started) == (holder.pid, holder.started))
-    };
-    Ok(holders.held && holders.processes.iter().any(is_one))
+/// Waits until none of these has the lock any more, at most this long; who still has it then.
+fn wait_for<'t>(
+    inspector: &Inspector,
+    name: &str,
+    targets: &'t [Target],
+    patience: Duration,
+) -> Result<Vec<&'t Target>, Failure> {
+    let mut waited = Duration::ZERO;
+    loop {
+        let holders = look(inspector, name)?;
+        let identity = |process: &LockProcess| (process.pid, process.started);
+        let has_it = |target: &&Target| holders.processes.iter().any(|one| identity(one) == identity(&target.process));
+        let left: Vec<&Target> = targets.iter().filter(has_it).collect();
+        if left.is_empty() || waited >= patience {
+            return Ok(left);
+        }
+        std::thread::sleep(PAUSE);
+        waited += PAUSE;
+    }
 }
 
 fn refuse(out: &mut Out, holders: &LockHolders) -> Result<Outcome, Failure> {
@@ -174,7 +173,7 @@ fn refuse(out: &mut Out, holders: &LockHolders) -> Result<Outcome, Failure> {
 
 fn tell(out: &mut Out, holders: &LockHolders, outcome: &str, more: Value, words: &str) -> Result<(), Failure> {
     if !out.json() {
-        return Ok(out.line(words)?);
+        return out.line(words);
     }
     let mut object = json!({
         "lock": holders.name, "outcome": outcome, "processes": holders.processes, "killed": [], "fence": null,
@@ -182,7 +181,7 @@ fn tell(out: &mut Out, holders: &LockHolders, outcome: &str, more: Value, words:
     for (key, value) in more.as_object().into_iter().flatten() {
         object[key] = value.clone();
     }
-    Ok(out.object(&object)?)
+    out.object(&object)
 }
 
 fn list(holders: &LockHolders) -> String {
