@@ -219,8 +219,8 @@ mod tests {
         let open = || LockFile::open(&path, || rustix::fs::open(&path, flags, Mode::RWXU)).unwrap();
         let listed = |ino| list().iter().filter(|known| known.place.1 == ino).count();
         let (first, second) = (open(), open());
-        let ino = first.ino();
-        assert_eq!((second.ino(), listed(ino)), (ino, 2));
+        let ino = first.place().1;
+        assert_eq!((second.place().1, listed(ino)), (ino, 2));
         drop(first);
         assert_eq!(listed(ino), 1);
         drop(second);

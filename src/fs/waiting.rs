@@ -4,6 +4,7 @@
 //! Should somebody want the same lock again before that, it waits for them. So there are never more of these threads than
 //! callers that waited at the same time, however often they tried.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, TryLockError};
 
 use super::fork::{Born, LockFile};
@@ -15,10 +16,11 @@ use crate::wait::Patience;
 type Grant = Result<LockFile>;
 
 /// Threads that wait for nobody just now.
-static ABANDONED: Mutex<Vec<Abandoned>> = Mutex::new(Vec::new());
+static ABANDONED: Mutex<Vec<Waiter>> = Mutex::new(Vec::new());
 
+/// A thread that waits.
 #[derive(Debug)]
-struct Abandoned {
+struct Waiter {
     place: (u64, u64),
     sharing: Sharing,
     /// In a forked child there are none of the parent's threads.
@@ -32,23 +34,23 @@ pub(super) fn wait(
     waiting: impl FnOnce() -> Result<LockFile>,
     place: (u64, u64),
     sharing: Sharing,
-    path: impl Fn() -> std::path::PathBuf,
+    path: impl Fn() -> PathBuf,
     patience: &mut Patience<'_>,
 ) -> Result<Option<LockFile>> {
-    let (place, handoff) = match take_over(place, sharing) {
-        Some(handoff) => (place, handoff),
+    let waiter = match take_over(place, sharing) {
+        Some(waiter) => waiter,
         None => start(waiting()?, sharing, &path)?,
     };
-    let nudged = Arc::clone(&handoff);
+    let nudged = Arc::clone(&waiter.handoff);
     let _called_off = patience.cancel().map(|cancel| cancel.on_stop(move || nudged.nudge()));
     loop {
-        if let Some(granted) = handoff.take(patience.slice(), || patience.is_over()) {
+        if let Some(granted) = waiter.handoff.take(patience.slice(), || patience.is_over()) {
             return granted.map(Some);
         }
         if patience.is_over() {
-            let late = handoff.give_up();
+            let late = waiter.handoff.give_up();
             if late.is_none() {
-                abandon(Abandoned { place, sharing, born: Born::here(), handoff });
+                abandon(waiter);
             }
             return late.transpose();
         }
@@ -56,11 +58,7 @@ pub(super) fn wait(
     }
 }
 
-fn start(
-    waiting: LockFile,
-    sharing: Sharing,
-    path: &impl Fn() -> std::path::PathBuf,
-) -> Result<((u64, u64), Arc<Handoff<Grant>>)> {
+fn start(waiting: LockFile, sharing: Sharing, path: &impl Fn() -> PathBuf) -> Result<Waiter> {
     let place = waiting.place();
     let handoff = Arc::new(Handoff::new());
     let (giving, named) = (Arc::clone(&handoff), path());
@@ -74,31 +72,31 @@ fn start(
             }
         })
         .at("start a thread that waits for", path())?;
-    Ok((place, handoff))
+    Ok(Waiter { place, sharing, born: Born::here(), handoff })
 }
 
-fn take_over(place: (u64, u64), sharing: Sharing) -> Option<Arc<Handoff<Grant>>> {
+fn take_over(place: (u64, u64), sharing: Sharing) -> Option<Waiter> {
     with_abandoned(|abandoned| {
-        let fits = |one: &Abandoned| one.place == place && one.sharing == sharing && one.born.is_here();
+        let fits = |one: &Waiter| one.place == place && one.sharing == sharing && one.born.is_here();
         while let Some(at) = abandoned.iter().position(fits) {
-            let Abandoned { handoff, .. } = abandoned.swap_remove(at);
-            if handoff.want_again() {
-                return Some(handoff);
+            let waiter = abandoned.swap_remove(at);
+            if waiter.handoff.want_again() {
+                return Some(waiter);
             }
         }
         None
     })?
 }
 
-fn abandon(one: Abandoned) {
+fn abandon(waiter: Waiter) {
     with_abandoned(|abandoned| {
         abandoned.retain(|other| !other.handoff.is_over() && other.born.is_here());
-        abandoned.push(one);
+        abandoned.push(waiter);
     });
 }
 
 /// None in a forked child, if its parent was here at that moment: then every wait has a thread of its own.
-fn with_abandoned<T>(work: impl FnOnce(&mut Vec<Abandoned>) -> T) -> Option<T> {
+fn with_abandoned<T>(work: impl FnOnce(&mut Vec<Waiter>) -> T) -> Option<T> {
     match Born::here().is_first() {
         true => Some(work(&mut ABANDONED.lock().unwrap_or_else(|poison| poison.into_inner()))),
         false => match ABANDONED.try_lock() {

@@ -313,7 +313,7 @@ fn a_transaction_begins_and_is_staged_while_others_commit() {
 /// Each thread of the child that shares.
 const SHARING: usize = 6;
 /// As the other counts: the least of several rounds, because a thread may come late.
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 20;
 
 #[test]
 fn a_group_is_one_sync() {

@@ -473,7 +473,7 @@ fn polling_child() {
     let held = holding.lock("a").unwrap();
     let poll = |n: usize| {
         let acquire = Acquire::new("a").wait(Duration::from_millis(2));
-        let acquire = if n % 3 == 0 { acquire.shared() } else { acquire };
+        let acquire = if n.is_multiple_of(3) { acquire.shared() } else { acquire };
         assert!(matches!(polling.lock_with(acquire), Err(Error::Busy { .. })));
     };
     std::thread::scope(|scope| {
