@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -24,7 +24,8 @@ impl Watchdog {
         let (fed, waits): (_, Receiver<()>) = channel();
         std::thread::spawn(move || {
             if waits.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("{what} still runs after {limit:?}");
+                // Not by a macro, whose words would be kept until the test has ended.
+                let _ = writeln!(std::io::stderr(), "{what} still runs after {limit:?}");
                 std::process::abort();
             }
         });

@@ -212,3 +212,15 @@ pub fn threads(place: &Place, homes: &mut Homes, scale: &Scale) -> Result<Vec<Cr
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_commits_as_often_as_all_of_it_together() {
+        let ran = |commits: usize, longest: f64| Ran { commits, longest, time: 12.0 };
+        let crowd = Crowd { how: How::Write, processes: 1, threads: 2, ran: vec![ran(4, 5.0), ran(2, 7.0)] };
+        assert_eq!((crowd.each(), crowd.slowest_and_fastest(), crowd.longest()), (2.0, (6.0, 3.0), 7.0));
+    }
+}

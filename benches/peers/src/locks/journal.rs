@@ -45,11 +45,15 @@ fn told(journal: &Journal, held: &mut HashMap<String, Held>, line: &str) -> Resu
     let words: Vec<_> = line.split(' ').collect();
     let take = |name: &str| journal.lock_with(Acquire::new(name).purpose("measured"));
     Ok(match words[..] {
-        ["cycle", name, times] => times_of(times, || Ok(drop(journal.lock(name)?)))?,
+        ["cycle", name, times] => times_of(times, || {
+            drop(journal.lock(name)?);
+            Ok(())
+        })?,
         ["fenced", name, times] => times_of(times, || {
             let lock = journal.lock(name)?;
             lock.fence()?;
-            Ok(drop(lock))
+            drop(lock);
+            Ok(())
         })?,
         ["take", name] => {
             let lock = take(name)?;
