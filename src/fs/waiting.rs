@@ -14,8 +14,6 @@ use crate::error::{IoContext, Result};
 use crate::wait::Patience;
 
 type Grant = Result<LockFile>;
-/// Which file a thread waits for, and where it brings it.
-type Started = ((u64, u64), Arc<Handoff<Grant>>);
 
 /// Threads that wait for nobody just now.
 static ABANDONED: Mutex<Vec<Waiter>> = Mutex::new(Vec::new());
