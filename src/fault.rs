@@ -60,6 +60,12 @@ pub(crate) enum Fault {
     LockFileNotChecked,
     /// Who takes a lock recovers nothing.
     AcquiredWithoutRecovery,
+    /// A forked child keeps its parent's lock files.
+    ChildKeepsLocks,
+    /// What a member of a group did that failed stays in the group's COMMIT.
+    FailedPartKept,
+    /// Members of a group may change the same paths.
+    OverlappingPartsShare,
 }
 
 /// True when a test has planted this fault in this process.

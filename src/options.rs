@@ -105,6 +105,9 @@ impl Options {
     }
 
     /// After how long a read is ended, because it keeps the write-ahead log from shrinking. Default: 5 s.
+    ///
+    /// It is ended at its next statement or row. A closure that does something else meanwhile keeps its snapshot: once the log
+    /// is longer than 48 MiB, commits wait for it now and then, for some seconds.
     pub fn read_limit(mut self, limit: Duration) -> Self {
         self.read_limit = limit;
         self

@@ -82,10 +82,28 @@ impl Process {
         self.started
     }
 
-    /// True until it has ended, and with it, where it is process 1 of a pid namespace, all in that.
+    /// True until it has ended, and with it, where it is process 1 of a pid namespace, all in that. One of a container further in
+    /// is known by the number it has there; one of a container beside is not seen.
     pub(crate) fn lives(&self) -> bool {
-        self.boot == boot_id() && started(&self.pid.to_string()) == Some(self.started)
+        let here = self.pid.to_string();
+        self.boot == boot_id() && (started(&here) == Some(self.started) || self.lives_further_in())
     }
+
+    fn lives_further_in(&self) -> bool {
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let mut numbers = processes.filter_map(|name| name.to_str()?.parse::<u32>().ok());
+        numbers.any(|number| {
+            started(&number.to_string()) == Some(self.started) && numbers_of(number).contains(&i64::from(self.pid))
+        })
+    }
+}
+
+/// The number of a process in each pid namespace that it is in, from the one here inwards; none when it has ended.
+pub(crate) fn numbers_of(pid: u32) -> Vec<i64> {
+    let status = std::fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = String::from_utf8_lossy(&status);
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    numbers.split_whitespace().filter_map(|number| number.parse().ok()).collect()
 }
 
 /// The start of a process that has not ended. One that has and is only waited for has ended.

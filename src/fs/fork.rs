@@ -27,6 +27,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::{DupFlags, Errno};
 
 use crate::error::{Error, IoContext, Result};
+use crate::fault::{Fault, planted};
 
 /// How many forks lie between this process and the first one.
 static FORKS: AtomicU64 = AtomicU64::new(0);
@@ -182,7 +183,7 @@ extern "C" fn in_child() {
         // SAFETY: open, or the look at it fails; and not touched by anybody else: this is the only thread.
         let fd = unsafe { BorrowedFd::borrow_raw(lock.fd) };
         // A thread with a descriptor table of its own may have forked, where this number means something else.
-        if place_of(fd) != Ok(lock.place) {
+        if place_of(fd) != Ok(lock.place) || planted(Fault::ChildKeepsLocks) {
             continue;
         }
         // SAFETY: the number stays owned by who opened it, and is not closed here.

@@ -24,7 +24,7 @@ use crate::error::Result;
 use crate::fs::os_lock::is_unheld;
 use crate::journal;
 use crate::lock::file_name;
-use crate::time::{Process, boot_id};
+use crate::time::{Process, boot_id, numbers_of};
 
 /// Who holds a lock, as far as that can be seen from here.
 #[derive(Clone, Debug, Serialize)]
@@ -264,15 +264,15 @@ fn numbers() -> impl Iterator<Item = i32> {
 
 /// None when it has ended.
 fn look(pid: i32) -> Option<Seen> {
-    let started = Process::find(u32::try_from(pid).ok()?)?.started();
+    let number = u32::try_from(pid).ok()?;
+    let started = Process::find(number)?.started();
     let status = fs::read(format!("/proc/{pid}/status")).ok()?;
     let status = String::from_utf8_lossy(&status);
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let numbers = field("NSpid:").or_else(|| field("Pid:"))?;
     Some(Seen {
         parent: field("PPid:")?.parse().ok()?,
         started,
-        numbers: numbers.split_whitespace().filter_map(|number| number.parse().ok()).collect(),
+        numbers: numbers_of(number),
         program: field("Name:").unwrap_or_default().to_owned(),
     })
 }

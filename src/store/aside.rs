@@ -8,7 +8,7 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::caller::CallerMode;
 use super::connect::{self, Database};
-use super::turn::TURNSTILE;
+use super::turnstile::TURNSTILE;
 use super::tx::Tx;
 use crate::error::{Error, Result, SqlContext};
 use crate::fs::os_lock::OsLock;

@@ -21,6 +21,7 @@ use super::turn::{Durability, Store, Turn};
 use super::tx::Tx;
 use super::writer::Writer;
 use crate::error::{Error, Result};
+use crate::fault::{Fault, planted};
 use crate::path::RelPath;
 use crate::time::Deadline;
 
@@ -143,7 +144,7 @@ impl Open {
         self.seats.len() < MOST_MEMBERS
             && self.bytes.saturating_add(wish.bytes) <= MOST_BYTES
             && wish.key.as_ref().is_none_or(|key| !self.keys.contains(key))
-            && !wish.paths.iter().any(|path| self.touches(path))
+            && (planted(Fault::OverlappingPartsShare) || !wish.paths.iter().any(|path| self.touches(path)))
             && !self.until.passed()
     }
 
@@ -189,7 +190,9 @@ impl Drop for Held<'_> {
 fn leave(store: &Store, open: Open) {
     let undone = || -> Result<()> {
         let tx = open.writer.tx();
-        tx.run("ROLLBACK TO part", "undoing a part")?;
+        if !planted(Fault::FailedPartKept) {
+            tx.run("ROLLBACK TO part", "undoing a part")?;
+        }
         tx.run("RELEASE part", "undoing a part")
     };
     // Without a savepoint nothing is left after a ROLLBACK that anybody else did.

@@ -17,6 +17,7 @@ mod migrate;
 mod pool;
 mod queue;
 mod turn;
+mod turnstile;
 mod tx;
 mod writer;
 
@@ -29,6 +30,7 @@ pub(crate) use connect::Database;
 pub(crate) use group::{Decided, Part, Wish};
 pub(crate) use migrate::SCHEMA_VERSION;
 pub(crate) use pool::ReadPool;
-pub(crate) use turn::{Durability, Store, TURNSTILE, Turn};
+pub(crate) use turn::{Durability, Store, Turn};
+pub(crate) use turnstile::TURNSTILE;
 pub(crate) use tx::Tx;
 pub(crate) use writer::LOG_FRAMES_ENOUGH;

@@ -24,20 +24,17 @@ use super::group::{Rest, Wish, Word};
 use super::migrate;
 use super::pool::Readers;
 use super::queue::{Asked, Place, Queue};
+use super::turnstile::Turnstile;
 use super::tx::Tx;
 use super::writer::Writer;
 use crate::error::{Error, Result, SqlContext};
 use crate::fs::fork::Born;
-use crate::fs::os_lock::OsLock;
 use crate::fs::state::StateDir;
 use crate::time::Deadline;
 
 const MARKER: &str = "sync-failed";
-/// The turnstile's file, in the state directory.
-pub(crate) const TURNSTILE: &str = "turnstile.lock";
 /// More threads than this do not wait for the turn of one process: what comes then is told so at once.
 const MOST_WAITING: usize = 1024;
-
 /// So often a thread that was roused looks for the turn: some ten microseconds, what a short commit takes without its sync.
 const LOOKS: u32 = 500;
 
@@ -68,12 +65,9 @@ impl Store {
     /// Opens the database, makes or migrates the engine's schema.
     pub(crate) fn open(database: Database, state_dir: StateDir, wait: Duration) -> Result<Self> {
         // The turnstile comes first: two processes may be making this journal at once.
-        let mut turnstile = OsLock::open(state_dir.path(), TURNSTILE)?;
-        let deadline = Deadline::after(wait);
-        if !turnstile.lock_until(deadline)? {
-            return Err(Error::Busy { what: "the turnstile".into(), holder: "another process".into(), waited: wait });
-        }
-        let writer = Writer::open(&database, turnstile)?;
+        let mut turnstile = Turnstile::open(state_dir.path())?;
+        turnstile.pass(Deadline::after(wait))?;
+        let mut writer = Writer::open(&database, turnstile)?;
         writer.turnstile.unlock()?;
         let store = Self {
             queue: Queue::new(Word::Turn(Box::new(writer)), MOST_WAITING, LOOKS),
@@ -142,7 +136,7 @@ impl Store {
     }
 
     /// Frees the turnstile and hands the writer on; first to those who have to do something before that.
-    pub(super) fn free(&self, writer: Box<Writer>, mut rest: Rest) {
+    pub(super) fn free(&self, mut writer: Box<Writer>, mut rest: Rest) {
         if self.refuse_forked().is_err() {
             // All of it is the parent's.
             return std::mem::forget((writer, rest));
@@ -270,7 +264,7 @@ impl<'s> Turn<'s> {
     /// Waits for the turnstile.
     pub(super) fn pass(store: &'s Store, writer: Box<Writer>, deadline: Deadline) -> Result<Self> {
         let mut turn = Self::of(store, writer, Rest::Nobody, deadline);
-        turn.writer()?.pass(deadline)?;
+        turn.writer()?.turnstile.pass(deadline)?;
         Ok(turn)
     }
 

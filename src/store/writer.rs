@@ -9,10 +9,10 @@ use rusqlite::{Connection, ErrorCode};
 use super::caller::CallerMode;
 use super::connect::{self, Database};
 use super::turn::{Durability, Store};
+use super::turnstile::Turnstile;
 use super::tx::Tx;
 use crate::error::{Error, Result, SqlContext};
 use crate::fault::{Fault, planted, step};
-use crate::fs::os_lock::OsLock;
 use crate::time::Deadline;
 
 /// This many frames of log are too many: whoever has the turn carries them over before it adds to them.
@@ -36,7 +36,7 @@ thread_local! {
 pub(super) struct Writer {
     pub(super) conn: Connection,
     mode: Arc<CallerMode>,
-    pub(super) turnstile: OsLock,
+    pub(super) turnstile: Turnstile,
     full: bool,
     /// How many frames the write-ahead log had after the last COMMIT of this process.
     pub(super) log_frames: u32,
@@ -46,7 +46,7 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Opens the connection, behind a turnstile that is held.
-    pub(super) fn open(database: &Database, turnstile: OsLock) -> Result<Self> {
+    pub(super) fn open(database: &Database, turnstile: Turnstile) -> Result<Self> {
         let conn = connect::writer(database)?;
         conn.wal_hook(Some(|_, frames| {
             LOG_FRAMES.set(u32::try_from(frames).unwrap_or(0));
@@ -58,18 +58,6 @@ impl Writer {
 
     pub(super) fn tx(&self) -> Tx<'_> {
         Tx::over(&self.conn, &self.mode)
-    }
-
-    /// Waits for the turnstile.
-    pub(super) fn pass(&mut self, deadline: Deadline) -> Result<()> {
-        if !self.turnstile.lock_until(deadline)? {
-            return Err(Error::Busy {
-                what: "the turnstile".into(),
-                holder: "another process".into(),
-                waited: deadline.waited(),
-            });
-        }
-        self.turnstile.check_same()
     }
 
     /// Begins a SQLite transaction.

@@ -152,3 +152,21 @@ fn a_container_and_its_host_keep_each_other_out_and_take_nobody_for_dead() {
     let after = lock(&dir);
     assert_eq!((&after["crashes"], &after["losses"]), (&json!(0), &json!(0)), "{after}");
 }
+
+#[test]
+fn who_works_in_a_container_under_a_guard_that_died_is_waited_for_outside() {
+    let dir = TempDir::new().expect("a directory");
+    let Some(shell) = in_namespace("\"$@\" & wait $!; sleep 1000") else { return };
+    let mut inside = Started(handed_on(shell, &holder_command(&dir, "worker")).spawn().expect("unshare"));
+    wait_for_word(&mut inside.0, "held");
+    until("it is not dead", || (lock(&dir)["held"] == false).then_some(()));
+    let journal = Journal::open(dir.path()).expect("open");
+    let begin = || journal.begin_with(journal_kb::Begin::new("").wait(Duration::from_millis(100)));
+    let busy = begin().expect_err("somebody is at work");
+    assert!(busy.is_busy() && busy.to_string().contains("left at work"), "{busy}");
+    assert_eq!(fs::read(dir.path().join("guarded")).expect("the file"), b"after");
+    // With the container's first process go all others.
+    drop(inside);
+    until("the work is over", || begin().ok()).commit().expect("commit");
+    assert_eq!(fs::read(dir.path().join("guarded")).expect("the file"), b"before");
+}

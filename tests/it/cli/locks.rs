@@ -55,7 +55,8 @@ pub(super) fn holder_command(dir: &TempDir, how: &str) -> Command {
 const HOW: &str = "JOURNAL_KB_TEST_HOW";
 
 /// The child: `obeys` signals, and commits when there is a file `go`, is `deaf` to SIGTERM, `waits` for the lock, has it `shared`, or lends it: to a shell that goes on
-/// when it is killed (`lends`), or to one that is deaf (`family`).
+/// when it is killed (`lends`), or to one that is deaf (`family`);
+/// or is killed while a `worker` that holds nothing is at work under its guard.
 #[test]
 fn a_holder() {
     let Some(root) = child_root() else { return };
@@ -93,6 +94,13 @@ fn a_holder() {
     if how == "deaf" {
         let deaf = signal_hook::flag::register(libc::SIGTERM, std::sync::Arc::default());
         deaf.expect("a handler");
+    }
+    if how == "worker" {
+        #[expect(clippy::zombie_processes, reason = "this process is killed")]
+        let worker = Command::new("sleep").arg("100").stdout(std::process::Stdio::null()).spawn().expect("a worker");
+        txn.record_worker(worker.id()).expect("recorded");
+        println!("held");
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).expect("kill");
     }
     if how == "lends" {
         let lent = txn.lend_lock().expect("lend");

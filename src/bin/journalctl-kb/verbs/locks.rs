@@ -16,7 +16,8 @@ Whether a lock is held, and who waits for it, is the kernel's word; what for, si
 \"died\" is a lock that is free, whose last holder ended without giving it back: the next one recovers what it left. \
 SEEN is the last sign of life of a holder's process; that it is old takes the lock from nobody. \"by another \
 clock\" is what was noted before a clock was set. LONG WAITS are \
-those of more than a second. Processes in another container are not seen from here.
+those of more than a second. A process whose wait came to nothing is shown as waiting until the lock is handed on. \
+Processes in another container are not seen from here.
 
 Examples:
   journalctl-kb locks
