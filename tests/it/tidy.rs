@@ -63,8 +63,10 @@ fn repository() -> PathBuf {
 /// Every text file below `directory`.
 fn sources(directory: &str) -> Vec<Source> {
     let root = repository();
+    // In a second worktree `.git` is a file.
     let ours = |entry: &walkdir::DirEntry| {
-        entry.file_type().is_file() || NOT_SOURCE.iter().all(|name| entry.file_name() != *name)
+        entry.file_name() != ".git" && entry.file_type().is_file()
+            || NOT_SOURCE.iter().all(|name| entry.file_name() != *name)
     };
     let files = WalkDir::new(root.join(directory)).sort_by_file_name().into_iter().filter_entry(ours);
     let files = files.map(Result::unwrap).filter(|entry| entry.file_type().is_file());
