@@ -309,6 +309,14 @@ impl Lock {
         let lease = self.lease()?;
         lease.check_same()?;
         let ground = self.journal.ground();
+        /// However it ends: by a panic, say.
+        struct Ended<'l>(&'l Lease);
+        impl Drop for Ended<'_> {
+            fn drop(&mut self) {
+                self.0.not_committed();
+            }
+        }
+        let _ended = Ended(lease);
         let mut fence = None;
         let confirm = |tx: &store::Tx<'_>| {
             fence = Some(lease.confirm(tx)?);
@@ -317,13 +325,10 @@ impl Lock {
         let written = txn::write_rows(ground, confirm, &mut work);
         match (&written, fence) {
             (Ok(_), Some(fence)) => lease.confirmed(fence),
-            (Err(error), _) => {
-                lease.not_committed();
-                if error.is_lock_lost() {
-                    let _ = ground.enter().and_then(|mut turn| lease.note_loss(&mut turn));
-                }
+            (Err(error), _) if error.is_lock_lost() => {
+                let _ = ground.enter().and_then(|mut turn| lease.note_loss(&mut turn));
             }
-            (Ok(_), None) => {}
+            _ => {}
         }
         written
     }
@@ -343,9 +348,11 @@ impl Lock {
             std::mem::forget(lease);
             return warnings;
         }
+        // Else a transaction is still at work under it, and releases it when it ends.
+        let Some(lease) = Arc::into_inner(lease) else { return warnings };
         let name = lease.name();
         let mut warn = |text: String| warnings.push(Warning::new(text));
-        if !lease.is_recorded() && lease.check_same().is_ok() {
+        if lease.check_same().is_ok() && lease.ends_unnoted() {
             return warnings;
         }
         if !lease.is_held(store) {

@@ -32,7 +32,7 @@ pub(super) struct Standing {
     /// The thread that took it, or used it last.
     owner: AtomicU64,
     os: Mutex<Option<OsLock>>,
-    /// What is not being committed changes only within a turn.
+    /// Changes within a turn, but for the end of a lease that was never recorded.
     record: Mutex<Record>,
     progress: Mutex<Progress>,
     lost: AtomicBool,
@@ -42,9 +42,10 @@ pub(super) struct Standing {
 /// What the row of a lock says of its holder.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Record {
-    /// Nothing yet. The newest acquisition that the row knows had this fence; `seen` by the background before. While a COMMIT
-    /// records it (`committing`), its outcome is known to one thread only.
-    Unwritten { newest: i64, seen: bool, committing: bool },
+    /// Nothing yet, or not that this process knew. The newest acquisition before had the fence `newest`; `seen` by the
+    /// background before. `tried` was recorded in a SQLite transaction whose outcome the row tells, to several threads that
+    /// work under one lock as well: it may be open, committed or undone. The background leaves it to who is `committing`.
+    Unwritten { newest: i64, seen: bool, tried: Option<Fence>, committing: bool },
     /// The row says that this holder has the lock, with this fence.
     Written(Fence),
     /// The row says that it was released, or never says anything: it is shared.
@@ -134,11 +135,37 @@ impl Standing {
         self.os().as_ref().map_or(Err(Error::Closed), OsLock::check_same)
     }
 
-    pub(super) fn acquire(&self, tx: &Tx<'_>, session: SessionId, newest: i64, over: bool) -> Result<Fence> {
+    /// Records the acquisition, unless that was done meanwhile; `over`, when the release goes with it. Answers the fence.
+    pub(super) fn acquire(
+        &self,
+        tx: &Tx<'_>,
+        session: SessionId,
+        newest: i64,
+        tried: &mut Option<Fence>,
+        over: bool,
+    ) -> Result<Fence> {
+        if let Some(fence) = *tried
+            && rows::is_of(tx, &self.name, fence, session)?
+        {
+            return match over {
+                true => rows::release(tx, &self.name, fence).map(|_| fence),
+                false => Ok(fence),
+            };
+        }
         if rows::newest_fence(tx, &self.name)? != newest && !planted(Fault::FenceNotChecked) {
             return Err(self.error(Fence(newest)));
         }
-        rows::acquire(tx, &self.name, session, &self.purpose, over)
+        let fence = rows::acquire(tx, &self.name, session, &self.purpose, over)?;
+        *tried = Some(fence);
+        Ok(fence)
+    }
+
+    fn ends_unnoted(&self) -> bool {
+        let mut record = self.record();
+        if let Record::Unwritten { .. } = *record {
+            *record = Record::Over;
+        }
+        matches!(*record, Record::Over)
     }
 
     fn error(&self, fence: Fence) -> Error {
@@ -210,8 +237,7 @@ impl Lease {
         let newest = store.peek(|tx| rows::newest_fence(tx, self.name()))?;
         // It may have been recorded since that was read; a fence of our own is never larger than what is read after it.
         Ok(match *self.standing.record() {
-            Record::Unwritten { committing: true, .. } => true,
-            Record::Unwritten { newest: before, .. } => newest == before,
+            Record::Unwritten { newest: before, tried, .. } => newest == before || tried == Some(Fence(newest)),
             Record::Written(fence) => newest <= fence.get(),
             Record::Over => true,
         })
@@ -246,9 +272,9 @@ impl Lease {
     fn conclude(&self, tx: &Tx<'_>) -> Result<Fence> {
         self.refuse_lost()?;
         match &mut *self.standing.record() {
-            Record::Unwritten { newest, committing, .. } => {
+            Record::Unwritten { newest, tried, committing, .. } => {
                 *committing = true;
-                self.standing.acquire(tx, self.session, *newest, true)
+                self.standing.acquire(tx, self.session, *newest, tried, true)
             }
             Record::Written(fence) if rows::release(tx, self.name(), *fence)? => Ok(*fence),
             Record::Written(fence) if planted(Fault::FenceNotChecked) => Ok(*fence),
@@ -263,9 +289,9 @@ impl Lease {
     pub(crate) fn confirm(&self, tx: &Tx<'_>) -> Result<Fence> {
         self.refuse_lost()?;
         match &mut *self.standing.record() {
-            Record::Unwritten { newest, committing, .. } => {
+            Record::Unwritten { newest, tried, committing, .. } => {
                 *committing = true;
-                self.standing.acquire(tx, self.session, *newest, false)
+                self.standing.acquire(tx, self.session, *newest, tried, false)
             }
             Record::Written(fence) if rows::is_newest(tx, self.name(), *fence)? => Ok(*fence),
             Record::Written(fence) if planted(Fault::FenceNotChecked) => Ok(*fence),
@@ -334,10 +360,17 @@ impl Lease {
     pub(crate) fn is_recorded(&self) -> bool {
         self.fence().is_some()
     }
+
+    /// Ends it where no row says that it is held, and none will: nothing has to be recorded of its end.
+    pub(crate) fn ends_unnoted(&self) -> bool {
+        self.standing.ends_unnoted()
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        // IMPORTANT: before it is free. Were it recorded afterwards, the next holder would be taken for overtaken.
+        *self.standing.record() = Record::Over;
         // Explicitly: whoever was lent the descriptor would keep the lock.
         let os = self.standing.os().take().filter(|os| os.unlock().is_ok());
         let standing = &self.standing;
@@ -394,17 +427,16 @@ impl Held {
         }
     }
 
-    /// Records the release of a lease of its own, where the row says that it is held.
-    pub(crate) fn let_go(&self, turn: &mut Turn<'_>) -> Result<()> {
+    /// The transaction is over: the lease, where nobody else has it who will release it.
+    pub(crate) fn end(self) -> Option<Lease> {
         match self {
-            Self::Own(lease) => lease.note_release(turn).map(drop),
-            Self::Lent(_) => Ok(()),
+            Self::Own(lease) => Some(lease),
+            Self::Lent(lent) => {
+                let lease = Arc::clone(&lent.0);
+                drop(lent);
+                Arc::into_inner(lease)
+            }
         }
-    }
-
-    /// True when there is a release to be recorded.
-    pub(crate) fn is_to_be_let_go(&self) -> bool {
-        matches!(self, Self::Own(lease) if lease.is_recorded())
     }
 }
 

@@ -238,7 +238,7 @@ impl Locks {
     pub(crate) fn hold(&self, mut granted: Granted, newest: i64, purpose: &str) -> Result<Lease> {
         let (Some(os), Some(ticket)) = (granted.os.take(), granted.ticket.take()) else { return Err(Error::Closed) };
         let record = match granted.sharing {
-            Sharing::Exclusive => Record::Unwritten { newest, seen: false, committing: false },
+            Sharing::Exclusive => Record::Unwritten { newest, seen: false, tried: None, committing: false },
             Sharing::Shared => Record::Over,
         };
         let name = ticket.name().to_owned();
@@ -268,14 +268,16 @@ impl Locks {
         self.names.each(|_, spot| held.extend(spot.standing.iter().cloned()));
         let any = !held.is_empty();
         for standing in held {
-            let Record::Unwritten { newest, committing: false, .. } = *standing.record() else { continue };
+            if !matches!(*standing.record(), Record::Unwritten { .. }) {
+                continue;
+            }
             // Once in a million a new block of fences has to be durable before one of them is handed out.
             let durability = match turn.look(rows::has_fences)? {
                 true => Durability::Normal,
                 false => Durability::Full,
             };
-            match turn.write(durability, |tx| standing.acquire(tx, self.session, newest, false)) {
-                Ok(fence) => *standing.record() = Record::Written(fence),
+            match self.record_one(turn, durability, &standing) {
+                Ok(()) => {}
                 Err(Error::LockLost { .. }) => {
                     if standing.lose() {
                         turn.write(Durability::Normal, |tx| rows::count_loss(tx, &standing.name))?;
@@ -288,6 +290,18 @@ impl Locks {
             // What is held for this long is worth a sign of life now and then.
             self.heartbeat.start(&self.names);
         }
+        Ok(())
+    }
+
+    fn record_one(&self, turn: &mut Turn<'_>, durability: Durability, standing: &Standing) -> Result<()> {
+        let writing = turn.begin(durability)?;
+        // IMPORTANT: until it is committed. Whoever releases the lock meanwhile waits: else it would be recorded when
+        // somebody else has it.
+        let mut record = standing.record();
+        let Record::Unwritten { newest, tried, .. } = &mut *record else { return Ok(()) };
+        let fence = standing.acquire(&writing.tx(), self.session, *newest, tried, false)?;
+        writing.commit()?;
+        *record = Record::Written(fence);
         Ok(())
     }
 

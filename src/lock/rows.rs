@@ -133,6 +133,15 @@ pub(super) fn is_newest(tx: &Tx<'_>, name: &str, fence: Fence) -> Result<bool> {
     )
 }
 
+/// True when the newest acquisition has this token, is this session's, and has not been released.
+pub(super) fn is_of(tx: &Tx<'_>, name: &str, fence: Fence, session: SessionId) -> Result<bool> {
+    tx.query_row(
+        "SELECT EXISTS (SELECT 1 FROM main.journal_lock WHERE name = ?1 AND fence = ?2 AND session = ?3)",
+        (name, fence.get(), session.as_bytes()),
+        |row| row.get(0),
+    )
+}
+
 /// Records a sign of life. Does nothing when it was released, or somebody else has it.
 pub(super) fn beat(tx: &Tx<'_>, name: &str, fence: Fence, progress: &str) -> Result<()> {
     tx.execute(

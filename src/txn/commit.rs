@@ -50,7 +50,6 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
     if let Some(key) = request.key {
         // Before anything is prepared: the second time, sources are gone that were moved the first time.
         if let Some(receipt) = ground.store.peek(|tx| first(tx, key, &request.digest))? {
-            request.lease.let_go(&mut ground.enter()?)?;
             return Ok(receipt);
         }
     }
@@ -66,7 +65,6 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
         Ok((Recorded::Before(receipt), _)) => {
             drop(turn);
             request.lease.not_committed();
-            request.lease.let_go(&mut ground.enter()?)?;
             return Ok(receipt);
         }
         Ok((Recorded::NotYet, _)) => {

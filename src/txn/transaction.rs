@@ -299,9 +299,17 @@ impl Transaction {
         } else if let Some(guarding) = self.guarding.take() {
             guarding.release(&self.ground, receipt.changes());
         }
-        // The release was noted with the commit; dropping the lease frees the lock itself.
-        drop(self.lease.take());
+        self.end_lease();
         Ok(receipt)
+    }
+
+    /// Frees the lock, unless it was lent by somebody who still has it. That of a commit was noted with it.
+    fn end_lease(&mut self) {
+        let Some(lease) = self.lease.take().and_then(Held::end).filter(|lease| !lease.ends_unnoted()) else { return };
+        // What cannot be noted is over all the same: the OS lock goes with the lease.
+        if let Err(error) = self.ground.enter().and_then(|mut turn| lease.note_release(&mut turn)) {
+            tracing::debug!(%error, "the release of a lock could not be noted");
+        }
     }
 
     /// Looks whether the lock is still held: its file is the one that was locked, and nobody has acquired it since. It is lost
@@ -461,13 +469,7 @@ impl Drop for Transaction {
         if let Err(error) = self.put_back() {
             tracing::error!(%error, "what a transaction guarded could not be put back; the next to take its lock tries again");
         }
-        if let Some(lease) = self.lease.take().filter(Held::is_to_be_let_go) {
-            // A rollback that cannot be noted is one all the same: the OS lock goes with the lease.
-            let released = self.ground.enter().and_then(|mut turn| lease.let_go(&mut turn));
-            if let Err(error) = released {
-                tracing::debug!(%error, "the release of a lock could not be noted");
-            }
-        }
+        self.end_lease();
         for (area, name) in &self.spooled {
             let dropped = self.ground.area(*area).and_then(|area| area.drop_staged(name));
             if let Err(error) = dropped {

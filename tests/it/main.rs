@@ -25,6 +25,7 @@ mod guard_told;
 mod guard_tree;
 mod ingest;
 mod locks;
+mod locks_beside;
 mod locks_lost;
 mod locks_model;
 mod model;
