@@ -17,6 +17,8 @@ enum State<T> {
     Here(T),
     /// Nobody wants it any more.
     GivenUp,
+    /// It came when nobody wanted it, and was given back.
+    Gone,
 }
 
 impl<T> Handoff<T> {
@@ -27,7 +29,8 @@ impl<T> Handoff<T> {
     /// Gives the value to who waits for it; back, when they have given up.
     pub(super) fn give(&self, value: T) -> Result<(), T> {
         let mut state = self.state();
-        if let State::GivenUp = *state {
+        if matches!(*state, State::GivenUp | State::Gone) {
+            *state = State::Gone;
             return Err(value);
         }
         *state = State::Here(value);
@@ -54,6 +57,16 @@ impl<T> Handoff<T> {
         let here = Self::taken(&mut state);
         *state = State::GivenUp;
         here
+    }
+
+    /// Wants it once more, after giving up. False when it came meanwhile, and was given back.
+    pub(super) fn want_again(&self) -> bool {
+        let mut state = self.state();
+        let is_to_come = matches!(*state, State::GivenUp);
+        if is_to_come {
+            *state = State::Waiting;
+        }
+        is_to_come
     }
 
     /// Has who waits look again. Not to be called while holding anything they need for that.

@@ -61,7 +61,12 @@ pub(crate) struct OsLock {
     file: LockFile,
     dir: PathBuf,
     name: String,
+    /// Where the last wait that was given up still waits in the kernel: the next one goes on with it. Else who asks again
+    /// and again for what somebody holds for long would have a thread and a descriptor for each time.
+    given_up: Option<(Sharing, Arc<Coming>)>,
 }
+
+type Coming = Handoff<Result<LockFile>>;
 
 impl OsLock {
     /// Opens, and where needed makes, the lock file `name` in the directory `dir`.
@@ -69,7 +74,7 @@ impl OsLock {
         let path = dir.join(name);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = LockFile::open(&path, || rustix::fs::open(&path, flags, Mode::from_raw_mode(0o666)))?;
-        Ok(Self { file, dir: dir.to_owned(), name: name.to_owned() })
+        Ok(Self { file, dir: dir.to_owned(), name: name.to_owned(), given_up: None })
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -101,21 +106,10 @@ impl OsLock {
         if patience.is_over() {
             return Ok(false);
         }
-        // A description of its own for the waiter: were ours used, a late grant would meet a lock that a later
-        // attempt through the same description already holds, and release it.
-        let waiting = Self::open(&self.dir, &self.name)?;
-        let handoff = Arc::new(Handoff::<Result<LockFile>>::new());
-        let giving = Arc::clone(&handoff);
-        std::thread::Builder::new()
-            .name("journal-wait".into())
-            .spawn(move || {
-                let outcome = sharing.wait_on(&waiting.file).at("lock", waiting.path());
-                // Either it is taken over now, or they have given up and we release.
-                if let Err(Ok(file)) = giving.give(outcome.map(|()| waiting.file)) {
-                    let _ = fs4::FileExt::unlock(&*file);
-                }
-            })
-            .at("start a thread that waits for", self.path())?;
+        let handoff = match self.given_up.take() {
+            Some((wanted, handoff)) if wanted == sharing && handoff.want_again() => handoff,
+            _ => self.start_to_wait(sharing)?,
+        };
         let nudged = Arc::clone(&handoff);
         let _called_off = patience.cancel().map(|cancel| cancel.on_stop(move || nudged.nudge()));
         let got = loop {
@@ -127,9 +121,31 @@ impl OsLock {
             }
             patience.tell();
         };
-        let Some(file) = got else { return Ok(false) };
-        self.file = file?;
-        Ok(true)
+        match got {
+            Some(file) => self.file = file?,
+            None => self.given_up = Some((sharing, handoff)),
+        }
+        Ok(self.given_up.is_none())
+    }
+
+    /// Starts a thread that waits in the kernel.
+    fn start_to_wait(&self, sharing: Sharing) -> Result<Arc<Coming>> {
+        // A description of its own for the waiter: were ours used, a late grant would meet a lock that a later
+        // attempt through the same description already holds, and release it.
+        let waiting = Self::open(&self.dir, &self.name)?;
+        let handoff = Arc::new(Coming::new());
+        let giving = Arc::clone(&handoff);
+        std::thread::Builder::new()
+            .name("journal-wait".into())
+            .spawn(move || {
+                let outcome = sharing.wait_on(&waiting.file).at("lock", waiting.path());
+                // Either it is taken over now, or they have given up and we release.
+                if let Err(Ok(file)) = giving.give(outcome.map(|()| waiting.file)) {
+                    let _ = fs4::FileExt::unlock(&*file);
+                }
+            })
+            .at("start a thread that waits for", self.path())?;
+        Ok(handoff)
     }
 
     /// A descriptor of the same lock that processes started from now on inherit.

@@ -49,6 +49,8 @@ pub(super) struct Spot {
     pub(super) standing: Vec<Arc<Standing>>,
     /// The lock file, open and not locked, for the next one.
     pub(super) idle: Option<OsLock>,
+    /// The gate, open and not locked, where a wait at it was given up.
+    gate: Option<OsLock>,
     /// Somebody of this process has the OS lock alone.
     granted: bool,
 }
@@ -100,7 +102,7 @@ impl Locks {
                 Some(open) => open,
                 None => OsLock::open(&self.dir, &file)?,
             };
-            if !self.through_the_gate(&mut os, want, patience)? {
+            if !self.through_the_gate(&mut os, want, &ticket, patience)? {
                 ticket.with(|spot| spot.idle = Some(os));
                 return Ok(None);
             }
@@ -119,15 +121,28 @@ impl Locks {
         }
     }
 
-    fn through_the_gate(&self, os: &mut OsLock, want: Want<'_>, patience: &mut Patience<'_>) -> Result<bool> {
+    fn through_the_gate(
+        &self,
+        os: &mut OsLock,
+        want: Want<'_>,
+        ticket: &Ticket<Spot>,
+        patience: &mut Patience<'_>,
+    ) -> Result<bool> {
         if want.sharing == Sharing::Exclusive && os.try_lock()? {
             return Ok(true);
         }
         if want.sharing == Sharing::Exclusive && patience.is_over() {
             return Ok(false);
         }
-        let mut gate = OsLock::open(&self.dir, &gate_name(want.name)?)?;
-        Ok(gate.lock_as(want.sharing, patience)? && os.lock_as(want.sharing, patience)?)
+        let mut gate = match ticket.with(|spot| spot.gate.take()).flatten() {
+            Some(open) => open,
+            None => OsLock::open(&self.dir, &gate_name(want.name)?)?,
+        };
+        if gate.lock_as(want.sharing, patience)? {
+            return os.lock_as(want.sharing, patience);
+        }
+        ticket.with(|spot| spot.gate = Some(gate));
+        Ok(false)
     }
 
     /// Refuses what would wait for itself, and in debug builds what could.

@@ -141,6 +141,15 @@ fn what_is_handed_over_is_taken_or_given_back_and_never_lost() {
                 break handoff.give_up();
             }
         };
+        // Somebody comes again: what was given back meanwhile does not come any more, all else does.
+        let taken = match taken {
+            None if handoff.want_again() => loop {
+                if let Some(value) = handoff.take(Duration::MAX, || false) {
+                    break Some(value);
+                }
+            },
+            taken => taken,
+        };
         giver.join().unwrap();
         caller.join().unwrap();
         kept.lock().unwrap().extend(taken);
