@@ -41,7 +41,7 @@ CREATE TABLE journal_lock (
     heartbeat_ms INTEGER NOT NULL,
     progress     TEXT NOT NULL DEFAULT '',
     acquisitions INTEGER NOT NULL DEFAULT 1,
-    crashes      INTEGER NOT NULL DEFAULT 0,    -- acquisitions that found the row still held
+    crashes      INTEGER NOT NULL DEFAULT 0,    -- acquisitions that found it held by the dead
     losses       INTEGER NOT NULL DEFAULT 0,    -- holders that found their fence overtaken
     waits        INTEGER NOT NULL DEFAULT 0,    -- acquisitions that waited for more than a second
     longest_wait_ms INTEGER NOT NULL DEFAULT 0  -- the longest of these

@@ -280,6 +280,7 @@ impl Drop for Inner {
             let end = || -> Result<()> {
                 txn::settle(&self.ground, Deadline::after(self.ground.limits.turn_wait))?;
                 let mut turn = self.ground.enter()?;
+                self.ground.locks.record_held(&mut turn)?;
                 self.ground.session.end(&mut turn, &self.ground.sessions)?;
                 match turn.truncate_log() {
                     Err(error) if error.is_busy() => Ok(()),

@@ -333,8 +333,8 @@ impl Lock {
         written
     }
 
-    /// Releases the lock, as dropping it does, and says what was amiss: that it had been lost, or that the release could not be
-    /// recorded. What was committed under it stays committed.
+    /// Releases the lock, as dropping it does, and says what was amiss: that it had been lost, or could not be released. What was
+    /// committed under it stays committed. Whoever waits has it at once; the row says so a little later.
     pub fn release(mut self) -> Vec<Warning> {
         self.let_go()
     }
@@ -350,19 +350,15 @@ impl Lock {
         }
         // Else a transaction is still at work under it, and releases it when it ends.
         let Some(lease) = Arc::into_inner(lease) else { return warnings };
-        let name = lease.name();
-        let mut warn = |text: String| warnings.push(Warning::new(text));
-        if lease.check_same().is_ok() && lease.ends_unnoted() {
-            return warnings;
+        let name = lease.name().to_owned();
+        if lease.is_lost(store) {
+            let text = format!("lock {name:?} was lost before its work had ended; what was committed under it stays");
+            warnings.push(Warning::new(text));
         }
-        if !lease.is_held(store) {
-            warn(format!("lock {name:?} was lost before its work had ended; what was committed under it stays"));
-        } else if lease.is_recorded() {
-            match self.journal.ground().enter().and_then(|mut turn| lease.note_release(&mut turn)) {
-                Ok(_) => {}
-                Err(error) => warn(format!("the release of lock {name:?} could not be recorded: {error}")),
-            }
+        if let Err(error) = lease.release() {
+            warnings.push(Warning::new(format!("lock {name:?} could not be released as it should: {error}")));
         }
+        self.journal.ground().late.ring();
         warnings
     }
 }

@@ -13,12 +13,13 @@
 //! Processes of another pid namespace (another container on the same directory) are in none of these lists: their locks
 //! look free here.
 
+use std::collections::HashMap;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// One `flock` of somebody, as `/proc/locks` tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Entry {
     /// Waits for it, and holds nothing.
     waits: bool,
@@ -44,8 +45,16 @@ impl KernelLocks {
     }
 
     fn read_at(proc: &Path) -> Self {
-        let entries = fs::read(proc.join("locks")).ok();
-        let entries = entries.map(|text| String::from_utf8_lossy(&text).lines().filter_map(parse).collect());
+        let read = || {
+            let text = fs::read(proc.join("locks")).ok()?;
+            let entries = String::from_utf8_lossy(&text).lines().filter_map(parse).collect::<Vec<Entry>>();
+            Some((entries, text.len() < ONE_PIECE))
+        };
+        // The kernel tells a long list in pieces, and of what comes and goes between two of them it leaves lines out.
+        let entries = match read() {
+            Some((entries, false)) => Some(together(entries, read().map_or_else(Vec::new, |(again, _)| again))),
+            at_once => at_once.map(|(entries, _)| entries),
+        };
         Self { proc: proc.to_owned(), entries }
     }
 
@@ -128,6 +137,28 @@ pub(super) fn has_lock(proc: &Path, pid: i32, place: (u64, u64)) -> Option<bool>
 fn descriptors(proc: &Path, pid: i32) -> Option<impl Iterator<Item = (std::ffi::OsString, Metadata)> + use<>> {
     let dir = fs::read_dir(proc.join(pid.to_string()).join("fd")).ok()?;
     Some(dir.flatten().filter_map(|entry| Some((entry.file_name(), fs::metadata(entry.path()).ok()?))))
+}
+
+/// A list of fewer bytes is told at one moment.
+const ONE_PIECE: usize = 4096;
+
+/// What stands in one list or the other, as often as in that which has it more often.
+fn together(mut entries: Vec<Entry>, again: Vec<Entry>) -> Vec<Entry> {
+    let mut counted = HashMap::new();
+    for entry in &entries {
+        *counted.entry(*entry).or_insert(0_usize) += 1;
+    }
+    let is_new = |entry: &Entry| match counted.get_mut(entry) {
+        Some(left @ 1..) => {
+            *left -= 1;
+            false
+        }
+        _ => true,
+    };
+    let mut new = again;
+    new.retain(is_new);
+    entries.append(&mut new);
+    entries
 }
 
 /// `1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF`; of a waiter `1: -> FLOCK …`.
@@ -236,6 +267,14 @@ mod tests {
             fs::write(proc.path().join("locks"), &line).unwrap();
             assert_eq!(KernelLocks::maybe_in_use(proc.path(), &file), want, "{line}");
         }
+    }
+
+    #[test]
+    fn two_looks_at_a_long_list_are_one_list() {
+        let entry = |pid| Entry { pid, major: 0, minor: 1, inode: 2, shared: false, waits: false };
+        let [a, b, c] = [1, 2, 3].map(entry);
+        assert_eq!(together(vec![a, b, b], vec![b, c, a, c]), vec![a, b, b, c, c]);
+        assert_eq!(together(vec![], vec![a]), vec![a]);
     }
 
     #[test]

@@ -134,6 +134,13 @@ pub(super) fn judge_locks(locks: &mut [LockInfo], waits: &[LongWait], state_dir:
         let holders = kernel.holders(&own, &suspects);
         lock.held = holders.as_ref().map(|pids| !pids.is_empty());
         lock.pids = holders.unwrap_or_default();
+        if let (Some(false), Some(holder)) = (lock.held, &lock.holder) {
+            let session = state_dir.join("sessions").join(format!("{}.lock", holder.session));
+            if kernel.holders(&session, &[holder.pid]).is_some_and(|pids| !pids.is_empty()) {
+                // It has released it, and not got round to saying so.
+                lock.holder = None;
+            }
+        }
         lock.clock_differs = clock_differs(lock);
         lock.mode = kernel.is_shared(&own).map(|shared| if shared { "shared" } else { "exclusive" });
         let mut in_kernel = [kernel.waiters(&own), kernel.waiters(&gate)].concat();

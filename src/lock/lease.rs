@@ -3,13 +3,14 @@
 use std::cell::Cell;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use super::locks::{Order, Spot};
 use super::queue::Ticket;
-use super::rows;
+use super::{rows, session};
 use crate::error::{Error, Result};
 use crate::fault::{Fault, planted};
 use crate::fs::os_lock::{OsLock, Sharing};
@@ -29,6 +30,7 @@ pub(super) struct Standing {
     pub(super) order: Order,
     pub(super) purpose: String,
     pub(super) since_ms: i64,
+    sessions: Arc<Path>,
     /// The thread that took it, or used it last.
     owner: AtomicU64,
     os: Mutex<Option<OsLock>>,
@@ -59,7 +61,8 @@ struct Progress {
     is_news: bool,
 }
 
-/// A held lock. Dropping it frees the OS lock at once; a row that says "held" is mended by [`Lease::note_release`] first.
+/// A held lock. Dropping it frees the OS lock at once; a row that says "held" is mended a little later, by
+/// [`Locks::record_held`](super::Locks::record_held): whoever waits need not wait for that.
 #[derive(Debug)]
 #[must_use = "the lock is freed when this is dropped"]
 pub(crate) struct Lease {
@@ -82,8 +85,17 @@ pub(crate) enum Held {
 pub(crate) struct Lent(Arc<Lease>);
 
 impl Standing {
-    pub(super) fn new(name: String, sharing: Sharing, order: Order, purpose: &str, os: OsLock, record: Record) -> Self {
+    pub(super) fn new(
+        name: String,
+        want: (Sharing, Order),
+        purpose: &str,
+        os: OsLock,
+        record: Record,
+        sessions: Arc<Path>,
+    ) -> Self {
+        let (sharing, order) = want;
         Self {
+            sessions,
             name,
             sharing,
             order,
@@ -152,20 +164,18 @@ impl Standing {
                 false => Ok(fence),
             };
         }
-        if rows::newest_fence(tx, &self.name)? != newest && !planted(Fault::FenceNotChecked) {
+        let (known, holder) = rows::newest(tx, &self.name)?;
+        if known != newest && !planted(Fault::FenceNotChecked) {
             return Err(self.error(Fence(newest)));
         }
-        let fence = rows::acquire(tx, &self.name, session, &self.purpose, over)?;
+        // One that lives has released it, and not got round to saying so.
+        let crashed = holder.is_some_and(|holder| match SessionId::from_slice(&holder) {
+            Some(holder) => holder != session && !session::lives(&self.sessions, holder).unwrap_or(true),
+            None => true,
+        });
+        let fence = rows::acquire(tx, &self.name, session, &self.purpose, over, crashed)?;
         *tried = Some(fence);
         Ok(fence)
-    }
-
-    fn ends_unnoted(&self) -> bool {
-        let mut record = self.record();
-        if let Record::Unwritten { .. } = *record {
-            *record = Record::Over;
-        }
-        matches!(*record, Record::Over)
     }
 
     fn error(&self, fence: Fence) -> Error {
@@ -230,6 +240,15 @@ impl Lease {
             self.lose(store);
         }
         held
+    }
+
+    /// True when it is known to be lost, or its file is not the one that was locked. Costs no look at the row: whoever
+    /// committed has looked there.
+    pub(crate) fn is_lost(&self, store: &Store) -> bool {
+        if !self.standing.is_lost() && matches!(self.standing.check_same(), Err(Error::LockFileReplaced { .. })) {
+            self.lose(store);
+        }
+        self.standing.is_lost()
     }
 
     /// True when nobody has acquired the lock since.
@@ -345,36 +364,36 @@ impl Lease {
         turn.write(Durability::Normal, |tx| rows::count_loss(tx, self.name()))
     }
 
-    /// Records the release, if the row says that the lock is held. False when it says that somebody else has it.
-    pub(crate) fn note_release(&self, turn: &mut Turn<'_>) -> Result<bool> {
-        let record = *self.standing.record();
-        let mut released = true;
-        if let Record::Written(fence) = record {
-            released = turn.write(Durability::Normal, |tx| rows::release(tx, self.name(), fence))?;
-        }
-        *self.standing.record() = Record::Over;
-        Ok(released)
-    }
-
     /// True when the row says that this lock is held.
     pub(crate) fn is_recorded(&self) -> bool {
         self.fence().is_some()
     }
 
-    /// Ends it where no row says that it is held, and none will: nothing has to be recorded of its end.
-    pub(crate) fn ends_unnoted(&self) -> bool {
-        self.standing.ends_unnoted()
+    /// Frees the OS lock.
+    pub(crate) fn release(mut self) -> Result<()> {
+        self.free()
+    }
+
+    fn free(&mut self) -> Result<()> {
+        let Some(os) = self.standing.os().take() else { return Ok(()) };
+        // IMPORTANT: before it is free. Were it recorded afterwards, the next holder would be taken for overtaken.
+        let said = match std::mem::replace(&mut *self.standing.record(), Record::Over) {
+            Record::Written(fence) => Some(fence),
+            Record::Unwritten { tried, .. } => tried,
+            Record::Over => None,
+        };
+        // Explicitly: whoever was lent the descriptor would keep the lock.
+        let unlocked = os.unlock();
+        let idle = Some(os).filter(|_| unlocked.is_ok());
+        self.ticket.with(|spot| spot.leave(&self.standing, idle, said));
+        unlocked
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // IMPORTANT: before it is free. Were it recorded afterwards, the next holder would be taken for overtaken.
-        *self.standing.record() = Record::Over;
-        // Explicitly: whoever was lent the descriptor would keep the lock.
-        let os = self.standing.os().take().filter(|os| os.unlock().is_ok());
-        let standing = &self.standing;
-        self.ticket.with(|spot| spot.leave(standing, os));
+        // Closed, the descriptor frees it all the same.
+        let _ = self.free();
     }
 }
 

@@ -8,7 +8,7 @@
 //! The kernel lets those who share a lock in past somebody who waits to have it alone. So who has to wait for that waits
 //! behind a second file, the gate, and those who share go through it first.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use super::queue::{Kept, Queues, Ticket, Waiter};
 use super::{rows, session};
 use crate::error::{Error, Result};
 use crate::fs::os_lock::{OsLock, Sharing, is_unheld};
-use crate::id::SessionId;
+use crate::id::{Fence, SessionId};
 use crate::store::{Durability, Store, Turn};
 use crate::time::Deadline;
 use crate::wait::{Patience, StopToken};
@@ -36,7 +36,7 @@ const REPLACED_OFTEN: u32 = 10;
 #[derive(Debug)]
 pub(crate) struct Locks {
     dir: PathBuf,
-    sessions: PathBuf,
+    sessions: Arc<Path>,
     session: SessionId,
     names: Arc<Queues<Spot>>,
     heartbeat: Arc<Heartbeat>,
@@ -51,6 +51,8 @@ pub(super) struct Spot {
     pub(super) idle: Option<OsLock>,
     /// Somebody of this process has the OS lock alone.
     granted: bool,
+    /// It was released, and the row still says that it is held with this fence.
+    released: Option<Fence>,
 }
 
 /// Which lock somebody wants, and how.
@@ -81,7 +83,7 @@ pub(crate) struct Granted {
 
 impl Locks {
     pub(crate) fn new(state: PathBuf, session: SessionId, heartbeat: Heartbeat) -> Self {
-        let (dir, sessions) = (state.join("locks"), state.join("sessions"));
+        let (dir, sessions) = (state.join("locks"), state.join("sessions").into());
         Self { dir, sessions, session, names: Arc::new(Queues::new()), heartbeat: Arc::new(heartbeat) }
     }
 
@@ -189,10 +191,10 @@ impl Locks {
     /// Who has the lock; none when it is free.
     pub(crate) fn holder(&self, store: &Store, name: &str) -> Result<Option<Holder>> {
         let file = file_name(name)?;
-        if let Some(holder) = self.recorded_holder(store, name)? {
-            return Ok(Some(holder));
+        if is_unheld(&self.dir, &file)? && !self.names.with(name, |spot| !spot.standing.is_empty()).unwrap_or(false) {
+            return Ok(None);
         }
-        Ok((!is_unheld(&self.dir, &file)?).then(Holder::unknown))
+        self.recorded_holder(store, name).map(|holder| Some(holder.unwrap_or_else(Holder::unknown)))
     }
 
     /// Who has the lock, as far as they said so: this process of itself, another by a row while its session lives.
@@ -242,7 +244,8 @@ impl Locks {
             Sharing::Shared => Record::Over,
         };
         let name = ticket.name().to_owned();
-        let standing = Arc::new(Standing::new(name, granted.sharing, granted.order, purpose, os, record));
+        let want = (granted.sharing, granted.order);
+        let standing = Arc::new(Standing::new(name, want, purpose, os, record, Arc::clone(&self.sessions)));
         ticket.with(|spot| spot.standing.push(Arc::clone(&standing)));
         Ok(Lease::new(standing, self.session, ticket))
     }
@@ -251,6 +254,9 @@ impl Locks {
     pub(crate) fn see_unrecorded(&self) -> Unrecorded {
         let mut found = Unrecorded::default();
         self.names.each(|_, spot| {
+            if spot.released.is_some() {
+                (found.any, found.due) = (true, true);
+            }
             for standing in &spot.standing {
                 if let Record::Unwritten { seen, committing: false, .. } = &mut *standing.record() {
                     found.any = true;
@@ -261,11 +267,24 @@ impl Locks {
         found
     }
 
-    /// Records who holds what: a larger fence, who and why. Not synced: a power cut frees every lock anyway, and the
+    /// Records who holds what, and who does no more: a larger fence, who and why. Not synced: a power cut frees every lock anyway, and the
     /// fences' ceiling is durable.
     pub(crate) fn record_held(&self, turn: &mut Turn<'_>) -> Result<()> {
-        let mut held = Vec::new();
-        self.names.each(|_, spot| held.extend(spot.standing.iter().cloned()));
+        let (mut held, mut released) = (Vec::new(), Vec::new());
+        self.names.each(|name, spot| {
+            held.extend(spot.standing.iter().cloned());
+            released.extend(spot.released.map(|fence| (name.to_owned(), fence)));
+        });
+        if !released.is_empty() {
+            turn.write(Durability::Normal, |tx| {
+                // Somebody else may have it by now: then there is nothing to say.
+                released.iter().try_for_each(|(name, fence)| rows::release(tx, name, *fence).map(drop))
+            })?;
+            for (name, fence) in released {
+                self.names.with(&name, |spot| spot.released = spot.released.filter(|newer| *newer != fence));
+            }
+            self.names.sweep();
+        }
         let any = !held.is_empty();
         for standing in held {
             if !matches!(*standing.record(), Record::Unwritten { .. }) {
@@ -322,7 +341,7 @@ pub(crate) struct Unrecorded {
 
 impl Kept for Spot {
     fn stays(&self, names: usize) -> bool {
-        self.idle.is_some() && names <= FILES_KEPT
+        (self.idle.is_some() && names <= FILES_KEPT) || self.released.is_some()
     }
 }
 
@@ -354,9 +373,10 @@ impl Drop for Granted {
 
 impl Spot {
     /// Somebody's hold on the name is over.
-    pub(super) fn leave(&mut self, standing: &Arc<Standing>, os: Option<OsLock>) {
+    pub(super) fn leave(&mut self, standing: &Arc<Standing>, os: Option<OsLock>, said: Option<Fence>) {
         self.standing.retain(|held| !Arc::ptr_eq(held, standing));
         self.granted = false;
+        self.released = said.or(self.released);
         if os.is_some() {
             self.idle = os;
         }

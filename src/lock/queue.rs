@@ -104,6 +104,13 @@ impl<K: Kept> Queues<K> {
         self.names().iter_mut().for_each(|(name, entry)| look(name, &mut entry.kept));
     }
 
+    /// Forgets the names that nobody has or wants, and with which nothing is kept.
+    pub(super) fn sweep(&self) {
+        let mut names = self.names();
+        let known = names.len();
+        names.retain(|_, name| !name.places.is_empty() || name.kept.stays(known));
+    }
+
     /// What is kept with a name; none when nobody has it and nothing is.
     pub(super) fn with<T>(&self, name: &str, look: impl FnOnce(&mut K) -> T) -> Option<T> {
         self.names().get_mut(name).map(|entry| look(&mut entry.kept))

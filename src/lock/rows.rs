@@ -85,9 +85,24 @@ pub(crate) fn newest_fence(tx: &Tx<'_>, name: &str) -> Result<i64> {
     Ok(newest.unwrap_or(0))
 }
 
+/// The same, and the session that has not released it, as far as the row says.
+pub(super) fn newest(tx: &Tx<'_>, name: &str) -> Result<(i64, Option<Vec<u8>>)> {
+    let newest = tx.query_opt("SELECT fence, session FROM main.journal_lock WHERE name = ?1", [name], |row| {
+        Ok((row.get(0)?, row.get(1)?))
+    })?;
+    Ok(newest.unwrap_or((0, None)))
+}
+
 /// Records an acquisition: the next token, and who has the lock from now on; nobody, when it is `over` with this very
-/// transaction. Where [`has_fences`] says no, the transaction has to be durable.
-pub(super) fn acquire(tx: &Tx<'_>, name: &str, session: SessionId, purpose: &str, over: bool) -> Result<Fence> {
+/// transaction. `crashed`: the holder before had died with it. Where [`has_fences`] says no, the transaction has to be durable.
+pub(super) fn acquire(
+    tx: &Tx<'_>,
+    name: &str,
+    session: SessionId,
+    purpose: &str,
+    over: bool,
+    crashed: bool,
+) -> Result<Fence> {
     // Plain statements: RETURNING would build a table of its own each time.
     let (fence, ceiling): (i64, i64) =
         tx.query_row("SELECT fence + 1, fence_ceiling FROM main.journal_meta WHERE id = 1", (), |row| {
@@ -100,11 +115,11 @@ pub(super) fn acquire(tx: &Tx<'_>, name: &str, session: SessionId, purpose: &str
     tx.execute(
         "INSERT INTO main.journal_lock (name, fence, session, pid, purpose, acquired_ms, heartbeat_ms) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) \
-         ON CONFLICT (name) DO UPDATE SET crashes = crashes + (session IS NOT NULL), fence = excluded.fence, \
+         ON CONFLICT (name) DO UPDATE SET crashes = crashes + ?7, fence = excluded.fence, \
            session = excluded.session, pid = excluded.pid, purpose = excluded.purpose, \
            acquired_ms = excluded.acquired_ms, heartbeat_ms = excluded.heartbeat_ms, progress = '', \
            acquisitions = acquisitions + 1",
-        (name, fence, (!over).then(|| session.as_bytes()), (!over).then(std::process::id), purpose, now_ms()),
+        (name, fence, (!over).then(|| session.as_bytes()), (!over).then(std::process::id), purpose, now_ms(), crashed),
     )?;
     Ok(Fence(fence))
 }

@@ -303,12 +303,16 @@ impl Transaction {
         Ok(receipt)
     }
 
-    /// Frees the lock, unless it was lent by somebody who still has it. That of a commit was noted with it.
+    /// Frees the lock, unless it was lent by somebody who still has it.
     fn end_lease(&mut self) {
-        let Some(lease) = self.lease.take().and_then(Held::end).filter(|lease| !lease.ends_unnoted()) else { return };
-        // What cannot be noted is over all the same: the OS lock goes with the lease.
-        if let Err(error) = self.ground.enter().and_then(|mut turn| lease.note_release(&mut turn)) {
-            tracing::debug!(%error, "the release of a lock could not be noted");
+        let Some(lease) = self.lease.take().and_then(Held::end) else { return };
+        // That of a commit was noted with it.
+        let is_news = lease.is_recorded();
+        drop(lease);
+        if is_news && let Err(error) = self.ground.enter().and_then(|mut turn| self.ground.locks.record_held(&mut turn))
+        {
+            tracing::debug!(%error, "the release of a lock could not be noted; the background tries again");
+            self.ground.late.ring();
         }
     }
 

@@ -118,16 +118,52 @@ fn work_that_has_finished_or_failed_when_its_lock_is_lost_keeps_its_outcome() {
 }
 
 #[test]
-fn a_release_that_cannot_be_recorded_is_a_warning() {
+fn a_release_waits_for_nobody_and_is_recorded_when_it_can_be() {
     let tree = Tree::new();
-    let journal = Journal::options().turn_wait(Duration::from_millis(50)).open(tree.root()).unwrap();
+    let (journal, second) = (tree.journal(), tree.journal());
     let lock = journal.lock("a").unwrap();
     lock.fence().unwrap();
     // Somebody writes for long.
     let turnstile = fs::File::open(tree.path(".journal/turnstile.lock")).unwrap();
     fs4::FileExt::lock(&turnstile).unwrap();
-    let warnings = lock.release();
-    assert!(warnings.len() == 1 && warnings[0].to_string().contains("could not be recorded"), "{warnings:?}");
+    assert!(lock.release().is_empty());
+    assert!(second.holder("a").unwrap().is_none(), "it is free");
+    let next = second.lock("a").unwrap();
     fs4::FileExt::unlock(&turnstile).unwrap();
-    assert!(journal.try_lock("a").unwrap().is_some(), "it is free all the same");
+    next.fence().unwrap();
+    drop(next);
+    let row = || -> (i64, i64, bool) {
+        let row = "SELECT acquisitions, crashes, session IS NULL FROM journal_lock WHERE name = 'a'";
+        raw(&tree).query_row(row, (), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap()
+    };
+    let recorded = (0..1000).any(|_| {
+        std::thread::sleep(Duration::from_millis(5));
+        row() == (2, 0, true)
+    });
+    assert!(recorded, "acquired twice, no crash, released: {:?}", row());
+    // A journal that is closed at once says so before it goes.
+    drop(second.lock("a").unwrap().fence().unwrap());
+    second.close().unwrap();
+    assert_eq!(row(), (3, 0, true));
+    assert_eq!(losses(&tree), 0);
+}
+
+#[test]
+#[expect(unsafe_code, reason = "puts another descriptor in the place of a lock's")]
+fn a_release_that_fails_after_a_success_is_a_warning() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    let lock = journal.lock("a").unwrap();
+    lock.begin("").unwrap().commit().unwrap();
+    let file = fs::canonicalize(tree.path(".journal/locks/a.lock")).unwrap();
+    let is_it = |fd: &fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|link| link == file);
+    let fd = fs::read_dir("/proc/self/fd").unwrap().map(Result::unwrap).find(is_it).unwrap();
+    let fd: i32 = fd.file_name().to_str().unwrap().parse().unwrap();
+    // A descriptor on which nothing can be locked takes its place.
+    let path = rustix::fs::open(tree.root(), rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+    // SAFETY: the number is open, and stays so; the lock's owner closes it.
+    assert_eq!(unsafe { libc::dup3(std::os::fd::AsRawFd::as_raw_fd(&path), fd, libc::O_CLOEXEC) }, fd);
+    let warnings = lock.release();
+    assert!(warnings.len() == 1 && warnings[0].to_string().contains("could not be released"), "{warnings:?}");
+    journal.lock("a").unwrap().begin("").unwrap().commit().unwrap();
 }
