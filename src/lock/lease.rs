@@ -372,7 +372,7 @@ impl Drop for Lease {
         // IMPORTANT: before it is free. Were it recorded afterwards, the next holder would be taken for overtaken.
         *self.standing.record() = Record::Over;
         // Explicitly: whoever was lent the descriptor would keep the lock.
-        let os = self.standing.os().take().filter(|os| os.unlock().is_ok());
+        let os = self.standing.os().take().filter(|os| os.unlock().is_ok() && !os.is_lent());
         let standing = &self.standing;
         self.ticket.with(|spot| spot.leave(standing, os));
     }

@@ -164,3 +164,26 @@ fn who_asks_again_and_again_costs_no_more_than_who_asks_once() {
     });
     drop(journal.lock("a").unwrap());
 }
+
+#[test]
+fn who_inherited_a_lock_that_was_released_does_not_hold_the_next_one() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    let txn = journal.begin("").unwrap();
+    let lent = txn.lend_lock().unwrap();
+    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    drop(lent);
+    let holds = || {
+        let infos = std::fs::read_dir(format!("/proc/{}/fdinfo", child.id())).unwrap();
+        let mut texts = infos.filter_map(|info| std::fs::read_to_string(info.unwrap().path()).ok());
+        texts.any(|text| text.contains("FLOCK"))
+    };
+    assert!(holds(), "it was lent that");
+    txn.commit().unwrap();
+    let held = journal.lock("main").unwrap();
+    let both = holds();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!both, "should this process die now, that child would keep the lock");
+    drop(held);
+}
