@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -60,6 +61,8 @@ pub(crate) struct OsLock {
     file: LockFile,
     dir: PathBuf,
     name: String,
+    /// Other processes may have it open too: what is locked through it again is theirs as well.
+    is_lent: AtomicBool,
 }
 
 impl OsLock {
@@ -68,7 +71,7 @@ impl OsLock {
         let path = dir.join(name);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = LockFile::open(&path, || rustix::fs::open(&path, flags, Mode::from_raw_mode(0o666)))?;
-        Ok(Self { file, dir: dir.to_owned(), name: name.to_owned() })
+        Ok(Self { file, dir: dir.to_owned(), name: name.to_owned(), is_lent: AtomicBool::new(false) })
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -112,9 +115,15 @@ impl OsLock {
 
     /// A descriptor of the same lock that processes started from now on inherit.
     pub(crate) fn lend(&self) -> Result<OwnedFd> {
+        self.is_lent.store(true, Ordering::Relaxed);
         let lent = rustix::io::fcntl_dupfd_cloexec(&*self.file, 3).at_in("lend", &self.dir, &self.name)?;
         rustix::io::fcntl_setfd(&lent, rustix::io::FdFlags::empty()).at_in("lend", &self.dir, &self.name)?;
         Ok(lent)
+    }
+
+    /// True once another process may have inherited it.
+    pub(crate) fn is_lent(&self) -> bool {
+        self.is_lent.load(Ordering::Relaxed)
     }
 
     pub(crate) fn unlock(&self) -> Result<()> {

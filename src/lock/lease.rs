@@ -384,7 +384,7 @@ impl Lease {
         };
         // Explicitly: whoever was lent the descriptor would keep the lock.
         let unlocked = os.unlock();
-        let idle = Some(os).filter(|_| unlocked.is_ok());
+        let idle = Some(os).filter(|os| unlocked.is_ok() && !os.is_lent());
         self.ticket.with(|spot| spot.leave(&self.standing, idle, said));
         unlocked
     }

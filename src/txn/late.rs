@@ -54,20 +54,23 @@ impl Late {
     /// Somebody is about to commit a transaction, and to apply it.
     pub(super) fn come(&self, txn: TxnId) {
         let mut state = self.state();
-        let first = state.coming.map_or(txn, |coming| coming.first);
+        let first = state.coming.map_or(txn, |coming| coming.first.min(txn));
         state.coming = Some(Span { first, last: txn });
     }
 
-    /// It was not committed.
+    /// It was not committed. Of several that were to share a COMMIT each says so, in any order.
     pub(super) fn gone(&self, txn: TxnId) {
         let mut state = self.state();
-        let before = TxnId(txn.get() - 1);
-        state.coming = match state.coming {
-            Some(coming) if coming.last == txn => {
-                Some(Span { last: before, ..coming }).filter(|left| left.first <= before)
-            }
-            other => other,
-        };
+        let Some(coming) = state.coming.filter(|coming| (coming.first..=coming.last).contains(&txn)) else { return };
+        // IMPORTANT: nothing stays that does not come. Another process may commit under that number, and die.
+        state.coming = if txn == coming.last {
+            Some(Span { last: TxnId(txn.get() - 1), ..coming })
+        } else if txn == coming.first {
+            Some(Span { first: TxnId(txn.get() + 1), ..coming })
+        } else {
+            None
+        }
+        .filter(|left| left.first <= left.last);
     }
 
     /// Nobody knows how far an apply came: let whoever comes next look for themselves.
@@ -140,6 +143,21 @@ impl Late {
             {
                 tracing::debug!(%error, "notes could not be written; recovery would find out for itself");
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_those_that_shared_a_commit_in_vain_none_is_still_expected() {
+        for order in [[1, 2, 3], [1, 3, 2], [2, 1, 3], [2, 3, 1], [3, 1, 2], [3, 2, 1]] {
+            let late = Late::default();
+            (1..=3).for_each(|txn| late.come(TxnId(txn)));
+            order.into_iter().for_each(|txn| late.gone(TxnId(txn)));
+            assert!(late.known().iter().all(Option::is_none), "{order:?}: {:?}", late.known());
         }
     }
 }

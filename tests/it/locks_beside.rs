@@ -6,7 +6,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use journal_kb::Result;
+use journal_kb::{Acquire, Result};
 
 use crate::support::Tree;
 
@@ -124,4 +124,66 @@ fn what_is_released_while_it_is_recorded_is_nobodys() {
         over.store(true, Ordering::Relaxed);
     });
     assert_eq!(losses_and_crashes(&tree), (0, 0));
+}
+
+#[test]
+fn who_asks_again_and_again_costs_no_more_than_who_asks_once() {
+    let tree = Tree::new();
+    let (journal, other) = (tree.journal(), tree.journal());
+    // Of the lock and of its gate, by this process. Each that waits in the kernel has one, and a thread.
+    let open = || {
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+        let links = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        links.filter(|link| link.starts_with(tree.path(".journal/locks"))).count()
+    };
+    let ask = |shared: bool| {
+        let acquire = Acquire::new("a").wait(Duration::from_millis(2));
+        let acquire = if shared { acquire.shared() } else { acquire };
+        std::thread::scope(|scope| scope.spawn(|| assert!(journal.lock_with(acquire).is_err())).join().unwrap());
+    };
+    let alone = other.lock("a").unwrap();
+    for shared in [false, true] {
+        (0..20).for_each(|_| ask(shared));
+        assert!(open() < 10, "{} are open", open());
+    }
+    drop(alone);
+    // Those who gave up keep nobody out, and the next to come waits as ever.
+    drop(journal.lock("a").unwrap());
+    let shares = other.lock_with(Acquire::new("a").shared()).unwrap();
+    (0..20).for_each(|_| ask(false));
+    assert!(open() < 10, "{} are open", open());
+    // A second one waits in the kernel, and has the gate.
+    std::thread::scope(|scope| {
+        let waiter = tree.journal();
+        let waiting = scope.spawn(move || drop(waiter.lock("a").unwrap()));
+        std::thread::sleep(Duration::from_millis(50));
+        (0..20).for_each(|_| ask(true));
+        assert!(open() < 15, "{} are open", open());
+        drop(shares);
+        waiting.join().unwrap();
+    });
+    drop(journal.lock("a").unwrap());
+}
+
+#[test]
+fn who_inherited_a_lock_that_was_released_does_not_hold_the_next_one() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    let txn = journal.begin("").unwrap();
+    let lent = txn.lend_lock().unwrap();
+    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    drop(lent);
+    let holds = || {
+        let infos = std::fs::read_dir(format!("/proc/{}/fdinfo", child.id())).unwrap();
+        let mut texts = infos.filter_map(|info| std::fs::read_to_string(info.unwrap().path()).ok());
+        texts.any(|text| text.contains("FLOCK"))
+    };
+    assert!(holds(), "it was lent that");
+    txn.commit().unwrap();
+    let held = journal.lock("main").unwrap();
+    let both = holds();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!both, "should this process die now, that child would keep the lock");
+    drop(held);
 }

@@ -93,7 +93,10 @@ impl Crew {
     pub(super) fn work(&mut self, enters: usize, kills: Option<Duration>) {
         let mut random = Random(0x9E37_79B9_7F4A_7C15);
         let mut next = Instant::now();
-        while self.members.iter().any(|member| member.enters < enters) {
+        // Had nobody died with a lock in hand, little would be shown.
+        while self.members.iter().any(|member| member.enters < enters)
+            || (kills.is_some() && !self.somebody_died_inside())
+        {
             self.look();
             if let Some(apart) = kills.filter(|_| Instant::now() >= next) {
                 let victim = random.below(self.members.len());
@@ -102,6 +105,13 @@ impl Crew {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    fn somebody_died_inside(&self) -> bool {
+        let text = fs::read_to_string(self.path("witness")).unwrap();
+        // The last line may not be whole yet.
+        let whole = text.rfind('\n').unwrap_or(0);
+        witness::check(&text[..whole]).is_ok_and(|counts| counts.killed_inside > 0)
     }
 
     /// Counts what has been done since the last look. Nobody may have ended.
