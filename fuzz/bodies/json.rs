@@ -50,7 +50,12 @@ pub(crate) fn run(bytes: &[u8]) {
             let shown = inspector.quarantined(entry.id).expect("what is in quarantine").expect("it is there");
             compare(&root, &["quarantine", "show", &entry.id.to_string()], &[shown]);
         }
-        4 => drop(compare(&root, &["locks"], &inspector.locks().expect("locks"))),
+        4 => {
+            let locks = inspector.locks().expect("locks");
+            let mut said: Vec<_> = locks.iter().map(|lock| serde_json::to_value(lock).expect("JSON")).collect();
+            said.push(serde_json::json!({ "turnstile": inspector.turnstile() }));
+            drop(compare(&root, &["locks"], &said));
+        }
         _ => {
             let ids = labels(&database);
             let Some((id, _)) = ids.get(input.below(ids.len())).filter(|(id, _)| *id > 0) else { return };
