@@ -19,6 +19,8 @@ use crate::wait::{Patience, StopToken};
 
 /// Who has waited for this long is shown by `journalctl-kb locks`, and counted.
 const LONG: Duration = Duration::from_secs(1);
+/// So often somebody who shares a lock has what a dead holder left put back first; what cannot be put back is not waited for.
+const TRIES: u32 = 3;
 /// How long to wait for the turn to write down what is not needed.
 const SHORT: Duration = Duration::from_millis(200);
 
@@ -172,13 +174,16 @@ impl Journal {
         store::refuse_reentry("taking a lock")?;
         let mut wait = LongWait { ground, name: want.name, number: None };
         let mut granted = wait.wait(want, deadline, cancel.clone(), tell)?;
-        if want.sharing == Sharing::Shared && ground.store.peek(|tx| journal::has_guard_of(tx, want.name))? {
+        for _ in 0..TRIES {
+            if want.sharing == Sharing::Exclusive || !ground.store.peek(|tx| journal::has_guard_of(tx, want.name))? {
+                break;
+            }
             // Nobody has it alone, so who guards under it is dead; and what they left is put back only by who has it alone.
             drop(granted);
             let alone = wait.wait(Want { sharing: Sharing::Exclusive, ..want }, deadline, cancel.clone(), None)?;
             self.recover_first(want.name, None, deadline)?;
             drop(alone);
-            granted = wait.wait(want, deadline, cancel, None)?;
+            granted = wait.wait(want, deadline, cancel.clone(), None)?;
         }
         drop(wait);
         let seen = self.recover_first(want.name, key, deadline)?;
@@ -458,13 +463,8 @@ impl Drop for LongWait<'_> {
     fn drop(&mut self) {
         let Some((number, deadline)) = self.number else { return };
         let waited = i64::try_from(deadline.waited().as_millis()).unwrap_or(i64::MAX);
-        let ended =
-            self.ground.store.enter(SHORT).and_then(|mut turn| {
-                turn.write(Durability::Normal, |tx| lock::end_wait(tx, number, self.name, waited))
-            });
-        if let Err(error) = ended {
-            tracing::debug!(%error, "the end of a wait could not be noted");
-        }
+        self.ground.locks.end_wait(number, self.name, waited);
+        self.ground.late.ring();
     }
 }
 

@@ -9,7 +9,7 @@
 //! behind a second file, the gate, and those who share go through it first.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::heartbeat::Heartbeat;
@@ -40,6 +40,8 @@ pub(crate) struct Locks {
     session: SessionId,
     names: Arc<Queues<Spot>>,
     heartbeat: Arc<Heartbeat>,
+    /// Long waits that are over, and whose rows are still there: number, name, milliseconds.
+    waited: Mutex<Vec<(i64, String, i64)>>,
 }
 
 /// What is kept with a name.
@@ -84,7 +86,14 @@ pub(crate) struct Granted {
 impl Locks {
     pub(crate) fn new(state: PathBuf, session: SessionId, heartbeat: Heartbeat) -> Self {
         let (dir, sessions) = (state.join("locks"), state.join("sessions").into());
-        Self { dir, sessions, session, names: Arc::new(Queues::new()), heartbeat: Arc::new(heartbeat) }
+        Self {
+            dir,
+            sessions,
+            session,
+            names: Arc::new(Queues::new()),
+            heartbeat: Arc::new(heartbeat),
+            waited: Mutex::default(),
+        }
     }
 
     /// Waits for the OS lock of a name, as long as patience lasts. None when it came to an end.
@@ -253,6 +262,9 @@ impl Locks {
     /// Sees which locks are held and not recorded; true when one of them was seen so before, and is due.
     pub(crate) fn see_unrecorded(&self) -> Unrecorded {
         let mut found = Unrecorded::default();
+        if !self.waited().is_empty() {
+            (found.any, found.due) = (true, true);
+        }
         self.names.each(|_, spot| {
             if spot.released.is_some() {
                 (found.any, found.due) = (true, true);
@@ -270,6 +282,12 @@ impl Locks {
     /// Records who holds what, and who does no more: a larger fence, who and why. Not synced: a power cut frees every lock anyway, and the
     /// fences' ceiling is durable.
     pub(crate) fn record_held(&self, turn: &mut Turn<'_>) -> Result<()> {
+        let waited = std::mem::take(&mut *self.waited());
+        if !waited.is_empty() {
+            turn.write(Durability::Normal, |tx| {
+                waited.iter().try_for_each(|(number, name, waited_ms)| rows::end_wait(tx, *number, name, *waited_ms))
+            })?;
+        }
         let (mut held, mut released) = (Vec::new(), Vec::new());
         self.names.each(|name, spot| {
             held.extend(spot.standing.iter().cloned());
@@ -322,6 +340,15 @@ impl Locks {
         writing.commit()?;
         *record = Record::Written(fence);
         Ok(())
+    }
+
+    /// A long wait is over: its row goes, and it is counted, in the background. Nobody who has waited for long is to wait for that.
+    pub(crate) fn end_wait(&self, number: i64, name: &str, waited_ms: i64) {
+        self.waited().push((number, name.to_owned(), waited_ms));
+    }
+
+    fn waited(&self) -> MutexGuard<'_, Vec<(i64, String, i64)>> {
+        self.waited.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
     /// Ends the heartbeat.

@@ -203,7 +203,7 @@ pub(crate) fn begin_wait(tx: &Tx<'_>, name: &str, session: SessionId, since_ms: 
 }
 
 /// Records that it is over, and how long it was.
-pub(crate) fn end_wait(tx: &Tx<'_>, wait: i64, name: &str, waited_ms: i64) -> Result<()> {
+pub(super) fn end_wait(tx: &Tx<'_>, wait: i64, name: &str, waited_ms: i64) -> Result<()> {
     tx.execute("DELETE FROM main.journal_wait WHERE id = ?1", [wait])?;
     tx.execute(
         "UPDATE main.journal_lock SET waits = waits + 1, longest_wait_ms = max(longest_wait_ms, ?2) WHERE name = ?1",
