@@ -27,6 +27,13 @@ fn locks_survive_random_kills() {
     let mut crew =
         Crew::start(orders(processes.div_ceil(2), 1, 3, Work::Hold).chain(orders(processes / 2, 2, 3, Work::Hold)));
     crew.work(enters, Some(Duration::from_millis(60)));
+    // Had nobody died with a lock in hand, little would be shown.
+    for more in 1.. {
+        if crew.somebody_died_inside() {
+            break;
+        }
+        crew.work(enters + more, Some(Duration::from_millis(20)));
+    }
     let counts = crew.stop().counts;
     let acquisitions: usize = counts.enters.values().sum();
     let Counts { killed, killed_inside, ref done, .. } = counts;

@@ -107,7 +107,8 @@ impl Crew {
         }
     }
 
-    fn somebody_died_inside(&self) -> bool {
+    /// True when somebody was killed who had a lock.
+    pub(super) fn somebody_died_inside(&self) -> bool {
         let text = fs::read_to_string(self.path("witness")).unwrap();
         // The last line may not be whole yet.
         let whole = text.rfind('\n').unwrap_or(0);
