@@ -62,7 +62,7 @@ pub(super) fn is_over(ground: &Ground, guard: &GuardRow) -> Result<Option<Over>>
     }
     match ground.locks.try_os_lock(&guard.lock) {
         // No lock can have that name, so nobody has it.
-        Err(Error::BadPath { .. }) => Ok(Some(Over::Known)),
+        Err(Error::BadLockName { .. }) => Ok(Some(Over::Known)),
         lock => Ok(lock?.map(|lock| Over::Free { _lock: lock })),
     }
 }
