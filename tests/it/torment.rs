@@ -47,7 +47,7 @@ fn locks_survive_random_kills() {
 fn nobody_starves_who_wants_one_lock() {
     let _watchdog = Watchdog::new("wanting one lock", LIMIT);
     let mut crew = Crew::start(orders(6, 1, 1, Work::Hold));
-    crew.work(50, None);
+    crew.work(25, None);
     println!("{:?}", crew.enters());
     crew.stop();
 }
@@ -57,7 +57,7 @@ fn nobody_starves_who_wants_one_lock() {
 fn a_stream_of_those_who_share_starves_nobody_who_wants_to_be_alone() {
     let _watchdog = Watchdog::new("sharing a lock", LIMIT);
     let mut crew = Crew::start(orders(4, 2, 1, Work::Share).chain(orders(1, 1, 1, Work::Hold)));
-    crew.work(40, None);
+    crew.work(20, None);
     println!("{:?}", crew.enters());
     let counts = crew.stop().counts;
     assert!(counts.most_at_once > 1, "nobody shared it with anybody");
@@ -67,7 +67,7 @@ fn a_stream_of_those_who_share_starves_nobody_who_wants_to_be_alone() {
 fn eight_processes_commit_side_by_side() {
     let _watchdog = Watchdog::new("committing side by side", LIMIT);
     let mut crew = Crew::start(orders(4, 1, 1, Work::Commit).chain(orders(4, 3, 1, Work::Commit)));
-    crew.work(100, None);
+    crew.work(40, None);
     println!("{:?}", crew.enters());
     let log = crew.longest_log();
     assert!(log <= 64 << 20, "{log}");
@@ -80,7 +80,7 @@ fn eight_processes_commit_side_by_side() {
 fn what_was_acknowledged_is_there_whoever_is_killed() {
     let _watchdog = Watchdog::new("committing and being killed", LIMIT);
     let mut crew = Crew::start(orders(4, 4, 1, Work::Commit));
-    crew.work(100, Some(Duration::from_millis(60)));
+    crew.work(30, Some(Duration::from_millis(60)));
     let Stopped { counts, rows } = crew.stop();
     let lost: Vec<_> = counts.done.difference(&rows).collect();
     assert!(lost.is_empty(), "{lost:?}");

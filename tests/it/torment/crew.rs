@@ -59,6 +59,10 @@ struct Member {
     /// All that it was.
     processes: Vec<u32>,
     enters: usize,
+    /// What that was when the process began that has the place now.
+    before: usize,
+    /// The one before it was killed before it held any lock.
+    in_vain: bool,
 }
 
 impl Crew {
@@ -71,7 +75,7 @@ impl Crew {
         let mut crew = Self { home, members: Vec::new(), processes: 0, witness, read: 0, longest_log: 0 };
         for orders in orders {
             let (process, child) = crew.spawn(&orders);
-            crew.members.push(Member { orders, child, processes: vec![process], enters: 0 });
+            crew.members.push(Member { orders, child, processes: vec![process], enters: 0, before: 0, in_vain: false });
         }
         crew
     }
@@ -93,10 +97,7 @@ impl Crew {
     pub(super) fn work(&mut self, enters: usize, kills: Option<Duration>) {
         let mut random = Random(0x9E37_79B9_7F4A_7C15);
         let mut next = Instant::now();
-        // Had nobody died with a lock in hand, little would be shown.
-        while self.members.iter().any(|member| member.enters < enters)
-            || (kills.is_some() && !self.somebody_died_inside())
-        {
+        while self.members.iter().any(|member| member.enters < enters) {
             self.look();
             if let Some(apart) = kills.filter(|_| Instant::now() >= next) {
                 let victim = random.below(self.members.len());
@@ -140,6 +141,11 @@ impl Crew {
 
     fn kill(&mut self, victim: usize) {
         let member = &mut self.members[victim];
+        let in_vain = member.enters == member.before;
+        if in_vain && member.in_vain {
+            // Where opening takes longer than they live, nobody would ever get to work.
+            return;
+        }
         self.witness.says(&format!("kill {}", member.processes.last().unwrap()));
         member.child.kill().unwrap();
         member.child.wait().unwrap();
@@ -148,6 +154,7 @@ impl Crew {
         let member = &mut self.members[victim];
         member.processes.push(process);
         member.child = child;
+        (member.before, member.in_vain) = (member.enters, in_vain);
     }
 
     /// How often each place in the crew has held a lock.
