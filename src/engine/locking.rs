@@ -92,7 +92,7 @@ impl Journal {
 
     /// Takes a lock alone, as for a [flight](Journal::single_flight): if somebody is at it already, says who, at once, and writes
     /// nothing. Who has it otherwise is waited for, as long as [`Acquire::wait`] allows: those who share it, and whoever has come this
-    /// very instant, or recovers what a dead holder left.
+    /// very instant, or recovers what a dead holder left. Of `acquire` the name, the purpose and the wait count.
     pub fn begin_flight(&self, acquire: Acquire<'_>) -> Result<std::result::Result<Lock, Holder>> {
         store::refuse_reentry("taking a lock")?;
         let ground = self.ground();
@@ -103,9 +103,7 @@ impl Journal {
             Ok(granted) => granted,
             Err(holder) => return Ok(Err(holder)),
         };
-        let seen = self.recover_first(want.name, None, deadline)?;
-        let lease = ground.locks.hold(granted, seen.fence, &acquire.purpose)?;
-        ground.late.ring();
+        let Taken { lease, .. } = self.hold(granted, want.name, &acquire.purpose, None, deadline)?;
         Ok(Ok(Lock { journal: self.clone(), lease: Some(Arc::new(lease)) }))
     }
 
@@ -186,9 +184,13 @@ impl Journal {
             granted = wait.wait(want, deadline, cancel.clone(), None)?;
         }
         drop(wait);
-        let seen = self.recover_first(want.name, key, deadline)?;
-        let lease = ground.locks.hold(granted, seen.fence, purpose)?;
-        ground.late.ring();
+        self.hold(granted, want.name, purpose, key, deadline)
+    }
+
+    fn hold(&self, os: Granted, name: &str, purpose: &str, key: Option<&str>, deadline: Deadline) -> Result<Taken> {
+        let seen = self.recover_first(name, key, deadline)?;
+        let lease = self.ground().locks.hold(os, seen.fence, purpose)?;
+        self.ground().late.ring();
         Ok(Taken { lease, seen })
     }
 

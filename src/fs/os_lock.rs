@@ -127,7 +127,7 @@ impl OsLock {
     }
 
     pub(crate) fn unlock(&self) -> Result<()> {
-        fs4::FileExt::unlock(&*self.file).at_in("unlock", &self.dir, &self.name)
+        unlock(&self.file).at_in("unlock", &self.dir, &self.name)
     }
 
     /// Refuses to go on when the name no longer stands for the file that is locked.
@@ -140,6 +140,10 @@ impl OsLock {
             Err(error) => Err(error).at("look at", path),
         }
     }
+}
+
+pub(super) fn unlock(file: &File) -> Result<(), std::io::Error> {
+    fs4::FileExt::unlock(file)
 }
 
 /// True when nobody has the lock file in `dir` alone, or it is not there. Shares the lock for an instant, so that any number may

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, TryLockError};
 
 use super::fork::{Born, LockFile};
 use super::handoff::Handoff;
-use super::os_lock::Sharing;
+use super::os_lock::{self, Sharing};
 use crate::error::{IoContext, Result};
 use crate::wait::Patience;
 
@@ -68,7 +68,7 @@ fn start(waiting: LockFile, sharing: Sharing, path: &impl Fn() -> PathBuf) -> Re
             let outcome = sharing.wait_on(&waiting).at("lock", named);
             // Either it is taken over now, or they have given up and we release.
             if let Err(Ok(file)) = giving.give(outcome.map(|()| waiting)) {
-                let _ = fs4::FileExt::unlock(&*file);
+                let _ = os_lock::unlock(&file);
             }
         })
         .at("start a thread that waits for", path())?;

@@ -286,35 +286,28 @@ impl Lease {
         (state.text, state.is_news) = (text, true);
     }
 
-    /// Inside COMMIT of what is the last to happen under this lock: refuses when somebody else has acquired it since, and
-    /// records the release; the acquisition too where that has not been done. Answers the fence.
-    fn conclude(&self, tx: &Tx<'_>) -> Result<Fence> {
-        self.refuse_lost()?;
-        match &mut *self.standing.record() {
-            Record::Unwritten { newest, tried, committing, .. } => {
-                *committing = true;
-                self.standing.acquire(tx, self.session, *newest, tried, true)
-            }
-            Record::Written(fence) if rows::release(tx, self.name(), *fence)? => Ok(*fence),
-            Record::Written(fence) if planted(Fault::FenceNotChecked) => Ok(*fence),
-            Record::Written(fence) => Err(self.standing.error(*fence)),
-            Record::Over => Err(Error::Closed),
-        }
-    }
-
     /// Inside COMMIT: refuses when somebody else has acquired the lock since, and records the acquisition where that has not
     /// been done. Answers the fence, to be given to [`Lease::confirmed`] when the COMMIT is done; or else there is
     /// [`Lease::not_committed`].
     pub(crate) fn confirm(&self, tx: &Tx<'_>) -> Result<Fence> {
+        self.record_in(tx, false)
+    }
+
+    /// The same; `over`, where this is the last to happen under the lock, records the release, too.
+    fn record_in(&self, tx: &Tx<'_>, over: bool) -> Result<Fence> {
         self.refuse_lost()?;
         match &mut *self.standing.record() {
             Record::Unwritten { newest, tried, committing, .. } => {
                 *committing = true;
-                self.standing.acquire(tx, self.session, *newest, tried, false)
+                self.standing.acquire(tx, self.session, *newest, tried, over)
             }
-            Record::Written(fence) if rows::is_newest(tx, self.name(), *fence)? => Ok(*fence),
-            Record::Written(fence) if planted(Fault::FenceNotChecked) => Ok(*fence),
-            Record::Written(fence) => Err(self.standing.error(*fence)),
+            Record::Written(fence) => {
+                let is_ours = match over {
+                    true => rows::release(tx, self.name(), *fence)?,
+                    false => rows::is_newest(tx, self.name(), *fence)?,
+                };
+                if is_ours || planted(Fault::FenceNotChecked) { Ok(*fence) } else { Err(self.standing.error(*fence)) }
+            }
             Record::Over if self.is_shared() => Err(Error::LockShared { name: self.name().to_owned() }),
             Record::Over => Err(Error::Closed),
         }
@@ -433,7 +426,7 @@ impl Held {
     /// a lease of its own also that it is over. Answers the fence.
     pub(crate) fn conclude(&self, tx: &Tx<'_>) -> Result<Fence> {
         match self {
-            Self::Own(lease) => lease.conclude(tx),
+            Self::Own(lease) => lease.record_in(tx, true),
             Self::Lent(lent) => lent.0.confirm(tx),
         }
     }
