@@ -181,6 +181,43 @@ CREATE TABLE journal_area (
     path BLOB NOT NULL UNIQUE                   -- the directory that holds the area's `.journal-stage`
 ) STRICT;
 
+-- A run: how far a resumable job is, or was.
+CREATE TABLE journal_run (
+    id          INTEGER PRIMARY KEY,
+    job         TEXT NOT NULL,
+    fingerprint BLOB NOT NULL,                  -- of what the job works on; another one begins afresh
+    state       TEXT NOT NULL CHECK (state IN ('open', 'finished', 'abandoned', 'replaced')),
+    session     BLOB,                           -- that works at it, or died of it; NULL when it said how it ended
+    starts      INTEGER NOT NULL DEFAULT 1,     -- sessions that worked at it
+    began_ms    INTEGER NOT NULL,
+    started_ms  INTEGER NOT NULL,               -- when the newest of them started
+    started_at  INTEGER NOT NULL DEFAULT 0,     -- the number of its first item
+    stopped_ms  INTEGER,                        -- when it said how it ended
+    reason      TEXT NOT NULL DEFAULT '',       -- why
+    expected    INTEGER,                        -- how many items there are in all, where the job says so
+    banked      INTEGER,                        -- how many there were when the run was over
+    cursor      TEXT,                           -- JSON: the job's own word of where to go on
+    bad_cursor  TEXT                            -- one that the job could not read
+) STRICT;
+CREATE UNIQUE INDEX journal_run_open ON journal_run (job) WHERE state = 'open';
+
+-- An item that is done. Rows are only added, at the end of their run.
+CREATE TABLE journal_run_item (
+    id    INTEGER PRIMARY KEY,                  -- run * 2^36 + number
+    item  BLOB NOT NULL,
+    at_ms INTEGER NOT NULL
+) STRICT;
+
+-- An item that was tried and is not done. It is counted before it is tried.
+CREATE TABLE journal_run_try (
+    id    INTEGER PRIMARY KEY,                  -- run * 2^36 + number
+    item  BLOB NOT NULL,
+    tries INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('trying', 'failed', 'aside')),
+    at_ms INTEGER NOT NULL,
+    error TEXT NOT NULL DEFAULT ''              -- of the newest try
+) STRICT;
+
 -- What happened that somebody may want to know: warnings, recoveries, what was moved aside.
 CREATE TABLE journal_event (
     id      INTEGER PRIMARY KEY,

@@ -3,6 +3,8 @@
 mod locking;
 mod plan;
 mod quarantine;
+mod run;
+mod runs;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -30,6 +32,8 @@ use crate::txn::{
 pub use locking::{Flight, Lock, LockFence};
 pub use plan::{PlannedStep, recovery_plan};
 pub use quarantine::Quarantine;
+pub use run::{Attempt, Begun, Ended, Pending, Run, Started, Verdict};
+pub use runs::Runs;
 
 /// The lock of a transaction that names none.
 const MAIN_LOCK: &str = "main";
@@ -56,6 +60,7 @@ struct Inner {
     pool: ReadPool,
     lock_wait: Duration,
     retention: Retention,
+    run_retention: Duration,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// What opening recovered, until somebody asks.
     recovered: Mutex<Recovered>,
@@ -119,6 +124,7 @@ impl Journal {
             pool,
             lock_wait: options.lock_wait,
             retention: options.retention,
+            run_retention: options.run_retention,
             recovered: Mutex::default(),
         };
         let journal = Self { inner: Arc::new(inner) };
@@ -204,7 +210,7 @@ impl Journal {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn write<T>(&self, work: impl FnMut(&Rows<'_>) -> Result<T>) -> Result<T> {
-        txn::write_rows(self.ground(), |_| Ok(()), work)
+        txn::write_rows(self.ground(), self.ground().limits.turn_wait, |_| Ok(()), work)
     }
 
     /// Makes the live tree itself durable: on return, everything committed so far is on disk in the files themselves,
@@ -225,6 +231,7 @@ impl Journal {
         let _ = self.ground().backlog.take();
         let settled = txn::settle(self.ground(), Deadline::after(self.ground().limits.turn_wait))?;
         history::retain(self.ground(), &self.inner.retention)?;
+        run::retain(self.ground(), self.inner.run_retention)?;
         Ok(settled)
     }
 
@@ -366,7 +373,7 @@ fn start_noter(ground: &Arc<Ground>) -> Result<JoinHandle<()>> {
 /// Starts the thread that settles behind the commits: when enough has come together, or after a pause.
 fn start_settler(ground: &Arc<Ground>, options: &Options) -> Result<JoinHandle<()>> {
     let ground = Arc::clone(ground);
-    let (idle, retention) = (options.settle_after, options.retention);
+    let (idle, retention, runs) = (options.settle_after, options.retention, options.run_retention);
     std::thread::Builder::new()
         .name("journal-settle".into())
         .spawn(move || {
@@ -393,6 +400,7 @@ fn start_settler(ground: &Arc<Ground>, options: &Options) -> Result<JoinHandle<(
                     if settles {
                         txn::settle(&ground, Deadline::after(ground.limits.turn_wait))?;
                         history::retain(&ground, &retention)?;
+                        run::retain(&ground, runs)?;
                     }
                     let checkpointer = match &mut checkpointer {
                         Some(open) => open,

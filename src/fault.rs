@@ -66,6 +66,14 @@ pub(crate) enum Fault {
     FailedPartKept,
     /// Members of a group may change the same paths.
     OverlappingPartsShare,
+    /// That an item is tried is not written before it is.
+    TryNotCounted,
+    /// What a flush could not write is forgotten.
+    FailedFlushForgotten,
+    /// The last flush of a run comes after its lock was released.
+    FlushedAfterRelease,
+    /// An item that a transaction records is written before its COMMIT, by itself.
+    ItemBesideCommit,
 }
 
 /// True when a test has planted this fault in this process.

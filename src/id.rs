@@ -85,6 +85,29 @@ impl fmt::Display for Fence {
     }
 }
 
+/// One run of a job, from its beginning to its end, over as many sessions as it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RunId(pub(crate) i64);
+
+impl RunId {
+    /// The number as people type it: `journalctl-kb runs show 3`.
+    pub fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl From<i64> for RunId {
+    fn from(id: i64) -> Self {
+        Self(id)
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// One opening of the journal by one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SessionId(Uuid);

@@ -13,6 +13,7 @@ mod lock;
 mod options;
 mod path;
 mod recovery;
+mod run;
 mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -23,15 +24,19 @@ mod wait;
 
 pub use rusqlite;
 
-pub use engine::{Committed, Flight, Journal, Lock, LockFence, PlannedStep, Quarantine, Recovered, recovery_plan};
+pub use engine::{
+    Attempt, Begun, Committed, Ended, Flight, Journal, Lock, LockFence, Pending, PlannedStep, Quarantine, Recovered,
+    Run, Runs, Started, Verdict, recovery_plan,
+};
 pub use error::{Error, Result, Retry};
 pub use fs::clone::Way;
 pub use history::Retention;
-pub use id::{Fence, QuarantineId, TxnId};
+pub use id::{Fence, QuarantineId, RunId, TxnId};
 pub use journal::{Change, ChangeKind};
 pub use lock::{Holder, Waiting};
-pub use options::{Acquire, Begin, Options};
+pub use options::{Acquire, Begin, Job, Options};
 pub use recovery::{Resolved, Standing};
+pub use run::ItemKey;
 pub use store::Rows;
 pub use txn::{Guard, Layer, Receipt, RolledBack, Settled, Transaction, Warning};
 pub use wait::StopToken;

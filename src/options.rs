@@ -1,11 +1,15 @@
 //! How a journal is opened, and how a transaction begins.
 
+mod job;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::history::Retention;
 use crate::lock::Waiting;
 use crate::wait::StopToken;
+
+pub use job::Job;
 
 /// Settings of a journal, for this opening of it. [`Journal::options`](crate::Journal::options) gives the defaults.
 #[derive(Clone, Debug)]
@@ -27,6 +31,7 @@ pub struct Options {
     pub(crate) settle_bytes: u64,
     pub(crate) settle_paths: u64,
     pub(crate) retention: Retention,
+    pub(crate) run_retention: Duration,
 }
 
 impl Default for Options {
@@ -48,6 +53,7 @@ impl Default for Options {
             settle_bytes: 8 << 20,
             settle_paths: 2048,
             retention: Retention::default(),
+            run_retention: Duration::from_secs(7 * 24 * 60 * 60),
         }
     }
 }
@@ -152,6 +158,12 @@ impl Options {
     /// How long old versions are kept. [`Retention::OFF`] keeps none.
     pub fn history(mut self, keep: Retention) -> Self {
         self.retention = keep;
+        self
+    }
+
+    /// How long a run is kept that is over, or that nobody goes on with: then its job begins afresh. Default: 7 days.
+    pub fn run_retention(mut self, keep: Duration) -> Self {
+        self.run_retention = keep;
         self
     }
 }

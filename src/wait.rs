@@ -1,5 +1,8 @@
 //! Waiting: until when, who may call it off, and what is told meanwhile.
 
+#[cfg(feature = "signals")]
+mod signals;
+
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -18,6 +21,8 @@ pub struct StopToken {
 
 #[derive(Default)]
 struct Inner {
+    /// Until when nobody needs to ask, where there is an end to that.
+    deadline: Option<Deadline>,
     requested: AtomicBool,
     state: Mutex<State>,
     bell: Condvar,
@@ -39,6 +44,12 @@ impl StopToken {
         Self::default()
     }
 
+    /// A token that asks to stop by itself when this time is over.
+    pub fn after(time: Duration) -> Self {
+        let inner = Inner { deadline: Some(Deadline::after(time)), ..Inner::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
     /// Asks to stop, and says why. Only the first reason counts.
     pub fn stop(&self, reason: impl Into<String>) {
         let mut state = self.state();
@@ -54,19 +65,32 @@ impl StopToken {
         wakers.iter().for_each(|(_, wake)| wake());
     }
 
-    /// True once somebody has asked to stop. Costs nothing to ask.
+    /// True once somebody has asked to stop. Costs next to nothing to ask.
     pub fn requested(&self) -> bool {
-        self.inner.requested.load(Ordering::Acquire)
+        if self.inner.requested.load(Ordering::Acquire) {
+            return true;
+        }
+        let Some(deadline) = self.inner.deadline.filter(Deadline::passed) else { return false };
+        // Nobody is woken: who waits, waits no longer than until then.
+        self.state().reason.get_or_insert_with(|| format!("its time was over, after {:?}", deadline.waited()));
+        self.inner.requested.store(true, Ordering::Release);
+        true
     }
 
     /// Why to stop; none while nobody has asked to.
     pub fn reason(&self) -> Option<String> {
+        self.requested();
         self.state().reason.clone()
+    }
+
+    /// After how long it asks by itself, at the latest.
+    pub(crate) fn left(&self) -> Duration {
+        self.inner.deadline.as_ref().map_or(Duration::MAX, Deadline::left)
     }
 
     /// Waits until somebody asks to stop, at most this long. True when somebody has.
     pub fn wait(&self, at_most: Duration) -> bool {
-        let deadline = Deadline::after(at_most);
+        let deadline = Deadline::after(at_most.min(self.left()));
         let mut state = self.state();
         while state.reason.is_none() && !deadline.passed() {
             state = match self.inner.bell.wait_timeout(state, deadline.left()) {
@@ -74,7 +98,8 @@ impl StopToken {
                 Err(poison) => poison.into_inner().0,
             };
         }
-        state.reason.is_some()
+        drop(state);
+        self.requested()
     }
 
     /// Has `wake` called when somebody asks to stop, at once if that was before; until the answer is dropped.
@@ -165,7 +190,8 @@ impl<'p> Patience<'p> {
 
     /// How long to wait before the next call of [`Patience::tell`].
     pub(crate) fn slice(&self) -> Duration {
-        self.deadline.left().min(self.next.saturating_sub(self.waited()))
+        let called_off = self.cancel.as_ref().map_or(Duration::MAX, StopToken::left);
+        self.deadline.left().min(called_off).min(self.next.saturating_sub(self.waited()))
     }
 
     /// Tells how long it has been, where that is due. Without any mutex: what is told may take its time.

@@ -219,7 +219,7 @@ impl Journal {
         look().map(|(_, seen)| seen)
     }
 
-    fn warn(&self, warning: &Warning) {
+    pub(super) fn warn(&self, warning: &Warning) {
         tracing::warn!(%warning);
         let message = warning.to_string();
         let noted = self.ground().enter().and_then(|mut turn| {
@@ -311,33 +311,15 @@ impl Lock {
 
     /// Changes rows alone, under this lock: durable on return. [`Error::LockLost`], and nothing is changed, when somebody else
     /// has acquired it since: that is looked at inside COMMIT. Shares its COMMIT as [`Journal::write`] does.
-    pub fn write<T>(&self, mut work: impl FnMut(&Rows<'_>) -> Result<T>) -> Result<T> {
+    pub fn write<T>(&self, work: impl FnMut(&Rows<'_>) -> Result<T>) -> Result<T> {
         store::refuse_reentry("a write")?;
-        let lease = self.lease()?;
-        lease.check_same()?;
         let ground = self.journal.ground();
-        /// However it ends: by a panic, say.
-        struct Ended<'l>(&'l Lease);
-        impl Drop for Ended<'_> {
-            fn drop(&mut self) {
-                self.0.not_committed();
-            }
-        }
-        let _ended = Ended(lease);
-        let mut fence = None;
-        let confirm = |tx: &store::Tx<'_>| {
-            fence = Some(lease.confirm(tx)?);
-            Ok(())
-        };
-        let written = txn::write_rows(ground, confirm, &mut work);
-        match (&written, fence) {
-            (Ok(_), Some(fence)) => lease.confirmed(fence),
-            (Err(error), _) if error.is_lock_lost() => {
-                let _ = ground.enter().and_then(|mut turn| lease.note_loss(&mut turn));
-            }
-            _ => {}
-        }
-        written
+        txn::write_rows_under(ground, self.lease()?, ground.limits.turn_wait, |_| Ok(()), work)
+    }
+
+    /// What it is, for those that go on with it.
+    pub(super) fn shared_lease(&self) -> Result<Arc<Lease>> {
+        self.lease().map(Arc::clone)
     }
 
     /// Releases the lock, as dropping it does, and says what was amiss: that it had been lost, or could not be released. What was
@@ -346,7 +328,7 @@ impl Lock {
         self.let_go()
     }
 
-    fn let_go(&mut self) -> Vec<Warning> {
+    pub(super) fn let_go(&mut self) -> Vec<Warning> {
         let mut warnings = Vec::new();
         let Some(lease) = self.lease.take() else { return warnings };
         let store = &self.journal.ground().store;

@@ -1,11 +1,13 @@
 //! The one error type: what was being done, to which path or id, and what to do next.
 
+mod context;
 mod retry;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use context::{IoContext, SqlContext};
 pub use retry::Retry;
 
 use crate::id::{Fence, QuarantineId, TxnId};
@@ -383,6 +385,42 @@ pub enum Error {
         "this process was forked from one that had the journal open, whose locks it does not have: open the journal after forking, or in a program started anew (exec)"
     )]
     Forked,
+    /// What a run has done could not be written, again and again: it ends, rather than do what cannot be banked.
+    #[error(
+        "the progress of run {job:?} cannot be written: {detail}; {banked} items are banked, {unbanked} done since are not and will be done again; mend that and start it again"
+    )]
+    CheckpointUnavailable {
+        /// The job.
+        job: String,
+        /// Items that are durable.
+        banked: u64,
+        /// Items that were recorded and are not.
+        unbanked: u64,
+        /// What went wrong the last time.
+        detail: String,
+    },
+    /// A run does not take this item.
+    #[error("run {job:?} does not take item {item:?}: {reason}")]
+    ItemRefused {
+        /// The job.
+        job: String,
+        /// The item, as text.
+        item: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The run was finished, stopped or abandoned.
+    #[error("run {job:?} has ended in this session: start it again to go on")]
+    RunEnded {
+        /// The job.
+        job: String,
+    },
+    /// No job of this name has a run that could be changed.
+    #[error("no run of {job:?} is open: see `journalctl-kb runs`")]
+    NoRun {
+        /// The job.
+        job: String,
+    },
     /// The handle was closed.
     #[error("this journal was closed")]
     Closed,
@@ -425,52 +463,6 @@ impl Error {
 impl From<rusqlite::Error> for Error {
     fn from(source: rusqlite::Error) -> Self {
         Self::Sql { op: "running a statement", source }
-    }
-}
-
-/// Gives a bare system error its operation and path, so that none crosses a function without them.
-pub(crate) trait IoContext<T> {
-    fn at(self, op: &'static str, path: impl AsRef<Path>) -> Result<T>;
-
-    /// The same for a name in a directory, joined only where there is something to say.
-    fn at_in(self, op: &'static str, dir: impl AsRef<Path>, name: impl AsRef<Path>) -> Result<T>;
-}
-
-impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
-    fn at(self, op: &'static str, path: impl AsRef<Path>) -> Result<T> {
-        self.map_err(|source| understand(op, path.as_ref().to_owned(), source.into()))
-    }
-
-    fn at_in(self, op: &'static str, dir: impl AsRef<Path>, name: impl AsRef<Path>) -> Result<T> {
-        self.map_err(|source| understand(op, dir.as_ref().join(name), source.into()))
-    }
-}
-
-fn understand(op: &'static str, path: PathBuf, source: io::Error) -> Error {
-    match source.raw_os_error() {
-        Some(libc::ENOTDIR) => Error::NotADirectory { path },
-        Some(libc::ENOENT) => Error::NotFound { path },
-        Some(libc::ELOOP) => Error::SymlinkOnTheWay { path },
-        _ => Error::Io { op, path, source },
-    }
-}
-
-/// Gives SQLite's error the step it happened in.
-pub(crate) trait SqlContext<T> {
-    fn during(self, op: &'static str) -> Result<T>;
-}
-
-impl<T> SqlContext<T> for rusqlite::Result<T> {
-    fn during(self, op: &'static str) -> Result<T> {
-        use rusqlite::Error as Sql;
-        self.map_err(|source| match source {
-            // A value that no program of ours writes: it is the row that is at fault, and nobody can say what it meant.
-            Sql::IntegralValueOutOfRange(..)
-            | Sql::InvalidColumnType(..)
-            | Sql::FromSqlConversionFailure(..)
-            | Sql::Utf8Error(..) => Error::corrupt("a row of the journal", format_args!("{source} ({op})")),
-            source => Error::sql(op, source),
-        })
     }
 }
 

@@ -36,6 +36,7 @@ impl Error {
             | Self::NotMounted { .. }
             | Self::MountInTree { .. }
             | Self::PathQuarantined { .. }
+            | Self::CheckpointUnavailable { .. }
             | Self::LockFileReplaced { .. } => Retry::AfterAction,
             _ => Retry::No,
         }
@@ -71,6 +72,7 @@ impl Error {
             | Self::OutcomeUnknown { .. }
             | Self::Poisoned { .. }
             | Self::Corrupt { .. }
+            | Self::CheckpointUnavailable { .. }
             | Self::LockFileReplaced { .. } => true,
             Self::Sql { source, .. } => sql_retry(source) == Retry::AfterAction,
             _ => false,

@@ -232,15 +232,30 @@ fn is_engines(name: &str) -> bool {
 /// ALTER TABLE … RENAME TO reaches a name without telling the authorizer; so, after a change of schema, look whether
 /// anything in TEMP (which wins over `main`) bears an engine's name, or anything hangs on an engine's table.
 fn refuse_impostors(conn: &Connection) -> Result<()> {
-    const LOOK: &str = "SELECT name FROM temp.sqlite_schema WHERE name LIKE 'journal\\_%' ESCAPE '\\' \
+    match conn.prepare_cached(IMPOSTORS)?.query_row((), |row| row.get::<_, String>(0)).optional()? {
+        None => Ok(()),
+        Some(name) => Err(Error::Denied { what: format!("the name {name}") }),
+    }
+}
+
+const IMPOSTORS: &str = "SELECT name FROM temp.sqlite_schema WHERE name LIKE 'journal\\_%' ESCAPE '\\' \
          UNION ALL SELECT name FROM main.sqlite_schema WHERE type = 'trigger' AND tbl_name LIKE 'journal\\_%' ESCAPE '\\' \
          UNION ALL SELECT name FROM main.sqlite_schema WHERE type IN ('table', 'view') \
            AND name LIKE 'journal\\_%' ESCAPE '\\' AND name NOT IN \
            ('journal_meta', 'journal_session', 'journal_lock', 'journal_txn', 'journal_redo', 'journal_change', \
             'journal_area', 'journal_event', 'journal_guard', 'journal_preimage', \
-            'journal_tree', 'journal_tree_dir', 'journal_tree_part', 'journal_guard_tree', 'journal_wait') LIMIT 1";
-    match conn.prepare_cached(LOOK)?.query_row((), |row| row.get::<_, String>(0)).optional()? {
-        None => Ok(()),
-        Some(name) => Err(Error::Denied { what: format!("the name {name}") }),
+            'journal_tree', 'journal_tree_dir', 'journal_tree_part', 'journal_guard_tree', 'journal_wait', \
+            'journal_run', 'journal_run_item', 'journal_run_try') LIMIT 1";
+
+#[cfg(test)]
+mod tests {
+    use super::IMPOSTORS;
+
+    #[test]
+    fn every_table_of_the_engine_is_known_as_such() {
+        let schema = include_str!("../../schema.sql");
+        let tables = schema.lines().filter_map(|line| line.strip_prefix("CREATE TABLE ")?.split(' ').next());
+        let unknown: Vec<_> = tables.filter(|table| !IMPOSTORS.contains(&format!("'{table}'"))).collect();
+        assert!(unknown.is_empty(), "{unknown:?}");
     }
 }

@@ -77,6 +77,37 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
         pid      INTEGER NOT NULL,
         since_ms INTEGER NOT NULL
     ) STRICT;
+    CREATE TABLE journal_run (
+        id          INTEGER PRIMARY KEY,
+        job         TEXT NOT NULL,
+        fingerprint BLOB NOT NULL,
+        state       TEXT NOT NULL CHECK (state IN ('open', 'finished', 'abandoned', 'replaced')),
+        session     BLOB,
+        starts      INTEGER NOT NULL DEFAULT 1,
+        began_ms    INTEGER NOT NULL,
+        started_ms  INTEGER NOT NULL,
+        started_at  INTEGER NOT NULL DEFAULT 0,
+        stopped_ms  INTEGER,
+        reason      TEXT NOT NULL DEFAULT '',
+        expected    INTEGER,
+        banked      INTEGER,
+        cursor      TEXT,
+        bad_cursor  TEXT
+    ) STRICT;
+    CREATE UNIQUE INDEX journal_run_open ON journal_run (job) WHERE state = 'open';
+    CREATE TABLE journal_run_item (
+        id    INTEGER PRIMARY KEY,
+        item  BLOB NOT NULL,
+        at_ms INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE journal_run_try (
+        id    INTEGER PRIMARY KEY,
+        item  BLOB NOT NULL,
+        tries INTEGER NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('trying', 'failed', 'aside')),
+        at_ms INTEGER NOT NULL,
+        error TEXT NOT NULL DEFAULT ''
+    ) STRICT;
 "];
 
 /// Brings the database to this library's schema, from nothing or from an older version. A newer one is refused before

@@ -27,6 +27,7 @@ use crate::id::{Fence, TxnId};
 use crate::journal::{self, Change, Level, NewTxn, Span, TxnState, What};
 use crate::lock::{self, Held};
 use crate::path::RelPath;
+use crate::run::Along;
 use crate::store::{Decided, Durability, Part, Turn, Tx, Wish};
 use crate::time::Deadline;
 
@@ -43,6 +44,7 @@ pub(super) struct Request<'r> {
     pub(super) digest: [u8; 32],
     pub(super) sql: &'r mut [SqlFn],
     pub(super) guarding: Option<&'r mut Guarding>,
+    pub(super) runs: &'r mut [Along],
 }
 
 /// Commits. On `Ok` the lock's release is noted too; the OS lock goes with the lease.
@@ -259,6 +261,9 @@ fn record(
     }
     for sql in request.sql.iter_mut() {
         tx.caller(|rows| sql(rows))?;
+    }
+    for along in request.runs.iter_mut() {
+        along.write(tx)?;
     }
     let changes = prepared.changes();
     let id = insert(ground, tx, request, fence, prepared, &changes)?;

@@ -4,7 +4,7 @@
 //!   [`effect`] is what remains of it.
 //! - [`prepare`] does all that can fail, [`commit`] decides, [`apply`] carries it into the tree, [`settle`] makes the
 //!   tree itself durable.
-//! - [`rows_only`] is for what touches no file.
+//! - [`rows_only`] is for what touches no file; [`items`] are what a transaction records of runs.
 //! - [`bind`] looks once more, under the turn, at what was prepared before it.
 //! - [`guard`] is for what somebody else's code changes, [`taken`] what is kept of it, [`guarding`] what became of it, [`rollback`] puts it back;
 //!   [`trees`] keeps the baseline of a whole tree, [`comparing`] finds out which paths of it that is, and gets their
@@ -29,6 +29,7 @@ mod effect;
 mod ground;
 mod guard;
 mod guarding;
+mod items;
 mod late;
 mod layer;
 mod layout;
@@ -59,7 +60,7 @@ pub(crate) use prepare::{KEEP, Step};
 pub use receipt::{Receipt, Warning};
 pub use rollback::RolledBack;
 pub(crate) use rollback::{Attempt, put_back, put_back_some};
-pub(crate) use rows_only::write_rows;
+pub(crate) use rows_only::{write_rows, write_rows_under};
 pub use settle::Settled;
 pub(crate) use settle::settle;
 pub use transaction::Transaction;

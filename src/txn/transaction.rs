@@ -17,6 +17,7 @@ use crate::fs::root::{self, Kind};
 use crate::journal;
 use crate::lock::{Held, Lease};
 use crate::path::RelPath;
+use crate::run::Along;
 use crate::store::{self, Durability, Rows};
 use crate::time::{Process, now_ms};
 use crate::wait::StopToken;
@@ -52,6 +53,8 @@ pub struct Transaction {
     paths: u64,
     pub(super) guarding: Option<Guarding>,
     pub(super) spooled: HashSet<(i64, String)>,
+    /// What is recorded of runs with it.
+    pub(super) runs: Vec<Along>,
     /// The journal stays open, and its session alive, for as long as this transaction.
     _alive: Arc<dyn std::any::Any + Send + Sync>,
 }
@@ -90,6 +93,7 @@ impl Transaction {
             paths: 0,
             guarding: None,
             spooled: HashSet::new(),
+            runs: Vec::new(),
         }
     }
 
@@ -278,6 +282,7 @@ impl Transaction {
                 digest: *self.asked.finalize().as_bytes(),
                 sql: &mut self.sql,
                 guarding: self.guarding.as_mut(),
+                runs: &mut self.runs,
             },
         );
         let decided = match &outcome {
@@ -291,6 +296,7 @@ impl Transaction {
             }
         }
         let receipt = outcome?;
+        self.conclude_runs(receipt.repeated);
         if receipt.repeated {
             // The first one did it; what was done now under the guard is once too often.
             if let Err(error) = self.put_back() {

@@ -38,6 +38,7 @@ mod quarantine;
 mod queue_model;
 mod recovery;
 mod review;
+mod runs;
 mod skip;
 mod sql;
 mod strays;

@@ -1,0 +1,201 @@
+//! How a run starts: the job's lock, the run that is open or a new one, and what of it is done.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::work::Work;
+use super::{Begun, Run, Started};
+use crate::engine::Journal;
+use crate::error::{Error, Result};
+use crate::id::RunId;
+use crate::journal::{self, Level};
+use crate::options::{Acquire, Job};
+use crate::run::{self, Ledger, Name, RunState, Wrote};
+use crate::store::{Durability, Tx};
+use crate::time::now_ms;
+use crate::txn::{self, Ground};
+
+const TOO_LONG: &str = "nobody had gone on with it for too long";
+/// In bytes.
+const LONGEST_FINGERPRINT: usize = 4096;
+
+/// What the lock of a job is called.
+pub(in crate::engine) fn lock_name(job: &str) -> String {
+    format!("run:{job}")
+}
+
+impl Journal {
+    /// Starts a job, or goes on with it where an earlier session ended, however that came; see [`Job`] for `fingerprint`, and
+    /// for all that can be set.
+    ///
+    /// One session at a time works at a job: who comes meanwhile is told so at once, and nothing is written. Nothing is durable on
+    /// return but what was before.
+    ///
+    /// ```
+    /// # use journal_kb::{Journal, Result, Started, Transaction};
+    /// # fn import(txn: &mut Transaction, item: &str) -> Result<()> { txn.write(item, "imported") }
+    /// # let dir = tempfile::tempdir()?;
+    /// # let journal = Journal::open(dir.path())?;
+    /// # let items = vec!["a.txt", "b.txt"];
+    /// match journal.run("sync:source-a", "v1")? {
+    ///     Started::Skipped(holder) => println!("already running: {holder}"),
+    ///     Started::Running(run) => {
+    ///         for item in run.pending(items) {
+    ///             let mut txn = run.begin(item)?; // counted as tried, before it is
+    ///             import(&mut txn, item)?;
+    ///             txn.commit()?; // the effect and that it is done, in one commit
+    ///         }
+    ///         println!("{:?}", run.finish()?);
+    ///     }
+    /// }
+    /// # assert!(dir.path().join("b.txt").exists());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn run(&self, job: &str, fingerprint: impl AsRef<[u8]>) -> Result<Started> {
+        self.run_with(Job::new(job).fingerprint(fingerprint))
+    }
+
+    /// The same, as [`Job`] says.
+    pub fn run_with(&self, job: Job) -> Result<Started> {
+        if job.fingerprint.len() > LONGEST_FINGERPRINT {
+            return Err(Error::TooLarge { what: "a fingerprint", limit: LONGEST_FINGERPRINT as u64 });
+        }
+        let purpose = format!("run {}", job.name);
+        let lock = match self.begin_flight(Acquire::new(lock_name(&job.name)).purpose(purpose))? {
+            Ok(lock) => lock,
+            Err(holder) => return Ok(Started::Skipped(holder)),
+        };
+        let lease = lock.shared_lease()?;
+        let ground = self.ground();
+        let open = ground.store.peek(|tx| run::open_run(tx, &job.name))?;
+        let oldest = oldest_ms(self.inner.run_retention);
+        let is_the_same = |open: &run::OpenRun| open.fingerprint == job.fingerprint && open.seen_ms >= oldest;
+        let (id, begun) = match open {
+            Some(open) if is_the_same(&open) => (Some(open.id), Begun::Resumed { banked: 0 }),
+            Some(open) => {
+                let changed = open.fingerprint != job.fingerprint;
+                let banked = ground.store.peek(|tx| run::count_items(tx, open.id))?;
+                let begun = if changed { Begun::Changed { banked } } else { Begun::Expired { banked } };
+                self.replace_run(&lease, &job, open.id, begun)?;
+                (None, begun)
+            }
+            None => (None, Begun::New),
+        };
+        let mut started = id;
+        let session = ground.session.id;
+        // Durable with whatever is written next: a run of which nothing was written need not be known.
+        txn::write_rows_under(
+            ground,
+            &lease,
+            ground.limits.turn_wait,
+            |tx| {
+                started = Some(match id {
+                    None => run::begin(tx, &job.name, &job.fingerprint, session, job.expected)?,
+                    Some(id) => run::resume(tx, id, session, job.expected, job.limits.tries).map(|()| id)?,
+                });
+                Ok(())
+            },
+            |_| Ok(()),
+        )?;
+        let id = started.ok_or(Error::Closed)?;
+        let ledger = Arc::new(load(ground, id, &job)?);
+        let begun = match begun {
+            Begun::Resumed { .. } => Begun::Resumed { banked: ledger.banked() },
+            begun => begun,
+        };
+        let mut on_stop = Vec::new();
+        for token in job.stop.iter().chain([&lease.stop_token()]) {
+            let (told, asked) = (Arc::downgrade(&ledger), token.clone());
+            on_stop.push(token.on_stop(move || {
+                if let Some(ledger) = told.upgrade() {
+                    ledger.stop(&asked.reason().unwrap_or_default());
+                }
+            }));
+        }
+        let work = Arc::new(Work::new(self.clone(), ledger, Arc::downgrade(&lease), job.stop));
+        drop(lease);
+        let thread = Some(Work::start(&work)?);
+        Ok(Started::Running(Run { work, begun, lock: Some(lock), thread, _on_stop: on_stop }))
+    }
+
+    /// Ends a run that its job does not go on with, and says so.
+    fn replace_run(&self, lease: &crate::lock::Lease, job: &Job, id: RunId, begun: Begun) -> Result<()> {
+        let (why, banked) = match begun {
+            Begun::Changed { banked } => ("its fingerprint has changed", banked),
+            Begun::Expired { banked } => (TOO_LONG, banked),
+            Begun::New | Begun::Resumed { .. } => return Ok(()),
+        };
+        let message = format!("run {:?} begins afresh: {why}; {banked} items had been done", job.name);
+        tracing::warn!("{message}");
+        let ground = self.ground();
+        let check = |tx: &Tx<'_>| {
+            run::end(tx, id, RunState::Replaced, why)?;
+            journal::insert_event(tx, Level::Warn, "run", None, None, &message)
+        };
+        txn::write_rows_under(ground, lease, ground.limits.turn_wait, check, |_| Ok(()))
+    }
+}
+
+/// Reads what is done, in pieces: no snapshot is kept for long, and no reader of the pool is taken.
+fn load(ground: &Ground, id: RunId, job: &Job) -> Result<Ledger> {
+    let (next, tries) = ground.store.peek(|tx| Ok((run::next_item(tx, id)?, run::tries(tx, id)?)))?;
+    let ledger = Ledger::new(id, &job.name, job.limits, next, tries);
+    let (mut from, mut names) = (0, Vec::new());
+    loop {
+        names.clear();
+        let (next, all) = ground.store.peek(|tx| run::items(tx, id, from, |item| names.push(Name::of(item))))?;
+        ledger.load(&names);
+        if all {
+            return Ok(ledger);
+        }
+        from = next;
+    }
+}
+
+fn oldest_ms(keep: Duration) -> i64 {
+    now_ms().saturating_sub(i64::try_from(keep.as_millis()).unwrap_or(i64::MAX))
+}
+
+impl Work {
+    /// Replaces all that is recorded.
+    pub(super) fn replace(&self, items: &[Box<[u8]>], names: std::collections::HashSet<Name>) -> Result<()> {
+        let first = self.ledger.forget_buffer(&names);
+        let (run, next) = (self.ledger.run(), first + items.len() as i64);
+        let mut wrote = Wrote::default();
+        self.write(self.journal.ground().limits.turn_wait, |tx| {
+            run::drop_items_before(tx, run, first)?;
+            run::add_items(tx, run, first, items.iter().map(|item| &**item))?;
+            wrote = self.ledger.write_tries(tx, &[])?;
+            Ok(())
+        })?;
+        self.ledger.replaced(names, next, &wrote);
+        Ok(())
+    }
+
+    /// Sets a cursor aside that the job cannot read, and says so.
+    pub(super) fn set_cursor_aside(&self, error: &serde_json::Error) -> Result<()> {
+        let message = format!("the cursor of run {:?} cannot be read, and is set aside: {error}", self.ledger.job());
+        tracing::warn!("{message}");
+        self.write(self.journal.ground().limits.turn_wait, |tx| {
+            run::set_cursor_aside(tx, self.ledger.run())?;
+            journal::insert_event(tx, Level::Warn, "run", None, None, &message)
+        })
+    }
+}
+
+/// Forgets runs that were over before that long, and those that nobody goes on with.
+pub(in crate::engine) fn retain(ground: &Ground, keep: Duration) -> Result<()> {
+    let oldest = oldest_ms(keep);
+    for job in ground.store.peek(|tx| run::open_before(tx, oldest))? {
+        // Whoever works at it has the lock.
+        let Some(_lock) = ground.locks.try_os_lock(&lock_name(&job))? else { continue };
+        ground.enter()?.write(Durability::Normal, |tx| match run::open_run(tx, &job)? {
+            Some(open) if open.seen_ms < oldest => run::end(tx, open.id, RunState::Replaced, TOO_LONG),
+            _ => Ok(()),
+        })?;
+    }
+    for run in ground.store.peek(|tx| run::over_before(tx, oldest))? {
+        while !ground.enter()?.write(Durability::Normal, |tx| run::forget(tx, run))? {}
+    }
+    Ok(())
+}

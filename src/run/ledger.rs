@@ -1,0 +1,364 @@
+//! What this process knows of the run that it works at.
+
+use std::collections::HashSet;
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use super::item::{BuildStraight, Name};
+use super::rows::TryRow;
+use super::tries::{Tries, Wrote};
+use crate::error::{Error, Result};
+use crate::id::{Fence, RunId};
+use crate::store::Tx;
+use crate::time::Deadline;
+
+/// When what is recorded is written, and how often an item is tried.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) items: usize,
+    pub(crate) bytes: usize,
+    pub(crate) every: Duration,
+    /// How often an item may be tried.
+    pub(crate) tries: u32,
+    /// How often a flush is tried again, and how long to wait before the first time.
+    pub(crate) retries: u32,
+    pub(crate) pause: Duration,
+    /// So many flushes in a row that failed end the run.
+    pub(crate) failures: u32,
+}
+
+/// What is known of a run by the session that works at it.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    run: RunId,
+    job: Box<str>,
+    limits: Limits,
+    state: Mutex<State>,
+    bell: Condvar,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    /// Recorded, banked or not.
+    pub(super) known: HashSet<Name, BuildStraight>,
+    /// Inside the COMMITs of transactions that are being decided.
+    pub(super) coming: HashSet<Name, BuildStraight>,
+    /// Items that are durable.
+    pub(super) banked: u64,
+    /// The number of the next item's row.
+    pub(super) next: i64,
+    /// Recorded alone, and not banked yet.
+    pub(super) buffer: Vec<Box<[u8]>>,
+    pub(super) bytes: usize,
+    /// When the first of them has to be.
+    pub(super) due: Option<Deadline>,
+    pub(super) cursor: Option<String>,
+    pub(super) tries: Tries,
+    /// Somebody counts tries: then those that come next are counted ahead.
+    pub(super) counts_tries: bool,
+    /// The one that comes next, until somebody does.
+    pub(super) next_one: Option<(Name, Box<[u8]>)>,
+    pub(super) flushed: bool,
+    /// Flushes in a row that failed.
+    pub(super) failures: u32,
+    /// Items that a flush has in hand.
+    pub(super) flying: u64,
+    pub(super) stopping: Option<String>,
+    /// The source was seen to its end.
+    pub(super) exhausted: bool,
+    pub(super) over: Option<Over>,
+}
+
+/// Why nothing more can be recorded.
+#[derive(Clone, Debug)]
+pub(super) enum Over {
+    Ended,
+    Unavailable(String),
+    Lost { lock: String, fence: Fence },
+}
+
+/// What the background is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    Flush,
+    /// And only try once.
+    FlushAndStop,
+    /// See whether somebody asks to stop by now.
+    Look,
+    End,
+}
+
+impl Ledger {
+    /// `next` is the number of the next item; that of those there are is not known before they are [loaded](Self::load).
+    pub(crate) fn new(run: RunId, job: &str, limits: Limits, next: i64, tries: Vec<TryRow>) -> Self {
+        let room = usize::try_from(next).unwrap_or(0).min(MOST_ROOM);
+        let state = State {
+            known: HashSet::with_capacity_and_hasher(room, BuildStraight::default()),
+            coming: HashSet::default(),
+            banked: 0,
+            next,
+            buffer: Vec::new(),
+            bytes: 0,
+            due: None,
+            cursor: None,
+            tries: Tries::load(tries),
+            counts_tries: false,
+            next_one: None,
+            flushed: false,
+            failures: 0,
+            flying: 0,
+            stopping: None,
+            exhausted: false,
+            over: None,
+        };
+        Self { run, job: job.into(), limits, state: Mutex::new(state), bell: Condvar::new() }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    pub(crate) fn run(&self) -> RunId {
+        self.run
+    }
+
+    pub(crate) fn job(&self) -> &str {
+        &self.job
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Takes in items that are banked.
+    pub(crate) fn load(&self, items: &[Name]) {
+        let mut state = self.state();
+        state.known.extend(items);
+        state.banked += items.len() as u64;
+    }
+
+    /// All that is banked was replaced by these.
+    pub(crate) fn replaced(&self, items: HashSet<Name>, next: i64, wrote: &Wrote) {
+        let mut state = self.state();
+        (state.banked, state.next) = (items.len() as u64, next);
+        state.known = items.into_iter().collect();
+        state.tries.wrote(wrote);
+    }
+
+    /// What is recorded alone and not banked yet is of no interest any more; nor is what was tried of these.
+    pub(crate) fn forget_buffer(&self, items: &HashSet<Name>) -> i64 {
+        let mut state = self.state();
+        state.buffer.clear();
+        (state.bytes, state.due) = (0, None);
+        items.iter().for_each(|name| state.tries.remove(*name));
+        state.next
+    }
+
+    /// True when it is recorded, banked or not.
+    pub(crate) fn is_done(&self, name: Name) -> bool {
+        self.state().known.contains(&name)
+    }
+
+    pub(crate) fn banked(&self) -> u64 {
+        self.state().banked
+    }
+
+    pub(crate) fn refuse_done(&self, name: Name, item: &[u8]) -> Result<()> {
+        let state = self.state();
+        state.refuse(self)?;
+        state.refuse_done(self, name, item)
+    }
+
+    pub(super) fn refused(&self, item: &[u8], reason: String) -> Error {
+        Error::ItemRefused { job: self.job.to_string(), item: String::from_utf8_lossy(item).into_owned(), reason }
+    }
+
+    /// Why nothing more can be recorded, if so.
+    pub(crate) fn over(&self) -> Option<Error> {
+        self.state().refuse(self).err()
+    }
+
+    /// Records an item that is done. True when it is time to flush.
+    pub(crate) fn record(&self, name: Name, item: &[u8]) -> Result<bool> {
+        let mut state = self.state();
+        state.refuse(self)?;
+        if !state.known.insert(name) {
+            return Ok(false);
+        }
+        state.tries.remove(name);
+        state.bytes += item.len() + ROW;
+        state.buffer.push(item.into());
+        Ok(self.note_due(&mut state))
+    }
+
+    /// Where to go on, as text. True when it is time to flush.
+    pub(crate) fn set_cursor(&self, cursor: String) -> Result<bool> {
+        let mut state = self.state();
+        state.refuse(self)?;
+        state.cursor = Some(cursor);
+        Ok(self.note_due(&mut state))
+    }
+
+    fn note_due(&self, state: &mut State) -> bool {
+        if state.due.is_none() {
+            state.due = Some(Deadline::after(self.limits.every));
+            self.bell.notify_all();
+        }
+        !state.flushed || state.buffer.len() >= self.limits.items || state.bytes >= self.limits.bytes
+    }
+
+    /// What a cursor is that is not written yet.
+    pub(crate) fn newest_cursor(&self) -> Option<String> {
+        self.state().cursor.clone()
+    }
+
+    /// Takes numbers for items that are about to be committed; refused when one of them is done, or just being committed by somebody
+    /// else. `again`: they were claimed before.
+    pub(crate) fn claim(&self, items: &[(Name, Box<[u8]>)], again: bool) -> Result<i64> {
+        let mut state = self.state();
+        state.refuse(self)?;
+        for (name, item) in items {
+            state.refuse_done(self, *name, item)?;
+            if !again && state.coming.contains(name) {
+                return Err(self.refused(item, "another transaction is just committing it".into()));
+            }
+        }
+        state.coming.extend(items.iter().map(|(name, _)| *name));
+        let first = state.next;
+        state.next += items.len() as i64;
+        Ok(first)
+    }
+
+    /// Writes what is known of tries, and drops what is known of these items.
+    pub(crate) fn write_tries(&self, tx: &Tx<'_>, items: &[(Name, Box<[u8]>)]) -> Result<Wrote> {
+        let state = self.state();
+        for (name, _) in items {
+            state.tries.drop_row(tx, self.run, *name)?;
+        }
+        state.tries.write(tx, self.run, |name| state.coming.contains(&name))
+    }
+
+    /// They are durable, with whatever they belong to.
+    pub(crate) fn committed(&self, items: &[(Name, Box<[u8]>)], wrote: &Wrote) {
+        let mut state = self.state();
+        for (name, _) in items {
+            state.coming.remove(name);
+            state.known.insert(*name);
+            state.tries.removed(*name);
+        }
+        state.tries.wrote(wrote);
+        state.banked += items.len() as u64;
+        state.failures = 0;
+    }
+
+    /// They were not committed.
+    pub(crate) fn unclaim(&self, items: &[(Name, Box<[u8]>)]) {
+        let mut state = self.state();
+        items.iter().for_each(|(name, _)| _ = state.coming.remove(name));
+    }
+
+    /// A flush failed for good. True when that ends the run.
+    pub(crate) fn failed(&self, error: &Error, hopeless: bool) -> bool {
+        let mut state = self.state();
+        state.failures += 1;
+        let ends = hopeless || state.failures >= self.limits.failures;
+        if ends && state.over.is_none() {
+            state.over = Some(match error {
+                Error::LockLost { name, fence } => Over::Lost { lock: name.clone(), fence: *fence },
+                error => Over::Unavailable(error.to_string()),
+            });
+        }
+        ends
+    }
+
+    /// Nobody is to begin anything more.
+    pub(crate) fn stop(&self, reason: &str) {
+        self.state().stopping.get_or_insert_with(|| reason.to_owned());
+        self.bell.notify_all();
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        let state = self.state();
+        state.stopping.is_some() || state.over.is_some()
+    }
+
+    /// Why it is to stop, if so.
+    pub(crate) fn stopping(&self) -> Option<String> {
+        self.state().stopping.clone()
+    }
+
+    /// Its end: nothing is recorded any more.
+    pub(crate) fn end(&self) {
+        self.state().over.get_or_insert(Over::Ended);
+        self.bell.notify_all();
+    }
+
+    /// Waits before a flush is tried again; less when it is to stop. True when it is.
+    pub(crate) fn pause(&self, pause: Duration) -> bool {
+        let deadline = Deadline::after(pause);
+        let mut state = self.state();
+        while state.stopping.is_none() && !deadline.passed() {
+            let waited = self.bell.wait_timeout(state, deadline.left());
+            state = waited.unwrap_or_else(|poison| poison.into_inner()).0;
+        }
+        state.stopping.is_some()
+    }
+
+    /// Waits until the background has something to do. `stopped`: it has flushed for that already; else it looks after `look`
+    /// whether it is to.
+    pub(crate) fn wait_due(&self, stopped: bool, look: Duration) -> Due {
+        let looking = Deadline::after(look);
+        let mut state = self.state();
+        loop {
+            if state.over.is_some() {
+                return Due::End;
+            }
+            let mut left = Duration::MAX;
+            if !stopped {
+                if state.stopping.is_some() {
+                    return Due::FlushAndStop;
+                }
+                match &state.due {
+                    Some(due) if due.passed() => return Due::Flush,
+                    _ if looking.passed() => return Due::Look,
+                    Some(due) => left = due.left().min(looking.left()),
+                    None => left = looking.left(),
+                }
+            }
+            // A condition variable does not wait for ever, in these terms.
+            let waited = self.bell.wait_timeout(state, left.min(LONGEST_WAIT));
+            state = waited.unwrap_or_else(|poison| poison.into_inner()).0;
+        }
+    }
+}
+
+impl State {
+    pub(super) fn refuse(&self, ledger: &Ledger) -> Result<()> {
+        let unbanked = self.buffer.len() as u64 + self.flying;
+        match &self.over {
+            None => Ok(()),
+            Some(Over::Ended) => Err(Error::RunEnded { job: ledger.job.to_string() }),
+            Some(Over::Lost { lock, fence }) => Err(Error::LockLost { name: lock.clone(), fence: *fence }),
+            Some(Over::Unavailable(detail)) => Err(Error::CheckpointUnavailable {
+                job: ledger.job.to_string(),
+                banked: self.banked,
+                unbanked,
+                detail: detail.clone(),
+            }),
+        }
+    }
+
+    pub(super) fn refuse_done(&self, ledger: &Ledger, name: Name, item: &[u8]) -> Result<()> {
+        match self.known.contains(&name) {
+            true => Err(ledger.refused(item, "it is done already".into())),
+            false => Ok(()),
+        }
+    }
+}
+
+/// How long the background sleeps at most.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+/// What a row of an item takes beside its name, about.
+pub(super) const ROW: usize = 16;
+/// Room is made for no more items beforehand: what says how many there are may be hostile.
+const MOST_ROOM: usize = 4 << 20;

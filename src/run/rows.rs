@@ -1,0 +1,310 @@
+//! The SQL of runs, their items, and what is being tried.
+
+use super::state::{RunState, TryState};
+use crate::error::{Error, Result};
+use crate::id::{RunId, SessionId};
+use crate::store::Tx;
+use crate::time::now_ms;
+
+/// A run has fewer items than this: one integer is run and number.
+const MOST_ITEMS: i64 = 1 << 36;
+
+/// The first and the last id that a run's items, and what is tried of them, can have.
+fn ids(run: RunId) -> (i64, i64) {
+    let first = run.0.saturating_mul(MOST_ITEMS);
+    (first, first.saturating_add(MOST_ITEMS - 1))
+}
+
+fn id(run: RunId, n: i64) -> Result<i64> {
+    match n {
+        0..MOST_ITEMS => Ok(ids(run).0 | n),
+        _ => Err(Error::TooLarge { what: "the number of items of a run", limit: MOST_ITEMS as u64 }),
+    }
+}
+
+/// The run that a job is to go on with.
+#[derive(Debug)]
+pub(crate) struct OpenRun {
+    pub(crate) id: RunId,
+    pub(crate) fingerprint: Vec<u8>,
+    /// When somebody last did something for it.
+    pub(crate) seen_ms: i64,
+}
+
+/// The run of this job that is open, if one is.
+pub(crate) fn open_run(tx: &Tx<'_>, job: &str) -> Result<Option<OpenRun>> {
+    let found = tx.query_opt(
+        "SELECT id, fingerprint, started_ms FROM main.journal_run WHERE job = ?1 AND state = 'open'",
+        [job],
+        |row| Ok(OpenRun { id: RunId(row.get(0)?), fingerprint: row.get(1)?, seen_ms: row.get(2)? }),
+    )?;
+    let Some(mut run) = found else { return Ok(None) };
+    let newest = newest_item(tx, run.id)?;
+    run.seen_ms = run.seen_ms.max(newest.map_or(0, |(_, at_ms)| at_ms));
+    Ok(Some(run))
+}
+
+/// The newest run of a job.
+pub(crate) fn newest_run(tx: &Tx<'_>, job: &str) -> Result<Option<RunId>> {
+    tx.query_opt("SELECT max(id) FROM main.journal_run WHERE job = ?1 HAVING max(id) IS NOT NULL", [job], |row| {
+        row.get(0).map(RunId)
+    })
+}
+
+/// How many items of a run are done.
+pub(crate) fn count_items(tx: &Tx<'_>, run: RunId) -> Result<u64> {
+    let (first, last) = ids(run);
+    let sql = "SELECT count(*) FROM main.journal_run_item WHERE id BETWEEN ?1 AND ?2";
+    tx.query_row(sql, (first, last), |row| row.get(0))
+}
+
+/// The number of the newest item of a run, and when it was recorded.
+fn newest_item(tx: &Tx<'_>, run: RunId) -> Result<Option<(i64, i64)>> {
+    let (first, last) = ids(run);
+    tx.query_opt(
+        "SELECT id, at_ms FROM main.journal_run_item WHERE id BETWEEN ?1 AND ?2 ORDER BY id DESC LIMIT 1",
+        (first, last),
+        |row| Ok((row.get::<_, i64>(0)? - first, row.get(1)?)),
+    )
+}
+
+/// Records that a job begins afresh. What was set aside before under the same fingerprint stays aside.
+pub(crate) fn begin(
+    tx: &Tx<'_>,
+    job: &str,
+    fingerprint: &[u8],
+    session: SessionId,
+    expected: Option<u64>,
+) -> Result<RunId> {
+    let now = now_ms();
+    let before = tx.query_opt(
+        "SELECT id FROM main.journal_run WHERE job = ?1 AND fingerprint = ?2 AND state = 'finished' ORDER BY id DESC LIMIT 1",
+        (job, fingerprint),
+        |row| row.get(0),
+    )?;
+    // Rows of a run that is forgotten may be there still.
+    let next = tx.query_row(
+        "SELECT 1 + max((SELECT coalesce(max(id), 0) FROM main.journal_run WHERE id < 1 << 26), \
+           (SELECT coalesce(max(id), 0) >> 36 FROM main.journal_run_item WHERE id < 1 << 62), \
+           (SELECT coalesce(max(id), 0) >> 36 FROM main.journal_run_try WHERE id < 1 << 62))",
+        (),
+        |row| row.get::<_, i64>(0),
+    )?;
+    tx.execute(
+        "INSERT INTO main.journal_run (id, job, fingerprint, state, session, began_ms, started_ms, expected) \
+         VALUES (?1, ?2, ?3, 'open', ?4, ?5, ?5, ?6)",
+        (next, job, fingerprint, session.as_bytes(), now, expected),
+    )?;
+    if let Some(before) = before.map(RunId) {
+        let (first, last) = ids(before);
+        tx.execute(
+            "INSERT INTO main.journal_run_try (id, item, tries, state, at_ms, error) \
+             SELECT id - ?1 + ?3, item, tries, state, at_ms, error FROM main.journal_run_try \
+             WHERE id BETWEEN ?1 AND ?2 AND state = 'aside'",
+            (first, last, ids(RunId(next)).0),
+        )?;
+    }
+    Ok(RunId(next))
+}
+
+/// Records that a session goes on with a run. What the last one was trying when it died counts as tried; what was tried `most`
+/// times is set aside.
+pub(crate) fn resume(tx: &Tx<'_>, run: RunId, session: SessionId, expected: Option<u64>, most: u32) -> Result<()> {
+    let newest = newest_item(tx, run)?.map_or(0, |(n, _)| n + 1);
+    tx.execute(
+        "UPDATE main.journal_run SET session = ?2, started_ms = ?3, started_at = ?4, starts = starts + 1, reason = '', \
+           expected = coalesce(?5, expected) WHERE id = ?1",
+        (run.0, session.as_bytes(), now_ms(), newest, expected),
+    )?;
+    let (first, last) = ids(run);
+    tx.execute(
+        "UPDATE main.journal_run_try SET state = CASE WHEN tries >= ?3 THEN 'aside' ELSE 'failed' END, \
+           error = 'the process ended while it was tried' WHERE id BETWEEN ?1 AND ?2 AND state = 'trying'",
+        (first, last, most),
+    )?;
+    // Fewer tries may be allowed than before.
+    tx.execute(
+        "UPDATE main.journal_run_try SET state = 'aside' WHERE id BETWEEN ?1 AND ?2 AND state = 'failed' AND tries >= ?3",
+        (first, last, most),
+    )?;
+    Ok(())
+}
+
+/// How many items to read in one snapshot, so that none is kept for long.
+const CHUNK: i64 = 50_000;
+
+/// Shows a part of the items of a run, those with numbers from `from` on. Answers the next number, and whether that was all.
+pub(crate) fn items(tx: &Tx<'_>, run: RunId, from: i64, mut each: impl FnMut(&[u8])) -> Result<(i64, bool)> {
+    let (first, last) = ids(run);
+    let mut statement =
+        tx.prepare("SELECT id, item FROM main.journal_run_item WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3")?;
+    let op = "reading the items of a run";
+    let mut rows = statement.query((first.saturating_add(from), last, CHUNK)).map_err(|error| Error::sql(op, error))?;
+    let (mut next, mut seen) = (from, 0);
+    while let Some(row) = rows.next().map_err(|error| Error::sql(op, error))? {
+        let corrupt = |error| Error::corrupt("an item of a run", error);
+        next = row.get::<_, i64>(0)? - first + 1;
+        seen += 1;
+        each(row.get_ref(1)?.as_blob().map_err(corrupt)?);
+    }
+    Ok((next, seen < CHUNK))
+}
+
+/// Where the newest number of a run's items stands: room for so many is needed.
+pub(crate) fn next_item(tx: &Tx<'_>, run: RunId) -> Result<i64> {
+    Ok(newest_item(tx, run)?.map_or(0, |(n, _)| n + 1))
+}
+
+/// Adds items, numbered from `n` on.
+pub(crate) fn add_items<'i>(tx: &Tx<'_>, run: RunId, n: i64, items: impl Iterator<Item = &'i [u8]>) -> Result<()> {
+    let mut insert = tx.prepare("INSERT INTO main.journal_run_item (id, item, at_ms) VALUES (?1, ?2, ?3)")?;
+    let now = now_ms();
+    for (n, item) in (n..).zip(items) {
+        insert.execute((id(run, n)?, item, now)).map_err(|error| Error::sql("recording an item", error))?;
+    }
+    Ok(())
+}
+
+/// Forgets the items of a run whose numbers are below `n`.
+pub(crate) fn drop_items_before(tx: &Tx<'_>, run: RunId, n: i64) -> Result<()> {
+    let (first, _) = ids(run);
+    tx.execute("DELETE FROM main.journal_run_item WHERE id >= ?1 AND id < ?2", (first, id(run, n)?)).map(drop)
+}
+
+/// An item that was tried and is not done.
+#[derive(Debug)]
+pub(crate) struct TryRow {
+    pub(crate) n: i64,
+    pub(crate) item: Vec<u8>,
+    pub(crate) tries: u32,
+    pub(crate) state: TryState,
+    pub(crate) error: String,
+}
+
+/// The items of a run that were tried and are not done.
+pub(crate) fn tries(tx: &Tx<'_>, run: RunId) -> Result<Vec<TryRow>> {
+    let (first, last) = ids(run);
+    let rows = tx.query_map(
+        "SELECT id, item, tries, state, error FROM main.journal_run_try WHERE id BETWEEN ?1 AND ?2 ORDER BY id",
+        (first, last),
+        |row| {
+            let state: String = row.get(3)?;
+            let state = TryState::parse(&state).unwrap_or(TryState::Failed);
+            Ok(TryRow {
+                n: row.get::<_, i64>(0)? - first,
+                item: row.get(1)?,
+                tries: row.get(2)?,
+                state,
+                error: row.get(4)?,
+            })
+        },
+    )?;
+    Ok(rows)
+}
+
+/// Records how an item stands that is not done.
+pub(super) fn put_try(
+    tx: &Tx<'_>,
+    run: RunId,
+    n: i64,
+    item: &[u8],
+    tries: u32,
+    state: TryState,
+    error: &str,
+) -> Result<()> {
+    tx.execute(
+        "INSERT OR REPLACE INTO main.journal_run_try (id, item, tries, state, at_ms, error) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        (id(run, n)?, item, tries, state.as_str(), now_ms(), error),
+    )
+    .map(drop)
+}
+
+/// Forgets that an item was tried.
+pub(super) fn drop_try(tx: &Tx<'_>, run: RunId, n: i64) -> Result<()> {
+    tx.execute("DELETE FROM main.journal_run_try WHERE id = ?1", [id(run, n)?]).map(drop)
+}
+
+/// Has what was set aside tried again: all of it, or one item. Answers how many.
+pub(crate) fn retry(tx: &Tx<'_>, run: RunId, item: Option<&[u8]>) -> Result<usize> {
+    let (first, last) = ids(run);
+    tx.execute(
+        "DELETE FROM main.journal_run_try \
+         WHERE id BETWEEN ?1 AND ?2 AND state = 'aside' AND (?3 IS NULL OR item = ?3)",
+        (first, last, item),
+    )
+}
+
+/// The text of a run's cursor.
+pub(crate) fn cursor(tx: &Tx<'_>, run: RunId) -> Result<Option<String>> {
+    tx.query_row("SELECT cursor FROM main.journal_run WHERE id = ?1", [run.0], |row| row.get(0))
+}
+
+pub(super) fn set_cursor(tx: &Tx<'_>, run: RunId, cursor: &str) -> Result<()> {
+    tx.execute("UPDATE main.journal_run SET cursor = ?2 WHERE id = ?1", (run.0, cursor)).map(drop)
+}
+
+/// Sets a cursor aside that nobody can read.
+pub(crate) fn set_cursor_aside(tx: &Tx<'_>, run: RunId) -> Result<()> {
+    tx.execute("UPDATE main.journal_run SET bad_cursor = cursor, cursor = NULL WHERE id = ?1", [run.0]).map(drop)
+}
+
+/// Records why a session stopped working at a run that stays open.
+pub(crate) fn stop(tx: &Tx<'_>, run: RunId, reason: &str) -> Result<()> {
+    tx.execute(
+        "UPDATE main.journal_run SET session = NULL, stopped_ms = ?2, reason = ?3 WHERE id = ?1 AND state = 'open'",
+        (run.0, now_ms(), reason),
+    )
+    .map(drop)
+}
+
+/// Ends a run that is open.
+pub(crate) fn end(tx: &Tx<'_>, run: RunId, state: RunState, reason: &str) -> Result<()> {
+    debug_assert!(RunState::Open.may_become(state));
+    let (first, last) = ids(run);
+    let ended = tx.execute(
+        "UPDATE main.journal_run SET state = ?2, reason = ?3, session = NULL, stopped_ms = ?4, \
+           banked = (SELECT count(*) FROM main.journal_run_item WHERE id BETWEEN ?5 AND ?6) \
+         WHERE id = ?1 AND state = 'open'",
+        (run.0, state.as_str(), reason, now_ms(), first, last),
+    )?;
+    match ended {
+        1 => Ok(()),
+        _ => Err(Error::corrupt("a run", format_args!("run {run} is not open any more"))),
+    }
+}
+
+/// The runs that are over for longer than this.
+pub(crate) fn over_before(tx: &Tx<'_>, ms: i64) -> Result<Vec<RunId>> {
+    tx.query_map(
+        "SELECT id FROM main.journal_run WHERE state <> 'open' AND coalesce(stopped_ms, began_ms) < ?1",
+        [ms],
+        |row| row.get(0).map(RunId),
+    )
+}
+
+/// The jobs with a run that is open, and that no session has started to work at since.
+pub(crate) fn open_before(tx: &Tx<'_>, ms: i64) -> Result<Vec<String>> {
+    let sql = "SELECT job FROM main.journal_run WHERE state = 'open' AND started_ms < ?1";
+    tx.query_map(sql, [ms], |row| row.get(0))
+}
+
+/// So many rows are dropped within one turn.
+const DROPPED_AT_ONCE: i64 = 20_000;
+
+/// Forgets a part of a run that is over. True when nothing of it is left.
+pub(crate) fn forget(tx: &Tx<'_>, run: RunId) -> Result<bool> {
+    let (first, last) = ids(run);
+    let mut left = DROPPED_AT_ONCE;
+    for sql in [
+        "DELETE FROM main.journal_run_item WHERE id IN \
+           (SELECT id FROM main.journal_run_item WHERE id BETWEEN ?1 AND ?2 LIMIT ?3)",
+        "DELETE FROM main.journal_run_try WHERE id IN \
+           (SELECT id FROM main.journal_run_try WHERE id BETWEEN ?1 AND ?2 LIMIT ?3)",
+    ] {
+        left -= tx.execute(sql, (first, last, left))? as i64;
+        if left <= 0 {
+            return Ok(false);
+        }
+    }
+    tx.execute("DELETE FROM main.journal_run WHERE id = ?1 AND state <> 'open'", [run.0]).map(|_| true)
+}
