@@ -136,11 +136,11 @@ impl Heartbeat {
 
     /// Tells the holder, and counts it.
     fn lost(&self, standing: &Standing, aside: &mut Option<Aside>) -> Result<()> {
-        if standing.lose() {
+        standing.lose(|| {
             tracing::warn!(lock = standing.name, "a lock was lost: whoever works under it will not be able to commit");
-            self.aside(aside)?.write(PATIENCE, |tx| rows::count_loss(tx, &standing.name))?;
-        }
-        Ok(())
+            // None while a long write has the database.
+            self.aside(aside)?.write(PATIENCE, |tx| rows::count_loss(tx, &standing.name))
+        })
     }
 
     fn aside<'a>(&self, aside: &'a mut Option<Aside>) -> Result<&'a mut Aside> {

@@ -38,6 +38,8 @@ pub(super) struct Standing {
     record: Mutex<Record>,
     progress: Mutex<Progress>,
     lost: AtomicBool,
+    /// That it was lost is counted, or somebody is just counting it.
+    counted: AtomicBool,
     stop: OnceLock<StopToken>,
 }
 
@@ -106,6 +108,7 @@ impl Standing {
             record: Mutex::new(record),
             progress: Mutex::default(),
             lost: AtomicBool::new(false),
+            counted: AtomicBool::new(false),
             stop: OnceLock::new(),
         }
     }
@@ -182,13 +185,21 @@ impl Standing {
         Error::LockLost { name: self.name.clone(), fence }
     }
 
-    /// Somebody else has it: whoever works under it is to find out. True the first time.
-    pub(super) fn lose(&self) -> bool {
-        let first = !self.lost.swap(true, Ordering::AcqRel);
+    /// Somebody else has it: whoever works under it is to find out, and `count` is to count it, unless that was done. It
+    /// answers none when the database was not to be had: whoever finds the loss next counts it then.
+    pub(super) fn lose(&self, count: impl FnOnce() -> Result<Option<()>>) -> Result<()> {
+        self.lost.store(true, Ordering::Release);
         if let Some(stop) = self.stop.get() {
             stop.stop(self.loss());
         }
-        first
+        if self.counted.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let counted = count();
+        if !matches!(counted, Ok(Some(()))) {
+            self.counted.store(false, Ordering::Release);
+        }
+        counted.map(drop)
     }
 
     fn loss(&self) -> String {
@@ -263,11 +274,9 @@ impl Lease {
     }
 
     fn lose(&self, store: &Store) {
-        if self.standing.lose() {
-            let noted = store.enter(SHORT_WAIT).and_then(|mut turn| self.count_loss(&mut turn));
-            if let Err(error) = noted {
-                tracing::debug!(%error, "the loss of a lock could not be counted");
-            }
+        let noted = self.standing.lose(|| self.count_loss(&mut store.enter(SHORT_WAIT)?).map(Some));
+        if let Err(error) = noted {
+            tracing::debug!(%error, "the loss of a lock could not be counted");
         }
     }
 
@@ -350,7 +359,7 @@ impl Lease {
 
     /// Somebody else has acquired the lock: tells whoever works under it, and counts that.
     pub(crate) fn note_loss(&self, turn: &mut Turn<'_>) -> Result<()> {
-        if self.standing.lose() { self.count_loss(turn) } else { Ok(()) }
+        self.standing.lose(|| self.count_loss(turn).map(Some))
     }
 
     fn count_loss(&self, turn: &mut Turn<'_>) -> Result<()> {

@@ -20,7 +20,7 @@ use super::{rows, session};
 use crate::error::{Error, Result};
 use crate::fs::os_lock::{OsLock, Sharing, is_unheld};
 use crate::id::{Fence, SessionId};
-use crate::store::{Durability, Store, Turn};
+use crate::store::{Durability, Store, Turn, Tx};
 use crate::time::Deadline;
 use crate::wait::{Patience, StopToken};
 
@@ -316,9 +316,8 @@ impl Locks {
             match self.record_one(turn, durability, &standing) {
                 Ok(()) => {}
                 Err(Error::LockLost { .. }) => {
-                    if standing.lose() {
-                        turn.write(Durability::Normal, |tx| rows::count_loss(tx, &standing.name))?;
-                    }
+                    let count = |tx: &Tx<'_>| rows::count_loss(tx, &standing.name);
+                    standing.lose(|| turn.write(Durability::Normal, count).map(Some))?;
                 }
                 Err(error) => return Err(error),
             }
