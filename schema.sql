@@ -218,6 +218,54 @@ CREATE TABLE journal_run_try (
     error TEXT NOT NULL DEFAULT ''              -- of the newest try
 ) STRICT;
 
+-- A message that waits to be published, or was refused too often.
+CREATE TABLE journal_outbox (
+    id          INTEGER PRIMARY KEY,            -- transaction * 2^20 + number of the message
+    topic       TEXT NOT NULL,
+    key         TEXT NOT NULL,
+    version     INTEGER NOT NULL,               -- counts the messages of the key
+    payload     BLOB,                           -- NULL: what the key stands for is gone
+    fence       INTEGER NOT NULL,
+    state       TEXT NOT NULL CHECK (state IN ('pending', 'parked')),
+    attempts    INTEGER NOT NULL DEFAULT 0,     -- how often it was refused
+    enqueued_ms INTEGER NOT NULL,
+    tried_ms    INTEGER,                        -- when it was refused
+    error       TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE INDEX journal_outbox_pending ON journal_outbox (topic) WHERE state = 'pending';
+
+-- A key that messages were ever sent for.
+CREATE TABLE journal_outbox_key (
+    topic   TEXT NOT NULL,
+    key     TEXT NOT NULL,
+    version INTEGER NOT NULL,                   -- of its newest message
+    floor   INTEGER NOT NULL DEFAULT 0,         -- of its newest removal: messages below are not published any more
+    PRIMARY KEY (topic, key)
+) STRICT, WITHOUT ROWID;
+
+-- A topic that messages were ever published of, for people.
+CREATE TABLE journal_outbox_topic (
+    topic        TEXT PRIMARY KEY,
+    published    INTEGER NOT NULL,              -- messages, ever
+    published_ms INTEGER NOT NULL               -- when the newest of them was
+) STRICT, WITHOUT ROWID;
+
+-- Who applies messages to rows of this database, and how far it is.
+CREATE TABLE journal_applied (
+    consumer TEXT NOT NULL,
+    topic    TEXT NOT NULL,
+    key      TEXT NOT NULL,
+    version  INTEGER NOT NULL,                  -- of the newest message of the key that it has applied
+    PRIMARY KEY (consumer, topic, key)
+) STRICT, WITHOUT ROWID;
+
+-- Who follows the changes under a name, and how far it is.
+CREATE TABLE journal_follower (
+    name     TEXT PRIMARY KEY,
+    position INTEGER NOT NULL,                  -- the newest transaction that it is done with
+    at_ms    INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
 -- What happened that somebody may want to know: warnings, recoveries, what was moved aside.
 CREATE TABLE journal_event (
     id      INTEGER PRIMARY KEY,

@@ -1,5 +1,7 @@
 //! The open journal: wires the floors together, and owns the background thread.
 
+mod drain;
+mod feed;
 mod locking;
 mod plan;
 mod quarantine;
@@ -29,6 +31,8 @@ use crate::txn::{
     self, Backlog, BacklogState, Drained, Ground, Late, Limits, Parts, Receipt, Settled, Transaction, Which,
 };
 
+pub use drain::{Drainer, DrainerBuilder};
+pub use feed::{Changes, Follow, Follower};
 pub use locking::{Flight, Lock, LockFence};
 pub use plan::{PlannedStep, recovery_plan};
 pub use quarantine::Quarantine;

@@ -11,6 +11,7 @@ pub mod inspect;
 mod journal;
 mod lock;
 mod options;
+mod outbox;
 mod path;
 mod recovery;
 mod run;
@@ -25,16 +26,17 @@ mod wait;
 pub use rusqlite;
 
 pub use engine::{
-    Attempt, Begun, Committed, Ended, Flight, Journal, Lock, LockFence, Pending, PlannedStep, Quarantine, Recovered,
-    Run, Runs, Started, Verdict, recovery_plan,
+    Attempt, Begun, Changes, Committed, Drainer, DrainerBuilder, Ended, Flight, Follow, Follower, Journal, Lock,
+    LockFence, Pending, PlannedStep, Quarantine, Recovered, Run, Runs, Started, Verdict, recovery_plan,
 };
 pub use error::{Error, Result, Retry};
 pub use fs::clone::Way;
 pub use history::Retention;
 pub use id::{Fence, QuarantineId, RunId, TxnId};
-pub use journal::{Change, ChangeKind};
+pub use journal::{Change, ChangeKind, Commit};
 pub use lock::{Holder, Waiting};
 pub use options::{Acquire, Begin, Job, Options};
+pub use outbox::{Coalesce, Message, PublishError, Publisher};
 pub use recovery::{Resolved, Standing};
 pub use run::ItemKey;
 pub use store::Rows;

@@ -268,6 +268,20 @@ pub enum Error {
         /// The fence this holder had.
         fence: Fence,
     },
+    /// Nobody can follow the changes under this name.
+    #[error("{name:?} cannot be the name of a follower: it is empty")]
+    NoFollower {
+        /// The name as given.
+        name: String,
+    },
+    /// No message can be sent to this topic.
+    #[error("{topic:?} cannot be a topic: {reason}")]
+    BadTopic {
+        /// The topic as given.
+        topic: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// A transaction that is at work guards this path, and everything it does there may be put back.
     #[error("{} is guarded by {holder}: wait until that ends, see `journalctl-kb locks`", path.display())]
     PathBusy {

@@ -26,6 +26,7 @@ use std::sync;
 pub(crate) mod append;
 pub(crate) mod area;
 pub(crate) mod attrs;
+pub(crate) mod bell;
 mod calls;
 pub(crate) mod clone;
 pub(crate) mod compare;

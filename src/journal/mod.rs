@@ -1,5 +1,6 @@
 //! What is written down about a transaction: its state, its redo records, its changes, events. Knows no files.
 
+mod feed;
 mod guard;
 mod kept;
 mod record;
@@ -7,6 +8,8 @@ mod rows;
 mod state;
 mod trees;
 
+pub use feed::Commit;
+pub(crate) use feed::{advance, commits_after, forget_follower, position};
 pub(crate) use guard::{
     GuardId, GuardRow, delete_guard, end_guard, guarded, guarded_count, guards, has_guard_of, has_guards, insert_guard,
     insert_preimage, insert_rolled_back, is_guarding, quarantine_guard, retry_guard, set_guard_attempts,

@@ -84,6 +84,11 @@ pub(crate) fn insert_txn(tx: &Tx<'_>, new: &NewTxn<'_>) -> Result<TxnId> {
     Ok(TxnId(tx.last_insert_rowid()))
 }
 
+/// The number of the newest transaction; 0 when there is none.
+pub(crate) fn newest(tx: &Tx<'_>) -> Result<i64> {
+    tx.query_row("SELECT coalesce(max(id), 0) FROM main.journal_txn", (), |row| row.get(0))
+}
+
 /// Effects of one transaction, at most.
 pub(crate) const MAX_EFFECTS: i64 = 1 << 20;
 

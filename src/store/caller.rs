@@ -245,7 +245,9 @@ const IMPOSTORS: &str = "SELECT name FROM temp.sqlite_schema WHERE name LIKE 'jo
            ('journal_meta', 'journal_session', 'journal_lock', 'journal_txn', 'journal_redo', 'journal_change', \
             'journal_area', 'journal_event', 'journal_guard', 'journal_preimage', \
             'journal_tree', 'journal_tree_dir', 'journal_tree_part', 'journal_guard_tree', 'journal_wait', \
-            'journal_run', 'journal_run_item', 'journal_run_try') LIMIT 1";
+            'journal_run', 'journal_run_item', 'journal_run_try', \
+            'journal_outbox', 'journal_outbox_key', 'journal_outbox_topic', \
+            'journal_applied', 'journal_follower') LIMIT 1";
 
 #[cfg(test)]
 mod tests {

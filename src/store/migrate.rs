@@ -108,6 +108,44 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
         at_ms INTEGER NOT NULL,
         error TEXT NOT NULL DEFAULT ''
     ) STRICT;
+    CREATE TABLE journal_outbox (
+        id          INTEGER PRIMARY KEY,
+        topic       TEXT NOT NULL,
+        key         TEXT NOT NULL,
+        version     INTEGER NOT NULL,
+        payload     BLOB,
+        fence       INTEGER NOT NULL,
+        state       TEXT NOT NULL CHECK (state IN ('pending', 'parked')),
+        attempts    INTEGER NOT NULL DEFAULT 0,
+        enqueued_ms INTEGER NOT NULL,
+        tried_ms    INTEGER,
+        error       TEXT NOT NULL DEFAULT ''
+    ) STRICT;
+    CREATE INDEX journal_outbox_pending ON journal_outbox (topic) WHERE state = 'pending';
+    CREATE TABLE journal_outbox_key (
+        topic   TEXT NOT NULL,
+        key     TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        floor   INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (topic, key)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE journal_outbox_topic (
+        topic        TEXT PRIMARY KEY,
+        published    INTEGER NOT NULL,
+        published_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE journal_applied (
+        consumer TEXT NOT NULL,
+        topic    TEXT NOT NULL,
+        key      TEXT NOT NULL,
+        version  INTEGER NOT NULL,
+        PRIMARY KEY (consumer, topic, key)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE journal_follower (
+        name     TEXT PRIMARY KEY,
+        position INTEGER NOT NULL,
+        at_ms    INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
 "];
 
 /// Brings the database to this library's schema, from nothing or from an older version. A newer one is refused before

@@ -12,7 +12,7 @@
 //! marked the pages clean, so a later COMMIT would say Ok for frames that never reach the disk. Whoever takes the
 //! turnstile next must first carry the whole log over (`wal_checkpoint(TRUNCATE)`), which writes those pages anew.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -84,6 +84,13 @@ impl Store {
 
     pub(crate) fn database(&self) -> &Database {
         &self.database
+    }
+
+    /// The write-ahead log, which every commit of any process writes to.
+    pub(crate) fn log_path(&self) -> PathBuf {
+        let mut path = self.database.path.clone().into_os_string();
+        path.push("-wal");
+        path.into()
     }
 
     /// The readers of this process.

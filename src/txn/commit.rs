@@ -26,6 +26,7 @@ use crate::fault::{Fault, planted};
 use crate::id::{Fence, TxnId};
 use crate::journal::{self, Change, Level, NewTxn, Span, TxnState, What};
 use crate::lock::{self, Held};
+use crate::outbox::{self, Draft};
 use crate::path::RelPath;
 use crate::run::Along;
 use crate::store::{Decided, Durability, Part, Turn, Tx, Wish};
@@ -45,6 +46,7 @@ pub(super) struct Request<'r> {
     pub(super) sql: &'r mut [SqlFn],
     pub(super) guarding: Option<&'r mut Guarding>,
     pub(super) runs: &'r mut [Along],
+    pub(super) messages: &'r [Draft],
 }
 
 /// Commits. On `Ok` the lock's release is noted too; the OS lock goes with the lease.
@@ -267,6 +269,7 @@ fn record(
     }
     let changes = prepared.changes();
     let id = insert(ground, tx, request, fence, prepared, &changes)?;
+    outbox::enqueue(tx, id, fence, request.messages)?;
     if let Some(guarding) = &request.guarding {
         guarding.conclude(tx, request.lease)?;
     }

@@ -17,6 +17,7 @@ use crate::fs::root::{Dir, RootDir};
 use crate::fs::watch::Watch;
 use crate::journal::{self, GuardId, GuardRow, Mark, TreeId};
 use crate::lock::{Locks, Session};
+use crate::outbox::Doors;
 use crate::path::RelPath;
 use crate::store::{Durability, Store, Turn, Tx};
 
@@ -39,6 +40,8 @@ pub(crate) struct Ground {
     pub(crate) backlog: Backlog,
     /// What is to be written down a little later.
     pub(crate) late: Late,
+    /// Where messages are announced that this process publishes.
+    pub(crate) doors: Doors,
     areas: RwLock<Vec<Arc<Area>>>,
     names: AtomicU64,
     /// Counts what this process does to the tree.
@@ -156,6 +159,7 @@ impl Ground {
             parts,
             backlog,
             late: Late::default(),
+            doors: Doors::default(),
             areas: RwLock::new(vec![Arc::new(state_area)]),
             names: AtomicU64::new(0),
             touched: AtomicU64::new(0),

@@ -4,7 +4,8 @@
 //!   [`effect`] is what remains of it.
 //! - [`prepare`] does all that can fail, [`commit`] decides, [`apply`] carries it into the tree, [`settle`] makes the
 //!   tree itself durable.
-//! - [`rows_only`] is for what touches no file; [`items`] are what a transaction records of runs.
+//! - [`rows_only`] is for what touches no file; [`items`] are what a transaction records of runs, [`messages`] what
+//!   it tells others.
 //! - [`bind`] looks once more, under the turn, at what was prepared before it.
 //! - [`guard`] is for what somebody else's code changes, [`taken`] what is kept of it, [`guarding`] what became of it, [`rollback`] puts it back;
 //!   [`trees`] keeps the baseline of a whole tree, [`comparing`] finds out which paths of it that is, and gets their
@@ -33,6 +34,7 @@ mod items;
 mod late;
 mod layer;
 mod layout;
+mod messages;
 mod old_versions;
 mod overlay;
 mod prepare;
@@ -60,7 +62,7 @@ pub(crate) use prepare::{KEEP, Step};
 pub use receipt::{Receipt, Warning};
 pub use rollback::RolledBack;
 pub(crate) use rollback::{Attempt, put_back, put_back_some};
-pub(crate) use rows_only::{write_rows, write_rows_under};
+pub(crate) use rows_only::{note_under, write_rows, write_rows_under};
 pub use settle::Settled;
 pub(crate) use settle::settle;
 pub use transaction::Transaction;

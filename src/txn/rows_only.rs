@@ -44,13 +44,6 @@ pub(crate) fn write_rows_under<T>(
     mut check: impl FnMut(&Tx<'_>) -> Result<()>,
     work: impl FnMut(&Rows<'_>) -> Result<T>,
 ) -> Result<T> {
-    /// However it ends: by a panic, say.
-    struct Ended<'l>(&'l Lease);
-    impl Drop for Ended<'_> {
-        fn drop(&mut self) {
-            self.0.not_committed();
-        }
-    }
     lease.check_same()?;
     let _ended = Ended(lease);
     let mut fence = None;
@@ -67,4 +60,25 @@ pub(crate) fn write_rows_under<T>(
         _ => {}
     }
     written
+}
+
+/// Writes rows of the engine under a lock, by themselves and not synced: what can be found out again.
+pub(crate) fn note_under(ground: &Ground, lease: &Lease, note: impl FnOnce(&Tx<'_>) -> Result<()>) -> Result<()> {
+    lease.check_same()?;
+    let _ended = Ended(lease);
+    let fence = ground.enter()?.write(Durability::Normal, |tx| {
+        let fence = lease.confirm(tx)?;
+        note(tx).map(|()| fence)
+    })?;
+    lease.confirmed(fence);
+    Ok(())
+}
+
+/// The COMMIT that was to record a lock is over, however it ended: by a panic, say.
+struct Ended<'l>(&'l Lease);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.not_committed();
+    }
 }

@@ -16,6 +16,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::fs::root::{self, Kind};
 use crate::journal;
 use crate::lock::{Held, Lease};
+use crate::outbox::Draft;
 use crate::path::RelPath;
 use crate::run::Along;
 use crate::store::{self, Durability, Rows};
@@ -55,6 +56,8 @@ pub struct Transaction {
     pub(super) spooled: HashSet<(i64, String)>,
     /// What is recorded of runs with it.
     pub(super) runs: Vec<Along>,
+    /// What others are told with it.
+    pub(super) messages: Vec<Draft>,
     /// The journal stays open, and its session alive, for as long as this transaction.
     _alive: Arc<dyn std::any::Any + Send + Sync>,
 }
@@ -94,6 +97,7 @@ impl Transaction {
             guarding: None,
             spooled: HashSet::new(),
             runs: Vec::new(),
+            messages: Vec::new(),
         }
     }
 
@@ -283,6 +287,7 @@ impl Transaction {
                 sql: &mut self.sql,
                 guarding: self.guarding.as_mut(),
                 runs: &mut self.runs,
+                messages: &self.messages,
             },
         );
         let decided = match &outcome {
@@ -306,6 +311,7 @@ impl Transaction {
             guarding.release(&self.ground, receipt.changes());
         }
         self.end_lease();
+        self.announce(&receipt);
         Ok(receipt)
     }
 

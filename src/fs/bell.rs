@@ -1,0 +1,146 @@
+//! Waiting for news: somebody of this process rings, or anybody writes to a file.
+//!
+//! A file that is written to is a hint: the news may be visible a little later than the write, or be of no interest. So who was
+//! woken by it looks more than once, and is not woken again at once.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+
+use crate::error::{IoContext, Result};
+
+/// Rings, from any thread. A clone is the same bell.
+#[derive(Clone, Debug)]
+pub(crate) struct Bell(Arc<File>);
+
+/// Rings for as long as somebody has the bell itself.
+#[derive(Clone, Debug)]
+pub(crate) struct WeakBell(Weak<File>);
+
+/// What hears it.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    bell: Bell,
+    /// None where there are too many watches already: then nobody hears of other processes.
+    written: Option<OwnedFd>,
+}
+
+/// Why somebody who waited goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    Rung,
+    /// Somebody, of whatever process, has written to the file.
+    Written,
+    Nothing,
+}
+
+impl Bell {
+    pub(crate) fn new() -> Result<Self> {
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).at("make a bell for", "a thread")?;
+        Ok(Self(Arc::new(bell.into())))
+    }
+
+    pub(crate) fn ring(&self) {
+        // It is full only when it rings already.
+        let _ = (&*self.0).write(&1_u64.to_ne_bytes());
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakBell {
+        WeakBell(Arc::downgrade(&self.0))
+    }
+
+    /// Listens to it, and for writes to the file at `path`.
+    pub(crate) fn listen(&self, path: &Path) -> Listener {
+        let watch = || -> rustix::io::Result<OwnedFd> {
+            let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+            inotify::add_watch(&events, path, WatchFlags::MODIFY | WatchFlags::DONT_FOLLOW)?;
+            Ok(events)
+        };
+        Listener { bell: self.clone(), written: watch().ok() }
+    }
+}
+
+impl WeakBell {
+    /// False when nobody has it any more.
+    pub(crate) fn ring(&self) -> bool {
+        self.0.upgrade().map(|bell| Bell(bell).ring()).is_some()
+    }
+
+    pub(crate) fn is_heard(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
+impl Listener {
+    pub(crate) fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// True when it hears of what other processes write.
+    pub(crate) fn hears_others(&self) -> bool {
+        self.written.is_some()
+    }
+
+    /// Waits until it is rung, or the file is written to where that is of interest; at most this long.
+    pub(crate) fn wait(&self, at_most: Duration, others: bool) -> Heard {
+        let at_most = Timespec::try_from(at_most).ok();
+        let mut fds = vec![PollFd::new(&*self.bell.0, PollFlags::IN)];
+        let written = self.written.as_ref().filter(|_| others);
+        fds.extend(written.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
+        // Interrupted, it has heard nothing, and is asked again.
+        if poll(&mut fds, at_most.as_ref()).is_err() {
+            return Heard::Nothing;
+        }
+        let is_ready = |n: usize| fds.get(n).is_some_and(|fd| !fd.revents().is_empty());
+        let (rung, written) = (is_ready(0), is_ready(1));
+        if written || rung {
+            self.forget_writes();
+        }
+        if rung {
+            let _ = (&*self.bell.0).read(&mut [0; 8]);
+            return Heard::Rung;
+        }
+        if written { Heard::Written } else { Heard::Nothing }
+    }
+
+    fn forget_writes(&self) {
+        let Some(written) = &self.written else { return };
+        let mut buffer = [0; 4096];
+        while rustix::io::read(written, &mut buffer).is_ok_and(|read| read > 0) {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Deadline;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a file of a test")]
+    fn it_is_heard_once_and_so_is_what_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, "a").unwrap();
+        let bell = Bell::new().unwrap();
+        let listener = bell.listen(&path);
+        assert_eq!(listener.wait(Duration::ZERO, true), Heard::Nothing);
+        bell.ring();
+        bell.ring();
+        assert_eq!(listener.wait(LONG, true), Heard::Rung);
+        assert_eq!(listener.wait(Duration::ZERO, true), Heard::Nothing);
+        std::fs::write(&path, "b").unwrap();
+        assert_eq!(listener.wait(Duration::ZERO, false), Heard::Nothing, "it is of no interest");
+        assert_eq!(listener.wait(LONG, true), Heard::Written);
+        let waited = Deadline::after(LONG);
+        assert_eq!(listener.wait(Duration::from_millis(5), true), Heard::Nothing);
+        assert!(!waited.passed() && listener.hears_others());
+    }
+}

@@ -1,0 +1,15 @@
+//! The outbox: messages that are committed with what they tell of, and go out afterwards, whatever happens. Knows no files, no
+//! transactions and no sinks.
+//!
+//! - A message gets its number and its version inside the COMMIT that makes it true. The version counts the messages of its key,
+//!   and only grows: whoever receives one can tell whether it is news.
+//! - It goes when a sink has taken it. Until then it waits in the order of commits; refused too often it is parked.
+
+mod door;
+mod message;
+mod rows;
+
+pub(crate) use door::{Door, Doors};
+pub use message::{Coalesce, Message, PublishError, Publisher};
+pub(crate) use message::{Draft, check_topic};
+pub(crate) use rows::*;

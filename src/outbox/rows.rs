@@ -1,0 +1,169 @@
+//! The SQL of messages, and of their keys.
+
+use rusqlite::Row;
+
+use super::message::{Draft, Message};
+use crate::error::{Error, Result};
+use crate::id::{Fence, TxnId};
+use crate::store::Tx;
+use crate::time::now_ms;
+
+/// Messages of one transaction, at most: one integer is transaction and number.
+const MOST_MESSAGES: i64 = 1 << 20;
+
+/// Records the messages of a transaction, in order: each gets the next version of its key.
+pub(crate) fn enqueue(tx: &Tx<'_>, txn: TxnId, fence: Fence, drafts: &[Draft]) -> Result<()> {
+    if drafts.len() as i64 > MOST_MESSAGES {
+        return Err(Error::TooLarge { what: "the number of messages of a transaction", limit: MOST_MESSAGES as u64 });
+    }
+    let now = now_ms();
+    for (n, Draft { topic, key, payload }) in (0..).zip(drafts) {
+        let newest = tx.query_opt(
+            "SELECT version FROM main.journal_outbox_key WHERE topic = ?1 AND key = ?2",
+            (topic, key),
+            |row| row.get::<_, i64>(0),
+        )?;
+        let version = newest.unwrap_or(0).saturating_add(1);
+        // What is pending of a key that is gone is not published any more.
+        let floor = if payload.is_none() { version } else { 0 };
+        tx.execute(
+            "INSERT INTO main.journal_outbox_key (topic, key, version, floor) VALUES (?1, ?2, ?3, ?4) \
+             ON CONFLICT (topic, key) DO UPDATE SET version = excluded.version, floor = max(floor, excluded.floor)",
+            (topic, key, version, floor),
+        )?;
+        tx.execute(
+            "INSERT INTO main.journal_outbox (id, topic, key, version, payload, fence, state, enqueued_ms) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'pending', ?7)",
+            (txn.get() * MOST_MESSAGES + n, topic, key, version, payload, fence.get(), now),
+        )?;
+    }
+    Ok(())
+}
+
+/// A message that waits, and which versions of its key there are.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) message: Message,
+    newest: u64,
+    floor: u64,
+}
+
+impl Waiting {
+    /// True when nobody needs to hear of it any more.
+    pub(crate) fn is_superseded(&self, by_newer: bool) -> bool {
+        self.message.version < if by_newer { self.newest } else { self.floor }
+    }
+}
+
+fn waiting(row: &Row<'_>) -> rusqlite::Result<Waiting> {
+    let id: i64 = row.get(0)?;
+    let payload: Option<Vec<u8>> = row.get(4)?;
+    Ok(Waiting {
+        message: Message {
+            id,
+            topic: row.get(1)?,
+            key: row.get(2)?,
+            version: row.get(3)?,
+            is_removal: payload.is_none(),
+            payload: payload.unwrap_or_default(),
+            fence: Fence(row.get(5)?),
+            txn: TxnId(id / MOST_MESSAGES),
+            attempts: row.get(6)?,
+            enqueued_ms: row.get(7)?,
+        },
+        newest: row.get(8)?,
+        floor: row.get(9)?,
+    })
+}
+
+macro_rules! waiting_from {
+    ($condition:literal) => {
+        concat!(
+            "SELECT o.id, o.topic, o.key, o.version, o.payload, o.fence, o.attempts, o.enqueued_ms, k.version, k.floor \
+             FROM main.journal_outbox o JOIN main.journal_outbox_key k ON k.topic = o.topic AND k.key = o.key \
+             WHERE o.topic = ?1 AND o.state = 'pending' AND ",
+            $condition
+        )
+    };
+}
+
+/// The next messages of a topic behind `after`, in order: at most so many, and no more than so many bytes beyond the first.
+pub(crate) fn next_waiting(tx: &Tx<'_>, topic: &str, after: i64, most: usize, bytes: usize) -> Result<Vec<Waiting>> {
+    let sql = waiting_from!("o.id > ?2 ORDER BY o.id LIMIT ?3");
+    let mut left = bytes;
+    let mut statement = tx.prepare(sql)?;
+    let op = "reading messages";
+    let mut rows = statement.query((topic, after, most)).map_err(|error| Error::sql(op, error))?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next().map_err(|error| Error::sql(op, error))? {
+        let next = waiting(row).map_err(|error| Error::corrupt("a message", error))?;
+        let size = next.message.payload.len();
+        if size > left && !found.is_empty() {
+            break;
+        }
+        left = left.saturating_sub(size);
+        found.push(next);
+    }
+    Ok(found)
+}
+
+/// The message with this number, if it still waits.
+pub(crate) fn still_waiting(tx: &Tx<'_>, topic: &str, id: i64) -> Result<Option<Waiting>> {
+    tx.query_opt(waiting_from!("o.id = ?2"), (topic, id), waiting)
+}
+
+/// How many messages of a topic wait.
+pub(crate) fn backlog(tx: &Tx<'_>, topic: &str) -> Result<u64> {
+    let sql = "SELECT count(*) FROM main.journal_outbox WHERE topic = ?1 AND state = 'pending'";
+    tx.query_row(sql, [topic], |row| row.get(0))
+}
+
+/// True when any message of a topic waits that is newer than `after`.
+pub(crate) fn is_waiting(tx: &Tx<'_>, topic: &str, after: i64) -> Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM main.journal_outbox WHERE topic = ?1 AND state = 'pending' AND id > ?2)";
+    tx.query_row(sql, (topic, after), |row| row.get(0))
+}
+
+/// It was published, or is not to be.
+pub(crate) fn delivered(tx: &Tx<'_>, id: i64) -> Result<()> {
+    tx.execute("DELETE FROM main.journal_outbox WHERE id = ?1", [id]).map(drop)
+}
+
+/// It was refused once more; with `park` for the last time.
+pub(crate) fn refused(tx: &Tx<'_>, id: i64, why: &str, park: bool) -> Result<()> {
+    tx.execute(
+        "UPDATE main.journal_outbox SET attempts = attempts + 1, error = ?2, tried_ms = ?3, \
+           state = CASE WHEN ?4 THEN 'parked' ELSE state END WHERE id = ?1 AND state = 'pending'",
+        (id, why, now_ms(), park),
+    )
+    .map(drop)
+}
+
+/// The transaction that a message was committed with.
+pub(crate) fn txn_of(id: i64) -> i64 {
+    id / MOST_MESSAGES
+}
+
+/// Counts what was published.
+pub(crate) fn count_published(tx: &Tx<'_>, topic: &str, published: u64) -> Result<()> {
+    if published == 0 {
+        return Ok(());
+    }
+    tx.execute(
+        "INSERT INTO main.journal_outbox_topic (topic, published, published_ms) VALUES (?1, ?2, ?3) \
+         ON CONFLICT (topic) DO UPDATE SET published = published + excluded.published, published_ms = excluded.published_ms",
+        (topic, published, now_ms()),
+    )
+    .map(drop)
+}
+
+/// Records that a consumer applies a message, with its own rows. False when it has applied this one, or a newer one of the key.
+pub(crate) fn apply(tx: &Tx<'_>, consumer: &str, message: &Message) -> Result<bool> {
+    let version = i64::try_from(message.version).unwrap_or(i64::MAX);
+    let applied = tx.execute(
+        "INSERT INTO main.journal_applied (consumer, topic, key, version) VALUES (?1, ?2, ?3, ?4) \
+         ON CONFLICT (consumer, topic, key) DO UPDATE SET version = excluded.version WHERE excluded.version > version",
+        (consumer, &message.topic, &message.key, version),
+    )?;
+    Ok(applied == 1)
+}
