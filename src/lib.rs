@@ -36,6 +36,8 @@ pub use id::{Fence, QuarantineId, RunId, TxnId};
 pub use journal::{Change, ChangeKind, Commit};
 pub use lock::{Holder, Waiting};
 pub use options::{Acquire, Begin, Job, Options};
+#[cfg(feature = "redis")]
+pub use outbox::RedisPublisher;
 pub use outbox::{Coalesce, Message, PublishError, Publisher};
 pub use recovery::{Resolved, Standing};
 pub use run::ItemKey;

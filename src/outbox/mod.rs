@@ -7,9 +7,13 @@
 
 mod door;
 mod message;
+#[cfg(feature = "redis")]
+mod redis;
 mod rows;
 
 pub(crate) use door::{Door, Doors};
 pub use message::{Coalesce, Message, PublishError, Publisher};
 pub(crate) use message::{Draft, check_topic};
+#[cfg(feature = "redis")]
+pub use redis::RedisPublisher;
 pub(crate) use rows::*;

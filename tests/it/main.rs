@@ -39,6 +39,7 @@ mod power_model;
 mod quarantine;
 mod queue_model;
 mod recovery;
+mod redis;
 mod review;
 mod runs;
 mod skip;
