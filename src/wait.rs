@@ -201,7 +201,7 @@ impl<'p> Patience<'p> {
             && waited >= self.next
         {
             tell(waited);
-            self.next = self.deadline.waited() + *every;
+            self.next = self.deadline.waited().saturating_add(*every);
         }
     }
 }

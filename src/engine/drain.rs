@@ -10,8 +10,7 @@
 
 mod pass;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -51,6 +50,8 @@ pub struct Drainer {
     topic: String,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Hung up once the thread has ended.
+    ended: Mutex<mpsc::Receiver<()>>,
 }
 
 #[derive(Debug)]
@@ -58,8 +59,7 @@ struct Shared {
     door: Arc<Door>,
     stop: StopToken,
     /// It is to go on until this is over, or nothing is left.
-    closing: std::sync::Mutex<Option<Deadline>>,
-    ended: AtomicBool,
+    closing: Mutex<Option<Deadline>>,
 }
 
 impl Shared {
@@ -70,7 +70,7 @@ impl Shared {
 
     /// Until when it is to publish what it can, once it is being closed.
     fn closing(&self) -> Option<Deadline> {
-        *self.closing.lock().unwrap_or_else(|poison| poison.into_inner())
+        *self.closing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -129,7 +129,7 @@ impl<P: Publisher + 'static> DrainerBuilder<P> {
 
     /// How far apart a sink that cannot be reached is asked again, at most; less in the beginning. Default: 10 s.
     pub fn probe(mut self, at_most: Duration) -> Self {
-        self.settings.probe = at_most;
+        self.settings.probe = at_most.max(SHORTEST_PROBE);
         self
     }
 
@@ -154,32 +154,33 @@ impl<P: Publisher + 'static> DrainerBuilder<P> {
         let door = journal.ground().doors.open(&topic, inline)?;
         let listener = door.bell.listen(&journal.ground().store.log_path());
         let stop = StopToken::new();
-        let shared =
-            Arc::new(Shared { door, stop, closing: std::sync::Mutex::default(), ended: AtomicBool::new(false) });
+        let shared = Arc::new(Shared { door, stop, closing: Mutex::default() });
         let work = Work {
             pass: Pass::new(journal.clone(), topic.clone(), publisher, settings, Arc::clone(&shared)),
             listener,
         };
+        let (ends, ended) = mpsc::channel::<()>();
         let thread = std::thread::Builder::new()
             .name("journal-drain".into())
-            .spawn(move || work.run())
+            .spawn(move || {
+                // Dropped last, and also when it panics.
+                let _ends = ends;
+                work.run();
+            })
             .at("start a thread for", journal.root())?;
-        Ok(Drainer { journal, topic, shared, thread: Some(thread) })
+        Ok(Drainer { journal, topic, shared, thread: Some(thread), ended: Mutex::new(ended) })
     }
 }
 
 impl Drainer {
     /// Publishes what it can until this time is over, ends, and answers how many messages are left. They stay in the outbox.
     pub fn close(mut self, at_most: Duration) -> Result<u64> {
-        *self.shared.closing.lock().unwrap_or_else(|poison| poison.into_inner()) = Some(Deadline::after(at_most));
+        self.journal.ground().store.refuse_forked()?;
+        *self.shared.closing.lock().unwrap_or_else(PoisonError::into_inner) = Some(Deadline::after(at_most));
         self.shared.door.bell.ring();
-        let deadline = Deadline::after(at_most);
-        while !self.shared.ended.load(Ordering::Acquire) && !deadline.passed() {
-            std::thread::sleep(Duration::from_millis(1).min(deadline.left()));
-        }
+        self.has_ended_within(at_most);
         self.end();
-        let topic = self.topic.clone();
-        self.journal.ground().store.peek(|tx| outbox::backlog(tx, &topic))
+        self.journal.ground().store.peek(|tx| outbox::backlog(tx, &self.topic))
     }
 
     fn end(&mut self) {
@@ -188,13 +189,14 @@ impl Drainer {
         self.shared.door.tell(None, true);
         let Some(thread) = self.thread.take() else { return };
         // A sink that does not answer is not waited for.
-        let deadline = Deadline::after(END);
-        while !thread.is_finished() && !deadline.passed() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        if thread.is_finished() {
+        if self.has_ended_within(END) {
             let _ = thread.join();
         }
+    }
+
+    fn has_ended_within(&mut self, at_most: Duration) -> bool {
+        let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+        ended.recv_timeout(at_most) == Err(mpsc::RecvTimeoutError::Disconnected)
     }
 }
 
@@ -210,14 +212,10 @@ impl Drop for Drainer {
 
 /// How long a thread is waited for that is told to end.
 const END: Duration = Duration::from_millis(500);
-/// How long it does not look again when it was woken for nothing.
-const QUIET: Duration = Duration::from_millis(10);
-/// So often it looks again then.
-const LOOKS: u32 = 3;
+/// No sink is asked more often than this when it cannot be reached.
+const SHORTEST_PROBE: Duration = Duration::from_millis(1);
 /// After what time it goes on when the journal itself could not be read or written.
 const AFTER_AN_ERROR: Duration = Duration::from_secs(1);
-/// How often it looks when nobody can tell it of other processes.
-const LOOK: Duration = Duration::from_millis(200);
 
 struct Work<P> {
     pass: Pass<P>,
@@ -226,7 +224,16 @@ struct Work<P> {
 
 impl<P: Publisher> Work<P> {
     fn run(mut self) {
-        let shared = Arc::clone(&self.pass.shared);
+        /// Nobody is to wait for who publishes no more.
+        struct Shut(Arc<Shared>);
+        impl Drop for Shut {
+            fn drop(&mut self) {
+                self.0.door.tell(None, true);
+            }
+        }
+        outbox::wait_at_no_door();
+        let shut = Shut(Arc::clone(&self.pass.shared));
+        let shared = &shut.0;
         loop {
             let ended = self.drain();
             if shared.is_ending() {
@@ -237,15 +244,19 @@ impl<P: Publisher> Work<P> {
                 break;
             }
         }
-        shared.door.tell(None, true);
-        shared.ended.store(true, Ordering::Release);
     }
 
     /// One pass under the lock.
     fn drain(&mut self) -> Ended {
         let journal = self.pass.journal.clone();
         let lock = format!("outbox:{}", self.pass.topic);
-        let acquire = Acquire::new(lock).purpose("publishing").cancel(&self.pass.shared.stop).wait(Duration::MAX);
+        let door = Arc::clone(&self.pass.shared.door);
+        let acquire = Acquire::new(lock)
+            .purpose("publishing")
+            .cancel(&self.pass.shared.stop)
+            .wait(Duration::MAX)
+            // Somebody else publishes, for as long as they like.
+            .on_wait(Duration::MAX, move |_| door.tell(None, true));
         match journal.lock_with(acquire).and_then(|lock| self.pass.run(&lock)) {
             Ok(ended) => ended,
             Err(Error::Cancelled { .. }) => Ended::Idle,
@@ -264,24 +275,8 @@ impl<P: Publisher> Work<P> {
             // What is committed meanwhile waits, too.
             Ended::Paused(again) => (again, false),
         };
-        let deadline = Deadline::after(again);
-        // What others have written may be seen a little later: it looks some times more before it listens again.
-        let mut looks = 0;
-        loop {
-            let mut at_most = deadline.left();
-            if looks > 0 {
-                at_most = at_most.min(QUIET);
-            } else if listens && !self.listener.hears_others() {
-                at_most = at_most.min(LOOK);
-            }
-            let heard = self.listener.wait(at_most, listens && looks == 0);
-            if self.pass.shared.is_ending() || deadline.passed() || (listens && heard == Heard::Rung) {
-                return;
-            }
-            if listens && self.pass.has_news() {
-                return;
-            }
-            looks = if heard == Heard::Written { LOOKS } else { looks.saturating_sub(1) };
-        }
+        self.listener.wait_until(Deadline::after(again), listens, |heard| {
+            self.pass.shared.is_ending() || (listens && (heard == Heard::Rung || self.pass.has_news()))
+        });
     }
 }

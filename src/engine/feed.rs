@@ -5,24 +5,20 @@ use std::time::Duration;
 
 use super::Journal;
 use crate::error::{Error, Result};
-use crate::fs::bell::{Bell, Heard, Listener};
+use crate::fs::bell::{Bell, Listener};
 use crate::id::TxnId;
 use crate::journal::{self, Commit};
 use crate::outbox::{self, Message};
-use crate::store::Rows;
+use crate::recovery;
+use crate::store::{Rows, Tx};
 use crate::time::Deadline;
-use crate::txn;
+use crate::txn::{self, Which};
 use crate::wait::StopToken;
 
 /// So many commits are read at once.
 const BATCH: usize = 256;
 /// And no more than so many changes.
 const BATCH_CHANGES: usize = 10_000;
-/// How often it looks for what other processes commit, where the kernel does not say when they write.
-const LOOK: Duration = Duration::from_millis(20);
-/// After a write of somebody's it looks so often, so far apart: what they wrote may be visible a little later.
-const LOOKS: u32 = 3;
-const QUIET: Duration = Duration::from_millis(5);
 
 /// What was committed since, in order; from [`Journal::changes`]. Ends where nothing more is committed, and goes on when asked again.
 #[derive(Debug)]
@@ -57,7 +53,7 @@ impl Journal {
     }
 
     /// The same, and then waits for more until `stop` is asked to. What this process commits comes at once; what another one does,
-    /// within some milliseconds. It costs nothing while nothing is written.
+    /// within some milliseconds. It costs next to nothing while nothing is written.
     pub fn follow(&self, since: TxnId, stop: &StopToken) -> Result<Follow> {
         let ground = self.ground();
         ground.store.refuse_forked()?;
@@ -82,16 +78,39 @@ impl Journal {
         &self,
         consumer: &str,
         message: &Message,
+        work: impl FnMut(&Rows<'_>) -> Result<()>,
+    ) -> Result<bool> {
+        self.write_if_new(|tx| outbox::apply(tx, consumer, message), work)
+    }
+
+    /// Changes rows where `note` says, in the same commit, that this was not done yet. True when it was done now.
+    fn write_if_new(
+        &self,
+        mut note: impl FnMut(&Tx<'_>) -> Result<bool>,
         mut work: impl FnMut(&Rows<'_>) -> Result<()>,
     ) -> Result<bool> {
-        let fresh = std::cell::Cell::new(false);
-        let check = |tx: &crate::store::Tx<'_>| {
-            fresh.set(outbox::apply(tx, consumer, message)?);
-            Ok(())
-        };
+        let is_new = std::cell::Cell::new(false);
+        let check = |tx: &Tx<'_>| note(tx).map(|new| is_new.set(new));
         let wait = self.ground().limits.turn_wait;
-        txn::write_rows(self.ground(), wait, check, |rows| if fresh.get() { work(rows) } else { Ok(()) })?;
-        Ok(fresh.get())
+        txn::write_rows(self.ground(), wait, check, |rows| if is_new.get() { work(rows) } else { Ok(()) })?;
+        Ok(is_new.get())
+    }
+
+    /// Reads of what is committed, and answers once the files of all of it are in place: a COMMIT can be seen a little before, and
+    /// whoever is told of it may look at them.
+    pub(super) fn read_in_place<T>(&self, read: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        let ground = self.ground();
+        let (value, in_place) = ground.store.peek(|tx| {
+            let value = read(tx)?;
+            Ok((value, !journal::has_unapplied(tx, ground.late.unnoted())?))
+        })?;
+        if !in_place {
+            // Who commits keeps the turn for that; what is left in it is of somebody who died.
+            let mut turn = ground.enter()?;
+            ground.write_late(&mut turn)?;
+            recovery::drain(ground, &mut turn, Which::Unapplied)?;
+        }
+        Ok(value)
     }
 }
 
@@ -100,8 +119,8 @@ impl Iterator for Changes {
 
     fn next(&mut self) -> Option<Result<Commit>> {
         if self.ahead.is_empty() {
-            let read = |tx: &crate::store::Tx<'_>| journal::commits_after(tx, self.after, BATCH, BATCH_CHANGES);
-            match self.journal.ground().store.peek(read) {
+            let read = |tx: &Tx<'_>| journal::commits_after(tx, self.after, BATCH, BATCH_CHANGES);
+            match self.journal.read_in_place(read) {
                 Ok(commits) => self.ahead.extend(commits),
                 Err(error) => return Some(Err(error)),
             }
@@ -115,29 +134,19 @@ impl Iterator for Changes {
 impl Follow {
     /// The next commit; none when there is none within this time, or it is to stop.
     pub fn next_within(&mut self, at_most: Duration) -> Result<Option<Commit>> {
-        let deadline = Deadline::after(at_most);
-        let bell = self.listener.bell().clone();
-        let _woken = self.stop.on_stop(move || bell.ring());
-        let mut looks = 0;
-        loop {
-            if self.stop.requested() {
-                return Ok(None);
+        let deadline = Deadline::after(at_most.min(self.stop.left()));
+        let Self { changes, listener, stop } = self;
+        let bell = listener.bell().clone();
+        let _woken = stop.on_stop(move || bell.ring());
+        let mut next = None;
+        listener.wait_until(deadline, true, |_| {
+            let stopped = stop.requested();
+            if !stopped {
+                next = changes.next();
             }
-            if let Some(commit) = self.changes.next().transpose()? {
-                return Ok(Some(commit));
-            }
-            if deadline.passed() {
-                return Ok(None);
-            }
-            let mut wait = deadline.left().min(self.stop.left());
-            if looks > 0 {
-                wait = wait.min(QUIET);
-            } else if !self.listener.hears_others() {
-                wait = wait.min(LOOK);
-            }
-            let heard = self.listener.wait(wait, looks == 0);
-            looks = if heard == Heard::Written { LOOKS } else { looks.saturating_sub(1) };
-        }
+            stopped || next.is_some()
+        });
+        next.transpose()
     }
 }
 
@@ -169,13 +178,13 @@ impl Follower {
 
     /// It is done with all up to this transaction: durable on return. Never goes back.
     pub fn advance(&self, to: TxnId) -> Result<()> {
-        self.advance_with(to, |_| Ok(()))
+        self.advance_with(to, |_| Ok(())).map(drop)
     }
 
-    /// The same, in one commit with rows of its own: what it makes of a transaction is there exactly once.
-    pub fn advance_with(&self, to: TxnId, work: impl FnMut(&Rows<'_>) -> Result<()>) -> Result<()> {
-        let wait = self.journal.ground().limits.turn_wait;
-        txn::write_rows(self.journal.ground(), wait, |tx| journal::advance(tx, &self.name, to), work)
+    /// The same, in one commit with rows of its own: what it makes of a transaction is there exactly once. True when `work` ran;
+    /// it does not where the follower is that far already, in another process, say.
+    pub fn advance_with(&self, to: TxnId, work: impl FnMut(&Rows<'_>) -> Result<()>) -> Result<bool> {
+        self.journal.write_if_new(|tx| journal::advance(tx, &self.name, to), work)
     }
 
     /// Forgets it: under this name somebody would begin anew.

@@ -411,7 +411,7 @@ impl LongWait<'_> {
             if let Some((every, tell)) = &mut tell
                 && waited >= next
             {
-                next = waited + *every;
+                next = waited.saturating_add(*every);
                 let holder = ground.locks.recorded_holder(&ground.store, want.name).ok().flatten();
                 tell(&Waiting::new(holder, waited));
             }

@@ -1,7 +1,7 @@
 //! Waiting for news: somebody of this process rings, or anybody writes to a file.
 //!
-//! A file that is written to is a hint: the news may be visible a little later than the write, or be of no interest. So who was
-//! woken by it looks more than once, and is not woken again at once.
+//! A file that is written to is a hint: the news may be of no interest, or be visible only later, once the disk has it, and that
+//! makes no sound. So who was woken by it looks again and again, less and less often, and is not woken again at once.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,6 +14,14 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 use crate::error::{IoContext, Result};
+use crate::time::Deadline;
+
+/// How long who was woken by a write is not woken by another one, and after what time they look once more.
+const QUIET: Duration = Duration::from_millis(5);
+/// So often they look however quiet it is.
+const LOOK: Duration = Duration::from_secs(10);
+/// And where nobody tells them of other processes.
+const LOOK_BLIND: Duration = Duration::from_millis(20);
 
 /// Rings, from any thread. A clone is the same bell.
 #[derive(Clone, Debug)]
@@ -82,13 +90,25 @@ impl Listener {
         &self.bell
     }
 
-    /// True when it hears of what other processes write.
-    pub(crate) fn hears_others(&self) -> bool {
-        self.written.is_some()
+    /// Waits until `found` says so, at most until `deadline`. It is asked at once, when it is rung, and where `others` are of
+    /// interest when the file is written to, some times after that, and now and then anyway.
+    pub(crate) fn wait_until(&self, deadline: Deadline, others: bool, mut found: impl FnMut(Heard) -> bool) {
+        let longest = if self.written.is_some() { LOOK } else { LOOK_BLIND };
+        let (mut pause, mut heard) = (longest, Heard::Nothing);
+        while !found(heard) && !deadline.passed() {
+            let listens = others && heard != Heard::Written;
+            let at_most = if others { pause.min(longest) } else { Duration::MAX };
+            heard = self.wait(deadline.left().min(at_most), listens);
+            pause = match heard {
+                Heard::Written => QUIET,
+                Heard::Nothing => pause.saturating_mul(2).min(longest),
+                Heard::Rung => pause,
+            };
+        }
     }
 
     /// Waits until it is rung, or the file is written to where that is of interest; at most this long.
-    pub(crate) fn wait(&self, at_most: Duration, others: bool) -> Heard {
+    fn wait(&self, at_most: Duration, others: bool) -> Heard {
         let at_most = Timespec::try_from(at_most).ok();
         let mut fds = vec![PollFd::new(&*self.bell.0, PollFlags::IN)];
         let written = self.written.as_ref().filter(|_| others);
@@ -119,7 +139,6 @@ impl Listener {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::Deadline;
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -139,8 +158,30 @@ mod tests {
         std::fs::write(&path, "b").unwrap();
         assert_eq!(listener.wait(Duration::ZERO, false), Heard::Nothing, "it is of no interest");
         assert_eq!(listener.wait(LONG, true), Heard::Written);
-        let waited = Deadline::after(LONG);
         assert_eq!(listener.wait(Duration::from_millis(5), true), Heard::Nothing);
-        assert!(!waited.passed() && listener.hears_others());
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a file of a test")]
+    fn after_a_write_it_is_asked_again_though_nothing_more_is_heard() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, "a").unwrap();
+        let listener = Bell::new().unwrap().listen(&path);
+        std::fs::write(&path, "b").unwrap();
+        let mut heard = Vec::new();
+        listener.wait_until(Deadline::after(LONG), true, |what| {
+            heard.push(what);
+            heard.len() == 6
+        });
+        let mut expected = [Heard::Nothing; 6];
+        expected[1] = Heard::Written;
+        assert_eq!(heard, expected);
+        let mut asked = 0;
+        listener.wait_until(Deadline::after(Duration::from_millis(50)), false, |_| {
+            asked += 1;
+            false
+        });
+        assert_eq!(asked, 2, "in the beginning and in the end");
     }
 }

@@ -1,6 +1,6 @@
 //! The SQL of who follows the changes.
 
-use super::record::Change;
+use super::record::{Change, Span};
 use super::rows::changes;
 use crate::error::Result;
 use crate::id::{Fence, TxnId};
@@ -59,19 +59,30 @@ pub(crate) fn commits_after(tx: &Tx<'_>, after: TxnId, most: usize, most_changes
     Ok(found)
 }
 
+/// True when a transaction was committed, and it is not known that it was carried into the tree. Those of `known` are.
+pub(crate) fn has_unapplied(tx: &Tx<'_>, known: Option<Span>) -> Result<bool> {
+    let (first, last) = Span::ends(known);
+    tx.query_row(
+        "SELECT EXISTS (SELECT 1 FROM main.journal_txn WHERE state <> 'settled' AND state = 'committed' \
+           AND id NOT BETWEEN ?1 AND ?2)",
+        (first, last),
+        |row| row.get(0),
+    )
+}
+
 /// How far a follower is; none when there is none of this name.
 pub(crate) fn position(tx: &Tx<'_>, name: &str) -> Result<Option<TxnId>> {
     tx.query_opt("SELECT position FROM main.journal_follower WHERE name = ?1", [name], |row| row.get(0).map(TxnId))
 }
 
-/// Records how far a follower is: never back.
-pub(crate) fn advance(tx: &Tx<'_>, name: &str, to: TxnId) -> Result<()> {
-    tx.execute(
-        "INSERT INTO main.journal_follower (name, position, at_ms) VALUES (?1, ?2, ?3) \
-         ON CONFLICT (name) DO UPDATE SET position = max(position, excluded.position), at_ms = excluded.at_ms",
+/// Records how far a follower is. Never back: false when it is that far already.
+pub(crate) fn advance(tx: &Tx<'_>, name: &str, to: TxnId) -> Result<bool> {
+    let advanced = tx.execute(
+        "INSERT INTO main.journal_follower (name, position, at_ms) VALUES (?1, ?2, ?3) ON CONFLICT (name) DO UPDATE \
+         SET position = excluded.position, at_ms = excluded.at_ms WHERE excluded.position > position",
         (name, to.get(), now_ms()),
-    )
-    .map(drop)
+    )?;
+    Ok(advanced == 1)
 }
 
 /// Forgets a follower. False when there was none.

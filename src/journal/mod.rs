@@ -9,7 +9,7 @@ mod state;
 mod trees;
 
 pub use feed::Commit;
-pub(crate) use feed::{advance, commits_after, forget_follower, position};
+pub(crate) use feed::{advance, commits_after, forget_follower, has_unapplied, position};
 pub(crate) use guard::{
     GuardId, GuardRow, delete_guard, end_guard, guarded, guarded_count, guards, has_guard_of, has_guards, insert_guard,
     insert_preimage, insert_rolled_back, is_guarding, quarantine_guard, retry_guard, set_guard_attempts,

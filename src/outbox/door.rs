@@ -1,5 +1,6 @@
 //! Where who commits a message meets who publishes it, within one process.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::Duration;
@@ -8,6 +9,16 @@ use crate::error::Result;
 use crate::fs::bell::{Bell, WeakBell};
 use crate::id::TxnId;
 use crate::time::Deadline;
+
+thread_local! {
+    /// This thread is a drainer's.
+    static PUBLISHES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What this thread commits from now on waits at no door: it is the one that publishes.
+pub(crate) fn wait_at_no_door() {
+    PUBLISHES.set(true);
+}
 
 /// The doors of this process: one for each drainer, and the bells of those who follow the changes.
 #[derive(Debug, Default)]
@@ -65,7 +76,10 @@ impl Doors {
             open.filter(|door| topics.clone().any(|topic| topic == door.topic)).collect()
         };
         doors.iter().for_each(|door| door.bell.ring());
-        doors.iter().for_each(|door| door.wait(txn));
+        // A publisher that commits would wait for itself, or for one that waits for it.
+        if !PUBLISHES.get() {
+            doors.iter().for_each(|door| door.wait(txn));
+        }
     }
 }
 

@@ -11,7 +11,7 @@ mod message;
 mod redis;
 mod rows;
 
-pub(crate) use door::{Door, Doors};
+pub(crate) use door::{Door, Doors, wait_at_no_door};
 pub use message::{Coalesce, Message, PublishError, Publisher};
 pub(crate) use message::{Draft, check_topic};
 #[cfg(feature = "redis")]

@@ -86,21 +86,22 @@ impl Publisher for RedisPublisher {
         self.set(message).map_err(|error| {
             // What was on its way is unknown: the next connection begins anew.
             self.connection = None;
-            match error.kind() {
-                // Of this key, and nobody else's fault.
-                ErrorKind::Server(ServerErrorKind::ResponseError) | ErrorKind::UnexpectedReturnType
-                    if !is_the_servers(&error) =>
-                {
-                    PublishError::Refused(error.to_string())
-                }
-                _ => PublishError::Unavailable(error.to_string()),
+            match is_of_the_key(&error) && !is_of_the_server(&error) {
+                true => PublishError::Refused(error.to_string()),
+                false => PublishError::Unavailable(error.to_string()),
             }
         })
     }
 }
 
-/// True when the server says something of itself.
-fn is_the_servers(error: &RedisError) -> bool {
+/// True when the server answered that this cannot be done: where the key is something else than a number, say.
+fn is_of_the_key(error: &RedisError) -> bool {
+    let answered = [ErrorKind::Server(ServerErrorKind::ResponseError), ErrorKind::UnexpectedReturnType];
+    answered.contains(&error.kind()) || error.code() == Some("WRONGTYPE")
+}
+
+/// True when the server says something of itself, be it out of the script.
+fn is_of_the_server(error: &RedisError) -> bool {
     const ITS_OWN: [&str; 9] =
         ["LOADING", "READONLY", "OOM", "BUSY", "MASTERDOWN", "MISCONF", "NOAUTH", "NOPERM", "CLUSTERDOWN"];
     let text = error.to_string();

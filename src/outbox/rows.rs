@@ -16,6 +16,9 @@ pub(crate) fn enqueue(tx: &Tx<'_>, txn: TxnId, fence: Fence, drafts: &[Draft]) -
     if drafts.len() as i64 > MOST_MESSAGES {
         return Err(Error::TooLarge { what: "the number of messages of a transaction", limit: MOST_MESSAGES as u64 });
     }
+    let Some(first) = txn.get().checked_mul(MOST_MESSAGES) else {
+        return Err(Error::corrupt("the journal", format!("transaction {txn} has a number that none can have")));
+    };
     let now = now_ms();
     for (n, Draft { topic, key, payload }) in (0..).zip(drafts) {
         let newest = tx.query_opt(
@@ -34,7 +37,7 @@ pub(crate) fn enqueue(tx: &Tx<'_>, txn: TxnId, fence: Fence, drafts: &[Draft]) -
         tx.execute(
             "INSERT INTO main.journal_outbox (id, topic, key, version, payload, fence, state, enqueued_ms) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'pending', ?7)",
-            (txn.get() * MOST_MESSAGES + n, topic, key, version, payload, fence.get(), now),
+            (first + n, topic, key, version, payload, fence.get(), now),
         )?;
     }
     Ok(())
@@ -43,53 +46,55 @@ pub(crate) fn enqueue(tx: &Tx<'_>, txn: TxnId, fence: Fence, drafts: &[Draft]) -
 /// A message that waits, and which versions of its key there are.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    pub(crate) message: Message,
-    newest: u64,
-    floor: u64,
+    pub(crate) id: i64,
+    /// Or why its row cannot be read.
+    pub(crate) message: std::result::Result<Message, String>,
+    version: i64,
+    newest: i64,
+    floor: i64,
 }
 
 impl Waiting {
     /// True when nobody needs to hear of it any more.
     pub(crate) fn is_superseded(&self, by_newer: bool) -> bool {
-        self.message.version < if by_newer { self.newest } else { self.floor }
+        self.version < if by_newer { self.newest } else { self.floor }
     }
 }
 
 fn waiting(row: &Row<'_>) -> rusqlite::Result<Waiting> {
-    let id: i64 = row.get(0)?;
-    let payload: Option<Vec<u8>> = row.get(4)?;
     Ok(Waiting {
-        message: Message {
-            id,
-            topic: row.get(1)?,
-            key: row.get(2)?,
-            version: row.get(3)?,
-            is_removal: payload.is_none(),
-            payload: payload.unwrap_or_default(),
-            fence: Fence(row.get(5)?),
-            txn: TxnId(id / MOST_MESSAGES),
-            attempts: row.get(6)?,
-            enqueued_ms: row.get(7)?,
-        },
+        id: row.get(0)?,
+        message: message(row).map_err(|error| error.to_string()),
+        version: row.get(3)?,
         newest: row.get(8)?,
         floor: row.get(9)?,
     })
 }
 
-macro_rules! waiting_from {
-    ($condition:literal) => {
-        concat!(
-            "SELECT o.id, o.topic, o.key, o.version, o.payload, o.fence, o.attempts, o.enqueued_ms, k.version, k.floor \
-             FROM main.journal_outbox o JOIN main.journal_outbox_key k ON k.topic = o.topic AND k.key = o.key \
-             WHERE o.topic = ?1 AND o.state = 'pending' AND ",
-            $condition
-        )
-    };
+fn message(row: &Row<'_>) -> rusqlite::Result<Message> {
+    let id: i64 = row.get(0)?;
+    let payload: Option<Vec<u8>> = row.get(4)?;
+    Ok(Message {
+        id,
+        topic: row.get(1)?,
+        key: row.get(2)?,
+        version: row.get(3)?,
+        is_removal: payload.is_none(),
+        payload: payload.unwrap_or_default(),
+        fence: Fence(row.get(5)?),
+        txn: TxnId(txn_of(id)),
+        attempts: row.get(6)?,
+        enqueued_ms: row.get(7)?,
+    })
 }
 
 /// The next messages of a topic behind `after`, in order: at most so many, and no more than so many bytes beyond the first.
 pub(crate) fn next_waiting(tx: &Tx<'_>, topic: &str, after: i64, most: usize, bytes: usize) -> Result<Vec<Waiting>> {
-    let sql = waiting_from!("o.id > ?2 ORDER BY o.id LIMIT ?3");
+    // One whose key is not there is no less a message.
+    let sql = "SELECT o.id, o.topic, o.key, o.version, o.payload, o.fence, o.attempts, o.enqueued_ms, \
+                 coalesce(k.version, o.version), coalesce(k.floor, 0) \
+               FROM main.journal_outbox o LEFT JOIN main.journal_outbox_key k ON k.topic = o.topic AND k.key = o.key \
+               WHERE o.topic = ?1 AND o.state = 'pending' AND o.id > ?2 ORDER BY o.id LIMIT ?3";
     let mut left = bytes;
     let mut statement = tx.prepare(sql)?;
     let op = "reading messages";
@@ -97,7 +102,7 @@ pub(crate) fn next_waiting(tx: &Tx<'_>, topic: &str, after: i64, most: usize, by
     let mut found = Vec::new();
     while let Some(row) = rows.next().map_err(|error| Error::sql(op, error))? {
         let next = waiting(row).map_err(|error| Error::corrupt("a message", error))?;
-        let size = next.message.payload.len();
+        let size = next.message.as_ref().map_or(0, |message| message.payload.len());
         if size > left && !found.is_empty() {
             break;
         }
@@ -107,9 +112,10 @@ pub(crate) fn next_waiting(tx: &Tx<'_>, topic: &str, after: i64, most: usize, by
     Ok(found)
 }
 
-/// The message with this number, if it still waits.
-pub(crate) fn still_waiting(tx: &Tx<'_>, topic: &str, id: i64) -> Result<Option<Waiting>> {
-    tx.query_opt(waiting_from!("o.id = ?2"), (topic, id), waiting)
+/// True when the message with this number still waits.
+pub(crate) fn still_waits(tx: &Tx<'_>, id: i64) -> Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM main.journal_outbox WHERE id = ?1 AND state = 'pending')";
+    tx.query_row(sql, [id], |row| row.get(0))
 }
 
 /// How many messages of a topic wait.

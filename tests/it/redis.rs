@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use journal_kb::{Drainer, Journal, RedisPublisher};
 
+use crate::runs::count;
 use crate::skip;
 use crate::support::Tree;
 
@@ -107,6 +108,22 @@ fn versions_follow_through_every_outage() {
     server.up();
     send(&journal, "a");
     until("an empty server gets the newest version", || server.version("t:a") == Some(3));
+    assert_eq!(drainer.close(LONG).unwrap(), 0);
+}
+
+#[test]
+fn a_key_that_is_something_else_there_holds_up_nobody_else() {
+    let Some(server) = Server::start() else { return };
+    let client = redis::Client::open(format!("redis://127.0.0.1:{}", server.port)).unwrap();
+    let mut connection = client.get_connection().unwrap();
+    let _: i64 = redis::cmd("RPUSH").arg("t:a").arg("x").query(&mut connection).unwrap();
+    let tree = Tree::new();
+    let journal = tree.journal();
+    ["a", "b"].iter().for_each(|key| send(&journal, key));
+    let publisher = RedisPublisher::new(&format!("redis://127.0.0.1:{}", server.port)).unwrap();
+    let drainer = journal.drainer("t", publisher).refusals(2).probe(Duration::from_millis(20)).start().unwrap();
+    until("the others go on", || server.version("t:b") == Some(1));
+    until("it is parked", || count(&tree, "SELECT count(*) FROM journal_outbox WHERE state = 'parked'") == 1);
     assert_eq!(drainer.close(LONG).unwrap(), 0);
 }
 

@@ -30,10 +30,12 @@ pub(super) struct Pass<P> {
     pub(super) shared: Arc<Shared>,
     /// Keys whose oldest message was refused: which one that is, and until when it waits.
     blocked: HashMap<String, (i64, Deadline)>,
-    /// The newest message that a pass has seen.
+    /// The newest message that a pass is through with, or has left behind such a key.
     seen: i64,
     /// How often in a row the sink could not be reached.
     unreachable: u32,
+    /// What became of messages, and is not written down yet.
+    unnoted: Outcome,
 }
 
 /// How a pass ended.
@@ -43,127 +45,180 @@ pub(super) enum Ended {
     Idle,
     /// Some keys wait, and have to be tried after this time.
     Blocked(Duration),
-    /// The sink cannot be reached, and is to be asked after this time.
+    /// The topic waits for this time: the sink cannot be reached, or refuses too much.
     Paused(Duration),
 }
 
-/// What is known of some messages, and not written down yet.
-#[derive(Default)]
+/// What became of some messages.
+#[derive(Debug, Default)]
 struct Outcome {
     over: Vec<i64>,
-    refused: Vec<(i64, String, bool)>,
+    refused: Vec<Refused>,
     published: u64,
+}
+
+#[derive(Debug)]
+struct Refused {
+    id: i64,
+    why: String,
+    park: bool,
+}
+
+/// How far a batch was published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    Through,
+    /// It is to end.
+    Over,
+    /// Too many keys are blocked for one more.
+    Full,
+    Unreachable,
 }
 
 impl<P: Publisher> Pass<P> {
     pub(super) fn new(journal: Journal, topic: String, publisher: P, settings: Settings, shared: Arc<Shared>) -> Self {
-        Self { journal, topic, publisher, settings, shared, blocked: HashMap::new(), seen: 0, unreachable: 0 }
+        Self {
+            journal,
+            topic,
+            publisher,
+            settings,
+            shared,
+            blocked: HashMap::new(),
+            seen: i64::MIN,
+            unreachable: 0,
+            unnoted: Outcome::default(),
+        }
     }
 
     /// True when something waits that no pass has left behind.
     pub(super) fn has_news(&self) -> bool {
         // Numbers only grow, but for what a person has tried again.
-        let after = if self.blocked.is_empty() { 0 } else { self.seen };
+        let after = if self.blocked.is_empty() { i64::MIN } else { self.seen };
         let waits = self.journal.ground().store.peek(|tx| outbox::is_waiting(tx, &self.topic, after));
         waits.unwrap_or(true)
     }
 
     pub(super) fn run(&mut self, lock: &Lock) -> Result<Ended> {
-        self.forget_what_is_over()?;
-        let mut after = 0;
+        // IMPORTANT: before anything is published. What could not be written down would go out again, as often as that fails.
+        self.note(lock)?;
+        let mut after = self.start()?;
         let mut all = None;
         loop {
-            let (batch, newest) = self.journal.ground().store.peek(|tx| {
+            let (batch, newest) = self.journal.read_in_place(|tx| {
                 let batch = outbox::next_waiting(tx, &self.topic, after, BATCH, BATCH_BYTES)?;
                 Ok((batch, journal::newest(tx)?))
             })?;
-            let Some(last) = batch.last().map(|waiting| waiting.message.id) else {
+            let Some(last) = batch.last().map(|waiting| waiting.id) else {
                 all = Some(newest);
                 break;
             };
             after = last;
-            self.seen = self.seen.max(last);
-            let mut outcome = Outcome::default();
-            let reached = self.publish(batch, &mut outcome);
-            self.note(lock, outcome)?;
-            if !reached {
-                let again = self.probe();
-                self.shared.door.tell(None, true);
-                return Ok(Ended::Paused(again));
-            }
-            // Of that transaction there may be more.
-            self.shared.door.tell(Some(outbox::txn_of(last) - 1), false);
-            if self.is_over() || self.blocked.len() >= MOST_BLOCKED {
-                break;
+            let progress = self.publish(batch);
+            self.note(lock)?;
+            match progress {
+                Progress::Through => {
+                    self.seen = self.seen.max(last);
+                    // Of that transaction there may be more.
+                    self.shared.door.tell(Some(outbox::txn_of(last) - 1), false);
+                }
+                Progress::Over => break,
+                Progress::Full => {
+                    self.shared.door.tell(None, true);
+                    return Ok(Ended::Paused(self.next_try().unwrap_or_default()));
+                }
+                Progress::Unreachable => {
+                    self.shared.door.tell(None, true);
+                    return Ok(Ended::Paused(self.probe()));
+                }
             }
         }
         self.shared.door.tell(all, false);
-        let next = self.blocked.values().map(|(_, until)| until.left()).min();
-        Ok(next.map_or(Ended::Idle, Ended::Blocked))
+        Ok(self.next_try().map_or(Ended::Idle, Ended::Blocked))
     }
 
-    /// A person may have dropped what a key waits behind.
-    fn forget_what_is_over(&mut self) -> Result<()> {
-        let Self { journal, topic, blocked, .. } = self;
+    /// Behind which message there may be something to publish: what waits behind keys that are blocked is not read over and over.
+    fn start(&mut self) -> Result<i64> {
+        let Self { journal, blocked, .. } = self;
         if blocked.is_empty() {
-            return Ok(());
+            return Ok(i64::MIN);
         }
+        let before = blocked.len();
+        // A person may have dropped what a key waits behind.
         journal.ground().store.peek(|tx| {
             let mut gone = Vec::new();
             for (key, (head, _)) in blocked.iter() {
-                if outbox::still_waiting(tx, topic, *head)?.is_none() {
+                if !outbox::still_waits(tx, *head)? {
                     gone.push(key.clone());
                 }
             }
             gone.iter().for_each(|key| _ = blocked.remove(key));
             Ok(())
-        })
+        })?;
+        let is_due = blocked.len() < before || self.next_try().is_some_and(|left| left.is_zero());
+        Ok(if is_due { i64::MIN } else { self.seen })
+    }
+
+    /// After what time the first of the keys that wait is to be tried.
+    fn next_try(&self) -> Option<Duration> {
+        self.blocked.values().map(|(_, until)| until.left()).min()
     }
 
     fn is_over(&self) -> bool {
         self.shared.stop.requested() || self.shared.closing().is_some_and(|closing| closing.passed())
     }
 
-    /// Publishes what may be; false when the sink cannot be reached.
-    fn publish(&mut self, batch: Vec<Waiting>, outcome: &mut Outcome) -> bool {
+    /// Publishes what may be.
+    fn publish(&mut self, batch: Vec<Waiting>) -> Progress {
         for waiting in batch {
             if self.is_over() {
-                return true;
+                return Progress::Over;
             }
-            let message = &waiting.message;
-            if waiting.is_superseded(self.settings.coalesce == Coalesce::LatestPerKey) {
-                self.blocked.remove(&message.key);
-                outcome.over.push(message.id);
+            let superseded = waiting.is_superseded(self.settings.coalesce == Coalesce::LatestPerKey);
+            let id = waiting.id;
+            let message = match waiting.message {
+                Ok(message) => message,
+                Err(why) => {
+                    tracing::warn!(topic = self.topic, id, why, "the row of a message cannot be read: it is parked");
+                    self.unnoted.refused.push(Refused { id, why, park: true });
+                    continue;
+                }
+            };
+            if superseded {
+                self.over(&message);
                 continue;
             }
             // IMPORTANT: nothing of a key goes out before what is older, even when that may be tried by now.
-            if self.blocked.get(&message.key).is_some_and(|(head, until)| *head != message.id || !until.passed()) {
+            if self.blocked.get(&message.key).is_some_and(|(head, until)| *head != id || !until.passed()) {
                 continue;
             }
-            match self.call(message) {
+            let (why, park) = match self.call(&message) {
                 Ok(()) => {
                     self.unreachable = 0;
-                    self.blocked.remove(&message.key);
-                    outcome.over.push(message.id);
-                    outcome.published += 1;
+                    self.unnoted.published += 1;
+                    self.over(&message);
+                    continue;
                 }
                 Err(PublishError::Unavailable(why)) => {
-                    self.unreachable += 1;
+                    self.unreachable = self.unreachable.saturating_add(1);
                     tracing::warn!(topic = self.topic, why, "a sink cannot be reached; its messages wait");
-                    return false;
+                    return Progress::Unreachable;
                 }
-                Err(PublishError::Refused(why)) => {
-                    self.unreachable = 0;
-                    let park = message.attempts + 1 >= self.settings.refusals;
-                    self.refuse(message, why, park, outcome);
-                }
-                Err(PublishError::Park(why)) => {
-                    self.unreachable = 0;
-                    self.refuse(message, why, true, outcome);
-                }
+                Err(PublishError::Refused(why)) => (why, message.attempts.saturating_add(1) >= self.settings.refusals),
+                Err(PublishError::Park(why)) => (why, true),
+            };
+            self.unreachable = 0;
+            if park {
+                tracing::warn!(topic = self.topic, key = message.key, why, "a message is parked");
             }
+            self.unnoted.refused.push(Refused { id, why, park });
+            if self.blocked.len() >= MOST_BLOCKED && !self.blocked.contains_key(&message.key) {
+                return Progress::Full;
+            }
+            // What is parked has to be on record before the next one of its key goes: then the key is free.
+            let pause = if park { Duration::ZERO } else { self.backoff(message.attempts) };
+            self.blocked.insert(message.key, (id, Deadline::after(pause)));
         }
-        true
+        Progress::Through
     }
 
     fn call(&mut self, message: &Message) -> std::result::Result<(), PublishError> {
@@ -172,38 +227,43 @@ impl<P: Publisher> Pass<P> {
             .unwrap_or_else(|_| Err(PublishError::Refused("the publisher panicked".into())))
     }
 
-    fn refuse(&mut self, message: &Message, why: String, park: bool, outcome: &mut Outcome) {
-        match park {
-            true => {
-                tracing::warn!(topic = self.topic, key = message.key, why, "a message is parked");
-                self.blocked.remove(&message.key);
-            }
-            false => {
-                let doubled = 1_u32.checked_shl(message.attempts.min(16)).unwrap_or(u32::MAX);
-                let pause = self.settings.backoff.saturating_mul(doubled).min(self.settings.probe);
-                self.blocked.insert(message.key.clone(), (message.id, Deadline::after(pause)));
-            }
+    /// Nothing more is to be done about a message.
+    fn over(&mut self, message: &Message) {
+        if self.blocked.get(&message.key).is_some_and(|(head, _)| *head == message.id) {
+            self.blocked.remove(&message.key);
         }
-        outcome.refused.push((message.id, why, park));
+        self.unnoted.over.push(message.id);
     }
 
-    /// After what time to ask the sink again.
+    /// After what time to try a message again that was refused so often before, and now.
+    fn backoff(&self, before: u32) -> Duration {
+        self.settings.backoff.saturating_mul(doubled(before)).min(self.settings.probe)
+    }
+
+    /// After what time to ask a sink again that could not be reached.
     fn probe(&self) -> Duration {
-        let doubled = 1_u32.checked_shl(self.unreachable.saturating_sub(1).min(16)).unwrap_or(u32::MAX);
-        FIRST_PROBE.saturating_mul(doubled).min(self.settings.probe)
+        FIRST_PROBE.saturating_mul(doubled(self.unreachable.saturating_sub(1))).min(self.settings.probe)
     }
 
-    /// Writes down what became of them. Not synced: after a power cut they may go out once more.
-    fn note(&self, lock: &Lock, outcome: Outcome) -> Result<()> {
-        if outcome.over.is_empty() && outcome.refused.is_empty() {
+    /// Writes down what became of messages. Not synced: after a power cut they may go out once more.
+    fn note(&mut self, lock: &Lock) -> Result<()> {
+        let Self { journal, topic, unnoted, .. } = self;
+        if unnoted.over.is_empty() && unnoted.refused.is_empty() {
             return Ok(());
         }
-        txn::note_under(self.journal.ground(), &*lock.shared_lease()?, |tx| {
-            outcome.over.iter().try_for_each(|id| outbox::delivered(tx, *id))?;
-            for (id, why, park) in &outcome.refused {
+        txn::note_under(journal.ground(), &*lock.shared_lease()?, |tx| {
+            unnoted.over.iter().try_for_each(|id| outbox::delivered(tx, *id))?;
+            for Refused { id, why, park } in &unnoted.refused {
                 outbox::refused(tx, *id, why, *park)?;
             }
-            outbox::count_published(tx, &self.topic, outcome.published)
-        })
+            outbox::count_published(tx, topic, unnoted.published)
+        })?;
+        *unnoted = Outcome::default();
+        Ok(())
     }
+}
+
+/// Two to the power of `times`, within reason.
+fn doubled(times: u32) -> u32 {
+    1 << times.min(16)
 }
