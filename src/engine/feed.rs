@@ -20,13 +20,15 @@ const BATCH: usize = 256;
 /// And no more than so many changes.
 const BATCH_CHANGES: usize = 10_000;
 
-/// What was committed since, in order; from [`Journal::changes`]. Ends where nothing more is committed, and goes on when asked again.
+/// What was committed since, in order; from [`Journal::changes`]. Ends where nothing more is committed, or behind an error, and goes on when asked again.
 #[derive(Debug)]
 #[must_use = "iterators are lazy"]
 pub struct Changes {
     journal: Journal,
     after: TxnId,
     ahead: VecDeque<Commit>,
+    /// The last answer was an error: whoever goes through them all comes to an end.
+    failed: bool,
 }
 
 /// What was committed since, and what will be; from [`Journal::follow`] and [`Follower::follow`].
@@ -49,7 +51,7 @@ impl Journal {
     /// The transactions that were committed behind `since`, in order, with what they did to which path. `TxnId::from(0)` is the
     /// beginning. Reads a piece at a time: no snapshot is kept, and what is committed meanwhile comes, too.
     pub fn changes(&self, since: TxnId) -> Changes {
-        Changes { journal: self.clone(), after: since, ahead: VecDeque::new() }
+        Changes { journal: self.clone(), after: since, ahead: VecDeque::new(), failed: false }
     }
 
     /// The same, and then waits for more until `stop` is asked to. What this process commits comes at once; what another one does,
@@ -107,7 +109,6 @@ impl Journal {
         if !in_place {
             // Who commits keeps the turn for that; what is left in it is of somebody who died.
             let mut turn = ground.enter()?;
-            ground.write_late(&mut turn)?;
             recovery::drain(ground, &mut turn, Which::Unapplied)?;
         }
         Ok(value)
@@ -118,11 +119,17 @@ impl Iterator for Changes {
     type Item = Result<Commit>;
 
     fn next(&mut self) -> Option<Result<Commit>> {
+        if std::mem::take(&mut self.failed) {
+            return None;
+        }
         if self.ahead.is_empty() {
             let read = |tx: &Tx<'_>| journal::commits_after(tx, self.after, BATCH, BATCH_CHANGES);
             match self.journal.read_in_place(read) {
                 Ok(commits) => self.ahead.extend(commits),
-                Err(error) => return Some(Err(error)),
+                Err(error) => {
+                    self.failed = true;
+                    return Some(Err(error));
+                }
             }
         }
         let commit = self.ahead.pop_front()?;

@@ -23,6 +23,8 @@ pub struct Commit {
     pub committed_ms: i64,
     /// What it did to which path.
     pub changes: Vec<Change>,
+    /// So many more changes there are whose rows make no sense: who has to know them looks at the tree itself.
+    pub unreadable: u64,
 }
 
 /// The next commits behind `after`, in order, as many as fit: at most so many, with no more than so many changes beyond the
@@ -40,19 +42,22 @@ pub(crate) fn commits_after(tx: &Tx<'_>, after: TxnId, most: usize, most_changes
                 fence: Fence(row.get(3)?),
                 committed_ms: row.get(4)?,
                 changes: Vec::new(),
+                unreadable: 0,
             };
-            Ok((commit, row.get::<_, usize>(5)?))
+            Ok((commit, row.get::<_, i64>(5)?))
         },
     )?;
     let mut left = most_changes;
     let mut found = Vec::new();
     for (mut commit, size) in rows {
+        let size = usize::try_from(size).unwrap_or(0);
         if size > left && !found.is_empty() {
             break;
         }
         left = left.saturating_sub(size);
         if size > 0 {
             commit.changes = changes(tx, commit.id)?;
+            commit.unreadable = size.saturating_sub(commit.changes.len()) as u64;
         }
         found.push(commit);
     }

@@ -142,7 +142,7 @@ pub(crate) fn insert_changes(tx: &Tx<'_>, txn: TxnId, changes: &[Change]) -> Res
     Ok(())
 }
 
-/// The changes of a transaction. A row that makes no sense is left out: it is for people only.
+/// The changes of a transaction. A row that makes no sense is left out.
 pub(crate) fn changes(tx: &Tx<'_>, txn: TxnId) -> Result<Vec<Change>> {
     let rows = tx.query_map(
         "SELECT path, kind, origin, size, hash, old_size, preimage, area FROM main.journal_change \

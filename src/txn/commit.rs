@@ -136,10 +136,12 @@ fn together<'g>(
     request: &mut Request<'_>,
     prepared: &mut Prepared<'_>,
 ) -> Result<Decided<'g, Recorded>> {
+    let contents = prepared.steps.iter().filter_map(|step| step.content.as_deref());
+    let payloads = request.messages.iter().filter_map(|draft| draft.payload.as_deref());
     let wish = request.guarding.is_none().then(|| Wish {
         paths: prepared.steps.iter().flat_map(Step::paths).cloned().collect(),
         key: request.key.map(str::to_owned),
-        bytes: prepared.steps.iter().filter_map(|step| step.content.as_ref()).map(|bytes| bytes.len() as u64).sum(),
+        bytes: contents.chain(payloads).map(|bytes| bytes.len() as u64).sum(),
     });
     let durability = durability();
     ground.store.commit(ground.limits.turn_wait, durability, wish.as_ref(), |tx, comes_first| {

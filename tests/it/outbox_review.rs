@@ -271,3 +271,52 @@ fn what_a_follower_makes_of_a_commit_is_there_once_though_two_follow_under_its_n
     }
     assert_eq!(count(&tree, "SELECT n FROM counter"), 3);
 }
+
+#[test]
+fn a_publisher_that_does_not_return_keeps_nobody_from_closing() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    send(&journal, "a");
+    let ((tell, hear), (go_on, wait)) = (mpsc::channel(), mpsc::channel::<()>());
+    let publisher = move |_: &Message| {
+        tell.send(()).unwrap();
+        let _ = wait.recv();
+        Ok(())
+    };
+    let drainer = journal.drainer("t", publisher).start().unwrap();
+    hear.recv_timeout(LONG).unwrap();
+    assert_eq!(drainer.close(Duration::from_millis(10)).unwrap(), 1);
+    drop(go_on);
+    // What the sink has taken after all is not sent again.
+    let is_over = (0..6000).any(|_| {
+        std::thread::sleep(Duration::from_millis(5));
+        count(&tree, "SELECT count(*) FROM journal_outbox") == 0
+    });
+    assert!(is_over);
+}
+
+#[test]
+fn a_commit_that_is_repeated_under_its_key_sends_nothing_again() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    for _ in 0..3 {
+        let mut txn = journal.begin_with(journal_kb::Begin::new("").key("once")).unwrap();
+        txn.send("t", "a", "x").unwrap();
+        txn.commit().unwrap();
+    }
+    assert_eq!(count(&tree, "SELECT count(*) FROM journal_outbox"), 1);
+}
+
+#[test]
+fn a_change_that_cannot_be_read_is_not_passed_over_in_silence() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    journal.transact(|txn| ["a", "b", "c"].iter().try_for_each(|path| txn.write(path, "x"))).unwrap();
+    let db = rusqlite::Connection::open(tree.path(".journal/journal.db")).unwrap();
+    assert_eq!(db.execute("UPDATE journal_change SET path = x'2e2e' WHERE path = x'62'", ()).unwrap(), 1);
+    let commits: Vec<_> = journal.changes(TxnId::from(0)).map(Result::unwrap).collect();
+    assert_eq!((commits.len(), commits[0].changes.len(), commits[0].unreadable), (1, 2, 1));
+    // An error ends it, too: nobody goes round for ever.
+    db.execute("UPDATE journal_txn SET label = CAST(x'ff' AS TEXT)", ()).unwrap();
+    assert_eq!(journal.changes(TxnId::from(0)).filter(Result::is_err).count(), 1);
+}
