@@ -233,13 +233,15 @@ impl Ledger {
         Ok(first)
     }
 
-    /// Writes what is known of tries, and drops what is known of these items.
+    /// Writes what is known of tries, and drops what is known of these items. The try that is counted ahead goes with them alone: it
+    /// begins when they are done. Written before, it would count when one of them ends the process.
     pub(crate) fn write_tries(&self, tx: &Tx<'_>, items: &[(Name, Box<[u8]>)]) -> Result<Wrote> {
         let state = self.state();
         for (name, _) in items {
             state.tries.drop_row(tx, self.run, *name)?;
         }
-        state.tries.write(tx, self.run, |name| state.coming.contains(&name))
+        let ahead = !items.is_empty();
+        state.tries.write(tx, self.run, |name, known| !state.coming.contains(&name) && (ahead || !known.is_ahead()))
     }
 
     /// They are durable, with whatever they belong to.

@@ -52,6 +52,11 @@ impl Try {
     pub(super) fn is_saved(&self) -> bool {
         self.saved == self.change
     }
+
+    /// True while it is only counted ahead.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.state == TryState::Trying && !self.begun
+    }
 }
 
 impl Tries {
@@ -152,8 +157,10 @@ impl Tries {
         self.by_name.remove(&name);
     }
 
+    /// True when there is something to write that does not wait for the commit of another item.
     pub(super) fn has_news(&self) -> bool {
-        !self.unsaved.is_empty() || !self.gone.is_empty()
+        let waits = |name| self.by_name.get(name).is_some_and(Try::is_ahead);
+        !self.gone.is_empty() || !self.unsaved.iter().all(waits)
     }
 
     fn changed(&mut self, name: Name) {
@@ -165,14 +172,14 @@ impl Tries {
         }
     }
 
-    /// Writes what the rows do not say yet; nothing of those that `leaves` names, which are just being committed.
-    pub(super) fn write(&self, tx: &Tx<'_>, run: RunId, leaves: impl Fn(Name) -> bool) -> Result<Wrote> {
+    /// Writes what the rows do not say yet, of those that `takes` takes.
+    pub(super) fn write(&self, tx: &Tx<'_>, run: RunId, takes: impl Fn(Name, &Try) -> bool) -> Result<Wrote> {
         let mut wrote = Wrote { saved: Vec::new(), gone: self.gone.clone() };
         for n in &self.gone {
             rows::drop_try(tx, run, *n)?;
         }
-        for &name in self.unsaved.iter().filter(|name| !leaves(**name)) {
-            let Some(entry) = self.by_name.get(&name) else { continue };
+        for &name in &self.unsaved {
+            let Some(entry) = self.by_name.get(&name).filter(|entry| takes(name, entry)) else { continue };
             rows::put_try(tx, run, entry.n, &entry.item, entry.tries, entry.state, &entry.error)?;
             wrote.saved.push((name, entry.change));
         }
