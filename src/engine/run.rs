@@ -29,7 +29,7 @@ use crate::txn::Transaction;
 use crate::wait::OnStop;
 
 pub use pending::Pending;
-pub(super) use starting::{lock_name, retain};
+pub(super) use starting::retain;
 use work::{Last, Work};
 
 /// What came of [`Journal::run`].
@@ -184,16 +184,12 @@ impl Run {
     pub fn begin_with(&self, item: &(impl ItemKey + ?Sized), begin: Begin) -> Result<Transaction> {
         let key = checked(item)?;
         let name = Name::of(&key);
-        let lease = self.work.lease()?;
+        self.work.ledger.refuse_try(name, &key)?;
+        // Who waits for the lock does not try it yet.
+        let mut txn = self.work.journal.begin_with(begin)?;
         self.count_try(name, &key)?;
-        let begun = self.work.journal.begin_with(begin).and_then(|mut txn| {
-            txn.along(&self.work.ledger, || lease).add(&key)?;
-            Ok(txn)
-        });
-        if begun.is_err() {
-            self.work.ledger.untry(name);
-        }
-        begun
+        txn.along(&self.work.ledger, &self.work.lease).add(&key).inspect_err(|_| self.work.ledger.untry(name))?;
+        Ok(txn)
     }
 
     /// Says that an item is about to be tried, by other means than a transaction. That is durable before this returns, as with
@@ -233,28 +229,28 @@ impl Run {
 
     /// Replaces all that is recorded by these items, in one commit: durable on return.
     pub fn replace<I: IntoIterator<Item: ItemKey>>(&self, items: I) -> Result<()> {
-        let mut names = HashSet::new();
-        let mut keys = Vec::new();
+        let (mut names, mut named) = (HashSet::default(), Vec::new());
         for item in items {
             let key = checked(&item)?;
-            if names.insert(Name::of(&key)) {
-                keys.push(Box::from(&*key));
+            let name = Name::of(&key);
+            if names.insert(name) {
+                named.push((name, Box::from(&*key)));
             }
         }
-        self.work.replace(&keys, names)
+        self.work.replace(&named, names)
     }
 
     /// Where to go on, as it was last set; none when nobody has, or when it cannot be read: then it is set aside, and what is
     /// recorded still counts.
     pub fn cursor<T: DeserializeOwned>(&self) -> Result<Option<T>> {
         let text = match self.work.ledger.newest_cursor() {
-            Some(text) => Some(text),
+            Some(text) => Some(text.into_bytes()),
             None => self.work.journal.ground().store.peek(|tx| run::cursor(tx, self.id()))?,
         };
         let Some(text) = text else { return Ok(None) };
-        match serde_json::from_str(&text) {
+        match serde_json::from_slice(&text) {
             Ok(cursor) => Ok(Some(cursor)),
-            Err(error) => self.work.set_cursor_aside(&error).map(|()| None),
+            Err(error) => self.work.set_cursor_aside(&text, &error).map(|()| None),
         }
     }
 
@@ -296,6 +292,7 @@ impl Run {
     /// was begun and not recorded was not tried.
     pub fn stop(mut self, reason: impl Into<String>) -> Result<Ended> {
         let reason = reason.into();
+        self.work.ledger.begin_end();
         self.work.ledger.stop(&reason);
         self.end_early(&reason)
     }
@@ -318,6 +315,7 @@ impl Run {
         if planted(Fault::FlushedAfterRelease) {
             drop(self.lock.take());
         }
+        self.work.ledger.begin_end();
         let flushed = self.work.flush_last(last);
         let over = self.work.ledger.over();
         self.work.ledger.end();
@@ -380,7 +378,8 @@ impl Attempt<'_> {
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        if !self.over {
+        let is_forked = self.run.work.journal.ground().store.refuse_forked().is_err();
+        if !self.over && !is_forked {
             self.run.work.ledger.not_done(Name::of(&self.item));
         }
     }
@@ -396,15 +395,14 @@ impl Transaction {
         if planted(Fault::ItemBesideCommit) {
             return run.record(item);
         }
-        let lease = run.work.lease()?;
-        self.along(&run.work.ledger, || lease).add(&key)
+        self.along(&run.work.ledger, &run.work.lease).add(&key)
     }
 
-    /// Sets where a run is to go on, with this commit.
+    /// Sets where a run is to go on, with this commit. What was recorded alone before it may be banked after it: to be sure of
+    /// that, too, there is [`Run::flush`].
     pub fn set_cursor<T: Serialize + ?Sized>(&mut self, run: &Run, cursor: &T) -> Result<()> {
         let text = to_text(cursor)?;
-        let lease = run.work.lease()?;
-        self.along(&run.work.ledger, || lease).set_cursor(text);
+        self.along(&run.work.ledger, &run.work.lease).set_cursor(text);
         Ok(())
     }
 }

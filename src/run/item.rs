@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
@@ -59,6 +60,25 @@ impl<T: ItemKey + ?Sized> ItemKey for &T {
     }
 }
 
+impl<T: ItemKey + ?Sized> ItemKey for Arc<T> {
+    fn key(&self) -> Cow<'_, [u8]> {
+        (**self).key()
+    }
+}
+
+impl<T: ItemKey + ToOwned + ?Sized> ItemKey for Cow<'_, T> {
+    fn key(&self) -> Cow<'_, [u8]> {
+        (**self).key()
+    }
+}
+
+/// A hash, say.
+impl<const N: usize> ItemKey for [u8; N] {
+    fn key(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(self)
+    }
+}
+
 impl<T: ItemKey + ?Sized> ItemKey for Box<T> {
     fn key(&self) -> Cow<'_, [u8]> {
         (**self).key()
@@ -88,7 +108,7 @@ pub(crate) fn checked(item: &(impl ItemKey + ?Sized)) -> Result<Cow<'_, [u8]>> {
 
 /// Hashes a [`Name`], which is a hash.
 #[derive(Default)]
-pub(super) struct Straight(u64);
+pub(crate) struct Straight(u64);
 
 impl Hasher for Straight {
     fn finish(&self) -> u64 {
@@ -104,7 +124,7 @@ impl Hasher for Straight {
     }
 }
 
-pub(super) type BuildStraight = BuildHasherDefault<Straight>;
+pub(crate) type BuildStraight = BuildHasherDefault<Straight>;
 
 #[cfg(test)]
 mod tests {
@@ -116,6 +136,7 @@ mod tests {
         let same: [&dyn ItemKey; 5] = [&"a/b", &text, &Path::new("a/b"), &PathBuf::from("a/b"), &b"a/b".to_vec()];
         assert!(same.iter().all(|item| Name::of(&item.key()) == Name::of(b"a/b")));
         assert_eq!(17_u64.key(), "17".key());
+        assert_eq!((b"a/b".key(), Cow::Borrowed("a/b").key()), (text.key(), Arc::<str>::from("a/b").key()));
         assert_ne!(Name::of(b"a"), Name::of(b"b"));
         assert!(checked(&vec![b'x'; LONGEST]).is_ok() && checked(&vec![b'x'; LONGEST + 1]).is_err());
     }

@@ -1,6 +1,6 @@
 //! Which items are being tried, have failed, or were set aside: few, beside those that are done.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::item::{BuildStraight, Name};
 use super::rows::{self, TryRow};
@@ -22,6 +22,8 @@ pub(super) struct Try {
     pub(super) begun: bool,
     /// What it was before it was tried once more, to be that again if it was not.
     before: Option<(u32, String)>,
+    /// It failed by being dropped: why may still be said.
+    pub(super) dropped: bool,
     /// It was among the items that the source had, in this session.
     pub(super) seen: bool,
     /// Counts its changes; the row has those up to `saved`.
@@ -45,6 +47,8 @@ pub(super) struct Tries {
 pub(crate) struct Wrote {
     saved: Vec<(Name, u64)>,
     gone: Vec<i64>,
+    /// Which change of the cursor a flush has written with them.
+    pub(super) cursor: Option<u64>,
 }
 
 impl Try {
@@ -71,6 +75,7 @@ impl Tries {
                 error,
                 begun: false,
                 before: None,
+                dropped: false,
                 seen: false,
                 change: 1,
                 saved: 1,
@@ -110,6 +115,7 @@ impl Tries {
                 error: String::new(),
                 begun,
                 before: None,
+                dropped: false,
                 seen: true,
                 change: 0,
                 saved: 0,
@@ -117,7 +123,7 @@ impl Tries {
         });
         entry.before = Some((entry.tries, std::mem::take(&mut entry.error)));
         entry.tries += 1;
-        (entry.state, entry.begun, entry.seen) = (TryState::Trying, begun, true);
+        (entry.state, entry.begun, entry.seen, entry.dropped) = (TryState::Trying, begun, true, false);
         self.changed(name);
     }
 
@@ -139,7 +145,7 @@ impl Tries {
         if entry.state == TryState::Trying {
             entry.state = if entry.tries >= most { TryState::Aside } else { TryState::Failed };
         }
-        (entry.error, entry.begun, entry.before) = (error.to_owned(), false, None);
+        (entry.error, entry.begun, entry.before, entry.dropped) = (error.to_owned(), false, None, false);
         let aside = entry.state == TryState::Aside;
         self.changed(name);
         aside
@@ -165,16 +171,17 @@ impl Tries {
 
     fn changed(&mut self, name: Name) {
         if let Some(entry) = self.by_name.get_mut(&name) {
-            entry.change += 1;
-            if !self.unsaved.contains(&name) {
+            // Of many that fail, none is to be looked for among the others.
+            if entry.is_saved() {
                 self.unsaved.push(name);
             }
+            entry.change += 1;
         }
     }
 
     /// Writes what the rows do not say yet, of those that `takes` takes.
     pub(super) fn write(&self, tx: &Tx<'_>, run: RunId, takes: impl Fn(Name, &Try) -> bool) -> Result<Wrote> {
-        let mut wrote = Wrote { saved: Vec::new(), gone: self.gone.clone() };
+        let mut wrote = Wrote { gone: self.gone.clone(), ..Wrote::default() };
         for n in &self.gone {
             rows::drop_try(tx, run, *n)?;
         }
@@ -199,7 +206,8 @@ impl Tries {
             }
         }
         if !wrote.gone.is_empty() {
-            self.gone.retain(|n| !wrote.gone.contains(n));
+            let gone: HashSet<_> = wrote.gone.iter().collect();
+            self.gone.retain(|n| !gone.contains(n));
         }
         let by_name = &self.by_name;
         self.unsaved.retain(|name| by_name.get(name).is_some_and(|entry| entry.saved < entry.change));
