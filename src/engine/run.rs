@@ -159,7 +159,7 @@ impl Run {
     /// [`Error::CheckpointUnavailable`] when that was tried in vain for too long; then the run is over.
     pub fn record(&self, item: &(impl ItemKey + ?Sized)) -> Result<()> {
         let key = checked(item)?;
-        match self.work.ledger.record(Name::of(&key), &key)? {
+        match self.work.ledger()?.record(Name::of(&key), &key)? {
             true => self.work.flush_due(),
             false => Ok(()),
         }
@@ -184,7 +184,7 @@ impl Run {
     pub fn begin_with(&self, item: &(impl ItemKey + ?Sized), begin: Begin) -> Result<Transaction> {
         let key = checked(item)?;
         let name = Name::of(&key);
-        self.work.ledger.refuse_try(name, &key)?;
+        self.work.ledger()?.refuse_try(name, &key)?;
         // Who waits for the lock does not try it yet.
         let mut txn = self.work.journal.begin_with(begin)?;
         self.count_try(name, &key)?;
@@ -201,7 +201,7 @@ impl Run {
     }
 
     fn count_try(&self, name: Name, item: &[u8]) -> Result<()> {
-        if !self.work.ledger.begin(name, item)? {
+        if !self.work.ledger()?.begin(name, item)? {
             return Ok(());
         }
         self.work.flush().map(drop).map_err(|error| {
@@ -214,7 +214,7 @@ impl Run {
     pub fn fail(&self, item: &(impl ItemKey + ?Sized), error: impl fmt::Display) -> Result<Verdict> {
         let key = checked(item)?;
         let error: String = error.to_string().chars().take(LONGEST_REASON).collect();
-        if !self.work.ledger.fail(Name::of(&key), &key, &error) {
+        if !self.work.ledger()?.fail(Name::of(&key), &key, &error) {
             return Ok(Verdict::Again);
         }
         tracing::warn!(job = self.job(), item = %String::from_utf8_lossy(&key), %error, "an item is set aside");
@@ -256,7 +256,7 @@ impl Run {
 
     /// Sets where to go on: durable with the next flush, and not before the items that were recorded before it.
     pub fn set_cursor<T: Serialize + ?Sized>(&self, cursor: &T) -> Result<()> {
-        match self.work.ledger.set_cursor(to_text(cursor)?)? {
+        match self.work.ledger()?.set_cursor(to_text(cursor)?)? {
             true => self.work.flush_due(),
             false => Ok(()),
         }
@@ -312,6 +312,7 @@ impl Run {
 
     /// The last flush, and then the lock.
     fn end(&mut self, last: Last<'_>) -> Result<()> {
+        self.work.ledger()?;
         if planted(Fault::FlushedAfterRelease) {
             drop(self.lock.take());
         }

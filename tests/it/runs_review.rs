@@ -1,8 +1,10 @@
 //! Runs, read by somebody who wished them ill: what came of threads, failures and strange rows at the wrong instant.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use journal_kb::{Begin, Begun, Ended, Error, Job, Journal, Run, Started, Verdict};
+use journal_kb::{Begin, Begun, Ended, Error, Job, Journal, Run, Started, StopToken, Verdict};
 
 use crate::runs::{count, running};
 use crate::support::Tree;
@@ -82,35 +84,108 @@ fn what_threads_record_and_replace_at_once_is_what_the_rows_say() {
     }
 }
 
+/// A transaction is just committing an item when another thread records it alone, having done the same work.
 #[test]
 fn what_is_recorded_alone_and_by_a_commit_at_once_has_one_row() {
     let tree = Tree::new();
     let journal = tree.journal();
-    for committed in [true, false] {
-        let run = std::sync::Arc::new(start(&journal));
-        let mut txn = journal.begin("both").unwrap();
-        // Before what is recorded: that comes last.
-        let beside = std::sync::Arc::clone(&run);
-        txn.sql(move |_| if committed { Ok(()) } else { Err(Error::caller("not today")) }).unwrap();
-        txn.record(&run, "x").unwrap();
-        txn.record(&run, "y").unwrap();
+    journal.migrate(&["CREATE TABLE one (n INTEGER PRIMARY KEY)", "INSERT INTO one VALUES (1)"]).unwrap();
+    for (round, beside) in ["INSERT INTO one VALUES (2)", "INSERT OR ROLLBACK INTO one VALUES (1)"].iter().enumerate() {
+        let run = Arc::new(running(journal.run(&format!("{round}"), "")));
+        run.record("first").unwrap();
+        let begin = |lock: &str| journal.begin_with(Begin::new("").lock(lock)).unwrap();
+        // They share a COMMIT: the second one's SQL runs when the first one's items are in it.
+        let (mut one, mut two) = (begin("one"), begin("two"));
         let (came, comes) = std::sync::mpsc::channel();
-        let mut other = journal.begin_with(Begin::new("").lock("other")).unwrap();
-        other.record(&run, "z").unwrap();
+        let (goes, go) = std::sync::mpsc::channel::<()>();
+        one.sql(move |_| {
+            if came.send(()).is_ok() {
+                let _ = go.recv();
+            }
+            Ok(())
+        })
+        .unwrap();
+        one.record(&run, "x").unwrap();
+        let recording = Arc::clone(&run);
+        let shared = Arc::new(AtomicBool::new(false));
+        let shares = Arc::clone(&shared);
+        let beside = *beside;
+        two.sql(move |rows| {
+            shares.store(!recording.is_done("x"), Ordering::SeqCst);
+            recording.record("x")?;
+            rows.execute(beside, ()).map(drop)
+        })
+        .unwrap();
         std::thread::scope(|scope| {
-            scope.spawn(move || {
-                came.send(()).unwrap();
-                beside.record("x").unwrap();
-            });
+            let first = scope.spawn(move || one.commit().map(drop));
             comes.recv().unwrap();
-            let _ = txn.commit();
-            let _ = other.commit();
+            let second = scope.spawn(move || two.commit().map(drop));
+            // By then the second is in the queue, behind the first.
+            std::thread::sleep(Duration::from_millis(20));
+            drop(goes);
+            let first = first.join().unwrap();
+            // Where the machine was too slow they did not share it, and one came after the other.
+            let both = round == 0 || !shared.load(Ordering::SeqCst);
+            assert_eq!((first.is_ok(), second.join().unwrap().is_ok()), (both, round == 0), "{first:?}");
         });
         run.flush().unwrap();
-        assert_eq!(count(&tree, "SELECT count(*) FROM journal_run_item WHERE item = x'78'"), 1);
-        std::sync::Arc::into_inner(run).unwrap().abandon().unwrap();
-        by_hand(&tree).execute_batch("DELETE FROM journal_run_item").unwrap();
+        assert!(run.is_done("x"));
+        assert_eq!(run.banked(), 2);
+        let rows = "SELECT count(*) FROM journal_run_item WHERE item = x'78'";
+        assert_eq!(count(&tree, rows), round as i64 + 1, "of each run, one");
     }
+}
+
+#[test]
+fn who_waits_for_ever_is_ended_all_the_same() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    let stop = StopToken::after(Duration::MAX);
+    let job = || Job::new("a").stop(&stop).flush_every(Duration::MAX).retry_pause(Duration::MAX);
+    let run = running(journal.run_with(job()));
+    run.record("x").unwrap();
+    let other = by_hand(&tree);
+    other.execute_batch(REFUSE).unwrap();
+    std::thread::scope(|scope| {
+        run.record("y").unwrap();
+        let flushing = scope.spawn(|| run.flush());
+        // However far it is: it begins no pause once it is to stop, and ends one that it has begun.
+        stop.stop("enough");
+        assert!(flushing.join().unwrap().is_err());
+    });
+    other.execute_batch("DROP TRIGGER refuse").unwrap();
+    assert_eq!(run.finish().unwrap(), Ended::Partial { banked: 2, reason: "enough".into() });
+}
+
+#[test]
+fn a_panic_banks_what_is_recorded_and_frees_the_lock() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let run = start(&journal);
+        ["x", "y"].iter().for_each(|item| run.record(item).unwrap());
+        let _txn = run.begin("z").unwrap();
+        panic!("by the job");
+    }));
+    panicked.unwrap_err();
+    let run = start(&tree.journal());
+    assert_eq!(run.begun(), Begun::Resumed { banked: 2 });
+    assert_eq!(count(&tree, "SELECT tries FROM journal_run_try WHERE item = x'7a'"), 1);
+}
+
+#[test]
+fn a_run_in_the_database_of_the_application() {
+    let tree = Tree::new();
+    let path = tree.path("app.db");
+    let app = rusqlite::Connection::open(&path).unwrap();
+    app.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE journal (n)").unwrap();
+    let journal = Journal::options().database(&path).open(tree.root()).unwrap();
+    for banked in [1, 2] {
+        let run = start(&journal);
+        run.record(&banked).unwrap();
+        assert_eq!(run.stop("").unwrap(), Ended::Partial { banked, reason: String::new() });
+    }
+    assert_eq!(app.query_row("SELECT count(*) FROM journal_run_item", (), |row| row.get::<_, i64>(0)).unwrap(), 2);
 }
 
 #[test]
@@ -292,17 +367,4 @@ fn what_died_with_its_session_is_set_aside_loudly() {
     let run = start(&journal);
     assert_eq!(run.pending(["x", "y"]).collect::<Vec<_>>(), ["y"]);
     assert_eq!(count(&tree, "SELECT count(*) FROM journal_event WHERE kind = 'run'"), 1);
-}
-
-#[test]
-fn a_hundred_thousand_failures_are_no_hundred_thousand_squared() {
-    let tree = Tree::new();
-    let journal = tree.journal();
-    let run = start(&journal);
-    run.record("first").unwrap();
-    for n in 0..100_000_u64 {
-        run.fail(&n, "the source is down").unwrap();
-    }
-    let failed = Ended::Partial { banked: 1, reason: "100000 items failed, to be tried again".into() };
-    assert_eq!(run.finish().unwrap(), failed);
 }

@@ -44,6 +44,11 @@ impl Work {
         Self { journal, ledger, lease, stop, flushing: Mutex::new(()) }
     }
 
+    /// What is known of the run, for who is to change that: in a forked child it is a copy, and nobody would bank it.
+    pub(super) fn ledger(&self) -> Result<&Ledger> {
+        self.journal.ground().store.refuse_forked().map(|()| &*self.ledger)
+    }
+
     /// Nobody else flushes while this is held.
     pub(super) fn flushing(&self) -> MutexGuard<'_, ()> {
         self.flushing.lock().unwrap_or_else(|poison| poison.into_inner())
@@ -83,6 +88,7 @@ impl Work {
 
     fn flush_as(&self, retries: u32, last: Option<Last<'_>>) -> Result<u64> {
         store::refuse_reentry("a flush of a run")?;
+        self.ledger()?;
         let _one = self.flushing();
         if let Some(error) = self.ledger.over() {
             return Err(error);
