@@ -67,3 +67,27 @@ impl Cursor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_committed_later_is_not_written_over() {
+        let mut cursor = Cursor::default();
+        cursor.set("alone".into());
+        let (_, taken) = cursor.news().unwrap();
+        let (one, two) = (cursor.claim(), cursor.claim());
+        assert!(cursor.news().is_none() && !cursor.is_due(taken), "a flush leaves it to them");
+        // They learn of it in another order.
+        cursor.committed(two, "two");
+        cursor.committed(one, "one");
+        assert_eq!((cursor.text(), cursor.is_due(taken)), (Some("two"), false));
+        cursor.set("newer".into());
+        let claimed = cursor.claim();
+        cursor.unclaim();
+        assert_eq!(cursor.news().map(|(text, change)| (text.as_str(), change < claimed)), Some(("newer", true)));
+        cursor.forget(b"newer");
+        assert!(cursor.text().is_none() && cursor.news().is_none());
+    }
+}

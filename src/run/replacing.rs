@@ -83,3 +83,71 @@ impl State {
         self.banked += 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::ledger::Limits;
+    use super::*;
+    use crate::id::RunId;
+
+    fn ledger() -> Ledger {
+        let limits = Limits {
+            items: 9,
+            bytes: 999,
+            every: Duration::MAX,
+            tries: 3,
+            retries: 0,
+            pause: Duration::ZERO,
+            failures: 3,
+        };
+        Ledger::new(RunId(1), "a", limits, 0, Vec::new())
+    }
+
+    fn named(item: &str) -> (Name, Box<[u8]>) {
+        (Name::of(item.as_bytes()), item.as_bytes().into())
+    }
+
+    /// Threads learn of their COMMITs in any order; what counts is the order of the COMMITs.
+    #[test]
+    fn what_was_committed_before_is_replaced_and_what_was_committed_after_stays() {
+        for told_first in [true, false] {
+            let ledger = ledger();
+            let (before, after) = ([named("before")], [named("after")]);
+            ledger.begin_replace([named("new").0].into_iter().collect()).unwrap();
+            let claim_before = ledger.claim(&before, false).unwrap();
+            let first = ledger.place_replaced();
+            let claim_after = ledger.claim(&after, false).unwrap();
+            assert!(claim_before.first < first && first < claim_after.first);
+            let told = || {
+                ledger.committed(&before, &claim_before, None, &Wrote::default());
+                ledger.committed(&after, &claim_after, None, &Wrote::default());
+            };
+            if told_first {
+                told();
+            }
+            ledger.replaced(Some(&Wrote::default()));
+            if !told_first {
+                told();
+            }
+            let done = ["before", "new", "after"].map(|item| ledger.is_done(named(item).0));
+            assert_eq!((done, ledger.banked()), ([false, true, true], 2), "{told_first}");
+        }
+    }
+
+    #[test]
+    fn what_is_among_the_replacement_is_recorded_by_nobody_else() {
+        let ledger = ledger();
+        let new = named("new");
+        ledger.record(named("old").0, b"old").unwrap();
+        ledger.begin_replace([new.0].into_iter().collect()).unwrap();
+        ledger.place_replaced();
+        assert!(ledger.claim(std::slice::from_ref(&new), false).is_err());
+        ledger.record(new.0, &new.1).unwrap();
+        ledger.record(named("later").0, b"later").unwrap();
+        ledger.replaced(Some(&Wrote::default()));
+        assert_eq!(ledger.state().buffer, [named("later").1]);
+        assert_eq!(["old", "new", "later"].map(|item| ledger.is_done(named(item).0)), [false, true, true]);
+    }
+}
