@@ -172,7 +172,8 @@ impl Run {
 
     /// Begins a transaction, under the lock `main`, that does this item: its commit makes the effect true and records the item,
     /// both or neither. That the item is tried is durable before this returns; it costs a sync, unless [`Run::pending`] gave
-    /// it. A transaction that is dropped has failed at it.
+    /// it. A transaction that is dropped has failed at it; one whose commit failed for a full disk, or because somebody was in the way,
+    /// has not tried it.
     ///
     /// [`Error::ItemRefused`] when it is done or set aside.
     pub fn begin(&self, item: &(impl ItemKey + ?Sized)) -> Result<Transaction> {
@@ -210,7 +211,8 @@ impl Run {
         })
     }
 
-    /// Says that an item failed, and why. It was tried once more; when that was the last time, it is set aside.
+    /// Says that an item failed, and why. It was tried once more; when that was the last time, it is set aside. Of what was dropped
+    /// before, or begun, this says why, and is no try of its own. Durable with the next flush.
     pub fn fail(&self, item: &(impl ItemKey + ?Sized), error: impl fmt::Display) -> Result<Verdict> {
         let key = checked(item)?;
         let error: String = error.to_string().chars().take(LONGEST_REASON).collect();
@@ -227,7 +229,8 @@ impl Run {
         self.record(item)
     }
 
-    /// Replaces all that is recorded by these items, in one commit: durable on return.
+    /// Replaces all that is recorded by these items, in one commit: durable on return. What other threads record meanwhile is
+    /// replaced, too, or recorded after it.
     pub fn replace<I: IntoIterator<Item: ItemKey>>(&self, items: I) -> Result<()> {
         let (mut names, mut named) = (HashSet::default(), Vec::new());
         for item in items {

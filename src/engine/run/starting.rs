@@ -25,7 +25,7 @@ impl Journal {
     /// Starts a job, or goes on with it where an earlier session ended, however that came; see [`Job`] for `fingerprint`, and
     /// for all that can be set.
     ///
-    /// One session at a time works at a job: who comes meanwhile is told so at once, and nothing is written. Nothing is durable on
+    /// One session at a time works at a job: who comes meanwhile, be it by the same thread, is told so at once, and nothing is written. Nothing is durable on
     /// return but what was before.
     ///
     /// ```
