@@ -23,5 +23,5 @@ pub use item::ItemKey;
 pub(crate) use item::{Name, checked};
 pub(crate) use ledger::{Due, Ledger, Limits};
 pub(crate) use rows::*;
-pub(crate) use state::RunState;
+pub(crate) use state::{RunState, lock_name};
 pub(crate) use tries::Wrote;

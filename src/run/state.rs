@@ -13,6 +13,11 @@ pub(crate) enum RunState {
     Replaced,
 }
 
+/// What the lock of a job is called.
+pub(crate) fn lock_name(job: &str) -> String {
+    format!("run:{job}")
+}
+
 impl RunState {
     #[cfg(test)]
     const ALL: [Self; 4] = [Self::Open, Self::Finished, Self::Abandoned, Self::Replaced];

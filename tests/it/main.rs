@@ -39,6 +39,7 @@ mod queue_model;
 mod recovery;
 mod review;
 mod runs;
+mod runs_aside;
 mod skip;
 mod sql;
 mod strays;

@@ -19,11 +19,6 @@ const TOO_LONG: &str = "nobody had gone on with it for too long";
 /// In bytes.
 const LONGEST_FINGERPRINT: usize = 4096;
 
-/// What the lock of a job is called.
-pub(in crate::engine) fn lock_name(job: &str) -> String {
-    format!("run:{job}")
-}
-
 impl Journal {
     /// Starts a job, or goes on with it where an earlier session ended, however that came; see [`Job`] for `fingerprint`, and
     /// for all that can be set.
@@ -61,7 +56,7 @@ impl Journal {
             return Err(Error::TooLarge { what: "a fingerprint", limit: LONGEST_FINGERPRINT as u64 });
         }
         let purpose = format!("run {}", job.name);
-        let lock = match self.begin_flight(Acquire::new(lock_name(&job.name)).purpose(purpose))? {
+        let lock = match self.begin_flight(Acquire::new(run::lock_name(&job.name)).purpose(purpose))? {
             Ok(lock) => lock,
             Err(holder) => return Ok(Started::Skipped(holder)),
         };
@@ -188,7 +183,7 @@ pub(in crate::engine) fn retain(ground: &Ground, keep: Duration) -> Result<()> {
     let oldest = oldest_ms(keep);
     for job in ground.store.peek(|tx| run::open_before(tx, oldest))? {
         // Whoever works at it has the lock.
-        let Some(_lock) = ground.locks.try_os_lock(&lock_name(&job))? else { continue };
+        let Some(_lock) = ground.locks.try_os_lock(&run::lock_name(&job))? else { continue };
         ground.enter()?.write(Durability::Normal, |tx| match run::open_run(tx, &job)? {
             Some(open) if open.seen_ms < oldest => run::end(tx, open.id, RunState::Replaced, TOO_LONG),
             _ => Ok(()),
