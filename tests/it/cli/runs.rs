@@ -288,6 +288,9 @@ fn rows_of_runs_that_make_no_sense_hide_nothing() {
         let ran: Ran = command.arg(dir.path()).args(["runs", "show", "--", &which]).output().expect("runs").into();
         let ran = ran.code(0);
         assert!(!ran.out.contains('\u{1b}') && ran.out.len() < 50_000, "{} {ran:?}", ran.out.len());
+        let mut command = cli(&["--json", "--root"]);
+        let ran: Ran = command.arg(dir.path()).args(["runs", "show", "--", &which]).output().expect("runs").into();
+        assert!(ran.out.len() < 150_000, "{}", ran.out.len());
     }
     let status = at(dir.path(), &["status"]).code(0).says(&["sane stopped"]);
     assert!(!status.out.contains('\u{1b}'), "{status:?}");

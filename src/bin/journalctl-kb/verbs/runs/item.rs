@@ -15,7 +15,7 @@ pub(crate) struct ItemArgument(pub(crate) Vec<u8>);
 impl ItemArgument {
     /// What clap reads one with: any bytes, or `hex:` and digits.
     pub(crate) fn parser() -> impl TypedValueParser<Value = Self> {
-        OsStringValueParser::new().try_map(|text| Self::read(text))
+        OsStringValueParser::new().try_map(Self::read)
     }
 
     fn read(text: OsString) -> Result<Self, String> {
