@@ -90,7 +90,8 @@ pub enum Ended {
 pub enum Verdict {
     /// It is tried again: by the next session, or when [`Run::pending`] comes by once more.
     Again,
-    /// It is left out, until `journalctl-kb runs retry` or a new fingerprint.
+    /// It is left out, until `journalctl-kb runs retry`, a new fingerprint, or a run that begins afresh because the one before it
+    /// was given up.
     SetAside,
 }
 

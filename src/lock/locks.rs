@@ -294,12 +294,14 @@ impl Locks {
         let (mut held, mut released) = (Vec::new(), Vec::new());
         self.names.each(|name, spot| {
             held.extend(spot.standing.iter().cloned());
+            // IMPORTANT: an acquisition that was undone has left its fence to the next one.
+            spot.released = spot.released.filter(|fence| !spot.standing.iter().any(|standing| standing.has(*fence)));
             released.extend(spot.released.map(|fence| (name.to_owned(), fence)));
         });
         if !released.is_empty() {
             turn.write(Durability::Normal, |tx| {
                 // Somebody else may have it by now: then there is nothing to say.
-                released.iter().try_for_each(|(name, fence)| rows::release(tx, name, *fence).map(drop))
+                released.iter().try_for_each(|(name, fence)| rows::release(tx, name, *fence, self.session).map(drop))
             })?;
             for (name, fence) in released {
                 self.names.with(&name, |spot| spot.released = spot.released.filter(|newer| *newer != fence));

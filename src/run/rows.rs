@@ -13,7 +13,7 @@ const MOST_ITEMS: i64 = 1 << 36;
 const MOST_RUNS: i64 = 1 << 25;
 
 /// The first and the last id that a run's items, and what is tried of them, can have.
-fn ids(run: RunId) -> (i64, i64) {
+pub(crate) fn ids(run: RunId) -> (i64, i64) {
     let first = run.0.saturating_mul(MOST_ITEMS);
     (first, first.saturating_add(MOST_ITEMS - 1))
 }
@@ -72,7 +72,8 @@ fn newest_item(tx: &Tx<'_>, run: RunId) -> Result<Option<(i64, i64)>> {
     )
 }
 
-/// Records that a job begins afresh. What was set aside before under the same fingerprint stays aside.
+/// Records that a job begins afresh. What was set aside before under the same fingerprint stays aside, unless that run was
+/// given up.
 pub(crate) fn begin(
     tx: &Tx<'_>,
     job: &str,
@@ -82,10 +83,11 @@ pub(crate) fn begin(
 ) -> Result<RunId> {
     let now = now_ms();
     let before = tx.query_opt(
-        "SELECT id FROM main.journal_run WHERE job = ?1 AND fingerprint = ?2 AND state = 'finished' ORDER BY id DESC LIMIT 1",
+        "SELECT id, state <> 'abandoned' FROM main.journal_run WHERE job = ?1 AND fingerprint = ?2 ORDER BY id DESC LIMIT 1",
         (job, fingerprint),
-        |row| row.get(0),
+        |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
+    let before = before.and_then(|(id, counts): (i64, bool)| counts.then_some(RunId(id)));
     // Rows of a run that is forgotten may be there still.
     let next = tx.query_row(
         "SELECT 1 + max((SELECT coalesce(max(id), 0) FROM main.journal_run WHERE id < ?1), \
@@ -99,7 +101,7 @@ pub(crate) fn begin(
          VALUES (?1, ?2, ?3, 'open', ?4, ?5, ?5, ?6)",
         (next, job, fingerprint, session.as_bytes(), now, expected),
     )?;
-    if let Some(before) = before.map(RunId) {
+    if let Some(before) = before {
         let (first, last) = ids(before);
         tx.execute(
             "INSERT INTO main.journal_run_try (id, item, tries, state, at_ms, error) \

@@ -39,6 +39,7 @@ mod queue_model;
 mod recovery;
 mod review;
 mod runs;
+mod runs_aside;
 mod runs_killed;
 mod runs_review;
 mod skip;
