@@ -34,7 +34,7 @@ fn a_job_that_is_killed_again_and_again_does_everything_exactly_once() {
     let each = (count * 3 / 4 / kills).max(1);
     let (mut early, mut was_early) = (0, false);
     for _ in 0..kills {
-        let before = home.done().len();
+        let before = home.lines();
         let child = home.start(Work::Commit);
         // Two in a row that do nothing could be the third try of one item, and nobody could tell that from a poisonous one.
         was_early = !was_early && random.below(5) == 0;
@@ -43,7 +43,7 @@ fn a_job_that_is_killed_again_and_again_does_everything_exactly_once() {
             std::thread::sleep(Duration::from_micros(random.below(40_000) as u64));
         } else {
             let after = 1 + random.below(2 * each - 1);
-            child.wait_until(|| home.done().len() >= before + after);
+            child.wait_until(|| home.lines() >= before + after);
             std::thread::sleep(Duration::from_micros(random.below(3_000) as u64));
         }
         assert_eq!(child.end(Signal::KILL), Status::Signal(Signal::KILL), "it was to be killed at work");
@@ -81,11 +81,11 @@ fn what_is_recorded_when_a_signal_comes_is_banked_and_the_lock_is_free() {
     let (mut orderly, mut before) = (0, 0);
     for n in 0..SIGNALS {
         let signal = if random.below(2) == 0 { Signal::TERM } else { Signal::INT };
-        let told = home.told().len();
+        let (told, lines) = (home.told().len(), home.lines());
         let child = home.start(Work::Record);
         if random.below(5) > 0 {
             let after = 1 + random.below(150);
-            child.wait_until(|| home.told().len() >= told + after);
+            child.wait_until(|| home.lines() >= lines + after);
         }
         std::thread::sleep(Duration::from_micros(random.below(20_000) as u64));
         let ended = child.end(signal);
