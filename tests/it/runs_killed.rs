@@ -154,7 +154,7 @@ fn an_item_that_kills_its_process_is_set_aside_after_three_tries_and_nothing_els
     let _watchdog = Watchdog::new("items that kill their process", LIMIT);
     for work in [Work::Poison, Work::PoisonAlone] {
         let home = Home::new(9);
-        let deaths = (0..)
+        let deaths = (0..=3 * worker::POISON.len())
             .find(|_| match home.start(work).wait() {
                 Status::Exit(0) => true,
                 died => {
@@ -162,7 +162,7 @@ fn an_item_that_kills_its_process_is_set_aside_after_three_tries_and_nothing_els
                     false
                 }
             })
-            .unwrap();
+            .expect("they are set aside");
         let mut tries = BTreeMap::new();
         for line in home.told() {
             if let Some(item) = line.strip_prefix("try ") {
