@@ -22,6 +22,8 @@ pub(super) struct Try {
     pub(super) begun: bool,
     /// What it was before it was tried once more, to be that again if it was not.
     before: Option<(u32, String)>,
+    /// It came to nothing, and nobody has said why.
+    pub(super) unexplained: bool,
     /// It was among the items that the source had, in this session.
     pub(super) seen: bool,
     /// Counts its changes; the row has those up to `saved`.
@@ -71,6 +73,7 @@ impl Tries {
                 error,
                 begun: false,
                 before: None,
+                unexplained: false,
                 seen: false,
                 change: 1,
                 saved: 1,
@@ -110,6 +113,7 @@ impl Tries {
                 error: String::new(),
                 begun,
                 before: None,
+                unexplained: false,
                 seen: true,
                 change: 0,
                 saved: 0,
@@ -117,7 +121,7 @@ impl Tries {
         });
         entry.before = Some((entry.tries, std::mem::take(&mut entry.error)));
         entry.tries += 1;
-        (entry.state, entry.begun, entry.seen) = (TryState::Trying, begun, true);
+        (entry.state, entry.begun, entry.seen, entry.unexplained) = (TryState::Trying, begun, true, false);
         self.changed(name);
     }
 
@@ -139,7 +143,7 @@ impl Tries {
         if entry.state == TryState::Trying {
             entry.state = if entry.tries >= most { TryState::Aside } else { TryState::Failed };
         }
-        (entry.error, entry.begun, entry.before) = (error.to_owned(), false, None);
+        (entry.error, entry.begun, entry.before, entry.unexplained) = (error.to_owned(), false, None, false);
         let aside = entry.state == TryState::Aside;
         self.changed(name);
         aside

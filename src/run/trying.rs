@@ -3,6 +3,7 @@
 use super::item::Name;
 use super::ledger::{Ledger, State};
 use super::state::TryState;
+use super::tries::Try;
 use crate::error::Result;
 use crate::fault::{Fault, planted};
 
@@ -44,7 +45,9 @@ impl Ledger {
         if state.known.contains(&name) {
             return false;
         }
-        if state.tries.get(name).is_none() {
+        // Who drops its transaction, and then says why, has tried once.
+        let is_news = |known: &Try| known.state == TryState::Failed && !known.unexplained;
+        if state.tries.get(name).is_none_or(is_news) {
             state.tries.count(name, item, true);
         }
         state.tries.fail(name, error, self.limits().tries)
@@ -58,7 +61,12 @@ impl Ledger {
         }
         match state.stopping {
             Some(_) => state.tries.uncount(name),
-            None => _ = state.tries.fail(name, "its transaction was not committed", self.limits().tries),
+            None => {
+                state.tries.fail(name, "its transaction was not committed", self.limits().tries);
+                if let Some(known) = state.tries.get_mut(name) {
+                    known.unexplained = true;
+                }
+            }
         }
     }
 

@@ -40,6 +40,7 @@ mod recovery;
 mod review;
 mod runs;
 mod runs_killed;
+mod runs_tries;
 mod runs_unwritable;
 mod skip;
 mod sql;
