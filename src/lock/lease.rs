@@ -305,21 +305,27 @@ impl Lease {
     /// The same; `over`, where this is the last to happen under the lock, records the release, too.
     fn record_in(&self, tx: &Tx<'_>, over: bool) -> Result<Fence> {
         self.refuse_lost()?;
-        match &mut *self.standing.record() {
+        let fence = match &mut *self.standing.record() {
             Record::Unwritten { newest, tried, committing, .. } => {
                 *committing = true;
-                self.standing.acquire(tx, self.session, *newest, tried, over)
+                self.standing.acquire(tx, self.session, *newest, tried, over)?
             }
             Record::Written(fence) => {
                 let is_ours = match over {
                     true => rows::release(tx, self.name(), *fence)?,
                     false => rows::is_newest(tx, self.name(), *fence)?,
                 };
-                if is_ours || planted(Fault::FenceNotChecked) { Ok(*fence) } else { Err(self.standing.error(*fence)) }
+                return if is_ours || planted(Fault::FenceNotChecked) {
+                    Ok(*fence)
+                } else {
+                    Err(self.standing.error(*fence))
+                };
             }
-            Record::Over if self.is_shared() => Err(Error::LockShared { name: self.name().to_owned() }),
-            Record::Over => Err(Error::Closed),
-        }
+            Record::Over if self.is_shared() => return Err(Error::LockShared { name: self.name().to_owned() }),
+            Record::Over => return Err(Error::Closed),
+        };
+        self.ticket.with(|spot| spot.acquired(fence));
+        Ok(fence)
     }
 
     /// After a COMMIT that has confirmed it: the row says that this lock is held.

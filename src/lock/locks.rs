@@ -338,6 +338,8 @@ impl Locks {
         let fence = standing.acquire(&writing.tx(), self.session, *newest, tried, false)?;
         writing.commit()?;
         *record = Record::Written(fence);
+        drop(record);
+        self.names.with(&standing.name, |spot| spot.acquired(fence));
         Ok(())
     }
 
@@ -398,6 +400,12 @@ impl Drop for Granted {
 }
 
 impl Spot {
+    /// It is recorded with this fence, within the turn. One before it that was to have the same was undone, and has nothing to
+    /// release: this one would be released in its stead.
+    pub(super) fn acquired(&mut self, fence: Fence) {
+        self.released = self.released.filter(|released| *released != fence);
+    }
+
     /// Somebody's hold on the name is over.
     pub(super) fn leave(&mut self, standing: &Arc<Standing>, os: Option<OsLock>, said: Option<Fence>) {
         self.standing.retain(|held| !Arc::ptr_eq(held, standing));
