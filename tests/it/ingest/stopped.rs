@@ -22,10 +22,8 @@ fn banked(kb: &Path) -> Vec<String> {
 fn stopped_by_signals_it_banks_and_the_same_command_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let (docs, undisturbed, kb) = (dir.path().join("docs"), dir.path().join("undisturbed"), dir.path().join("kb"));
-    corpus::documents(200, &docs);
-    let begun = Instant::now();
+    corpus::documents(100, &docs);
     add(&docs, &undisturbed).exit(0);
-    let each = begun.elapsed() / 8;
     let wanted = State::of(&undisturbed);
     let mut random = Random(1);
     let (mut stopped, mut done) = (0, 0);
@@ -33,10 +31,15 @@ fn stopped_by_signals_it_banks_and_the_same_command_goes_on() {
         let signal = if random.below(2) == 0 { Signal::TERM } else { Signal::INT };
         let mut running = start_add(&docs, &kb);
         let before = banked(&kb).len();
-        // Sometimes while it starts, else at work, or just when it is done.
-        let delay = if random.below(4) == 0 { each / 4 } else { each };
-        if running.wait(Instant::now() + random.up_to(delay)).is_none() {
-            kill_process(Pid::from_child(&running.child), signal).unwrap();
+        // Sometimes while it starts, else at work.
+        let (delay, more) = (Duration::from_millis(random.below(30)), 1 + random.below(10) as usize);
+        let is_early = random.below(4) == 0;
+        let is_due = || is_early || banked(&kb).len() >= before + more;
+        while running.wait(Instant::now() + delay).is_none() {
+            if is_due() {
+                kill_process(Pid::from_child(&running.child), signal).unwrap();
+                break;
+            }
         }
         let Some(status) = running.wait(Instant::now() + WATCHDOG) else { panic!("ingest does not stop") };
         let ended = running.report(status);
@@ -49,7 +52,7 @@ fn stopped_by_signals_it_banks_and_the_same_command_goes_on() {
                 let (wanted, name) = if signal == Signal::TERM { (143, "SIGTERM") } else { (130, "SIGINT") };
                 assert_eq!(code, wanted, "{}{}", ended.stdout, ended.stderr);
                 let banked = banked(&kb).len();
-                let said = format!("stopped by {name}: {banked} of 200 documents are done, the same command goes on\n");
+                let said = format!("stopped by {name}: {banked} of 100 documents are done, the same command goes on\n");
                 assert!(ended.stderr.ends_with(&said), "{banked} are banked: {}{}", ended.stdout, ended.stderr);
                 assert!(done <= banked);
                 done = banked;
@@ -67,7 +70,7 @@ fn stopped_by_signals_it_banks_and_the_same_command_goes_on() {
 fn of_two_at_once_one_is_told_that_the_other_is_at_it() {
     let dir = tempfile::tempdir().unwrap();
     let (docs, others, kb) = (dir.path().join("docs"), dir.path().join("others"), dir.path().join("kb"));
-    corpus::documents(200, &docs);
+    corpus::documents(100, &docs);
     fs::create_dir(&others).unwrap();
     fs::write(others.join("note.md"), "# A note\n").unwrap();
     let both = [start_add(&docs, &kb), start_add(&docs, &kb)];
@@ -88,7 +91,7 @@ fn of_two_at_once_one_is_told_that_the_other_is_at_it() {
 fn what_is_done_is_not_read_again_unless_it_has_changed_or_somebody_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let (docs, undisturbed, kb) = (dir.path().join("docs"), dir.path().join("undisturbed"), dir.path().join("kb"));
-    corpus::documents(100, &docs);
+    corpus::documents(50, &docs);
     add(&docs, &undisturbed).exit(0);
     let wanted = State::of(&undisturbed);
     let mut running = start_add(&docs, &kb);
@@ -104,7 +107,7 @@ fn what_is_done_is_not_read_again_unless_it_has_changed_or_somebody_says_so() {
         File::options().append(true).open(path).unwrap().set_modified(meta.modified().unwrap()).unwrap();
     }
     let said = add(&docs, &kb).exit(0);
-    assert!(said.ends_with(&format!("{} of 100 documents were done before\n", done.len())), "{said}");
+    assert!(said.ends_with(&format!("{} of 50 documents were done before\n", done.len())), "{said}");
     State::of(&kb).assert_is(&wanted);
     // The job is done: the next one looks at all of them.
     let said = start_add_with(&docs, &kb, &["--no-resume"]).end().exit(0);
@@ -116,7 +119,7 @@ fn what_is_done_is_not_read_again_unless_it_has_changed_or_somebody_says_so() {
     for tries in 1..=3 {
         let said = add(&docs, &kb).exit(1);
         assert_eq!(said.contains("deep.html: failed, set aside: "), tries == 3, "{said}");
-        assert!(said.starts_with(if tries == 1 { "1 added, 99" } else { "0 added, 100" }), "{said}");
+        assert!(said.starts_with(if tries == 1 { "1 added, 49" } else { "0 added, 50" }), "{said}");
     }
     assert!(add(&docs, &kb).exit(1).contains("\n1 set aside after 3 tries: --fresh tries again\n"));
     assert!(start_add_with(&docs, &kb, &["--fresh"]).end().exit(1).contains("deep.html: failed: "));
