@@ -163,7 +163,7 @@ impl Standing {
             && rows::is_of(tx, &self.name, fence, session)?
         {
             return match over {
-                true => rows::release(tx, &self.name, fence).map(|_| fence),
+                true => rows::release(tx, &self.name, fence, session).map(|_| fence),
                 false => Ok(fence),
             };
         }
@@ -312,7 +312,7 @@ impl Lease {
             }
             Record::Written(fence) => {
                 let is_ours = match over {
-                    true => rows::release(tx, self.name(), *fence)?,
+                    true => rows::release(tx, self.name(), *fence, self.session)?,
                     false => rows::is_newest(tx, self.name(), *fence)?,
                 };
                 return if is_ours || planted(Fault::FenceNotChecked) {

@@ -296,7 +296,7 @@ impl Locks {
         if !released.is_empty() {
             turn.write(Durability::Normal, |tx| {
                 // Somebody else may have it by now: then there is nothing to say.
-                released.iter().try_for_each(|(name, fence)| rows::release(tx, name, *fence).map(drop))
+                released.iter().try_for_each(|(name, fence)| rows::release(tx, name, *fence, self.session).map(drop))
             })?;
             for (name, fence) in released {
                 self.names.with(&name, |spot| spot.released = spot.released.filter(|newer| *newer != fence));

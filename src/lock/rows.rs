@@ -124,12 +124,12 @@ pub(super) fn acquire(
     Ok(Fence(fence))
 }
 
-/// Records a release. Answers false, and does nothing, when somebody else has the lock by now.
-pub(super) fn release(tx: &Tx<'_>, name: &str, fence: Fence) -> Result<bool> {
+/// Records a release by a session. Answers false, and does nothing, when somebody else has the lock by now: perhaps with the
+/// same fence, where it was never recorded that this session had it.
+pub(super) fn release(tx: &Tx<'_>, name: &str, fence: Fence, session: SessionId) -> Result<bool> {
     let released = tx.execute(
-        "UPDATE main.journal_lock SET session = NULL, pid = NULL \
-         WHERE name = ?1 AND fence = ?2 AND session IS NOT NULL",
-        (name, fence.get()),
+        "UPDATE main.journal_lock SET session = NULL, pid = NULL WHERE name = ?1 AND fence = ?2 AND session = ?3",
+        (name, fence.get(), session.as_bytes()),
     )?;
     Ok(released == 1)
 }

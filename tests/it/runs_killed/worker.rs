@@ -145,13 +145,17 @@ impl Working {
         self.child.id()
     }
 
-    /// Waits for something to have happened while it works.
-    pub(super) fn wait_until(&self, happened: impl Fn() -> bool) {
+    /// Waits for something to have happened while it works. False when it has ended, and that had not.
+    pub(super) fn wait_until(&mut self, happened: impl Fn() -> bool) -> bool {
         let begun = Instant::now();
         while !happened() {
+            if self.child.try_wait().unwrap().is_some() {
+                return happened();
+            }
             assert!(begun.elapsed() < PATIENCE, "it hangs:\n{}", self.said());
             std::thread::sleep(Duration::from_millis(1));
         }
+        true
     }
 
     pub(super) fn signal(&self, signal: Signal) {
@@ -215,7 +219,7 @@ fn process() {
         Work::Record => record(&home.join("root"), &witness, count),
         Work::Block => block(&home.join("root"), &witness, StopToken::on_signals().unwrap()),
         Work::BlockBriefly => {
-            let stop = StopToken::on_signals_within(Duration::from_millis(400)).unwrap();
+            let stop = StopToken::on_signals_within(Duration::from_secs(3)).unwrap();
             block(&home.join("root"), &witness, stop);
         }
         Work::Poison | Work::PoisonAlone => poison(&home.join("root"), &witness, count, work == Work::Poison),
