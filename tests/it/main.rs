@@ -42,6 +42,8 @@ mod runs;
 mod runs_aside;
 mod runs_killed;
 mod runs_review;
+mod runs_tries;
+mod runs_unwritable;
 mod skip;
 mod sql;
 mod strays;

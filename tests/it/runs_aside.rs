@@ -26,7 +26,8 @@ fn what_is_set_aside_stays_so_in_the_next_run_unless_a_person_says_otherwise() {
     journal.runs().reset("reset").unwrap();
     assert_eq!((wanted("given up"), wanted("reset")), (1, 1), "all of it begins afresh");
     let conn = rusqlite::Connection::open(tree.path(".journal/journal.db")).unwrap();
-    conn.execute("UPDATE journal_run SET started_ms = 0, stopped_ms = 0 WHERE job = 'expired' AND state = 'open'", ()).unwrap();
+    conn.execute("UPDATE journal_run SET started_ms = 0, stopped_ms = 0 WHERE job = 'expired' AND state = 'open'", ())
+        .unwrap();
     let run = start("expired");
     assert_eq!((run.begun(), run.pending(["x"]).count()), (Begun::Expired { banked: 0 }, 0), "that was nobody's word");
 }
