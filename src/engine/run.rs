@@ -177,7 +177,7 @@ impl Run {
     /// [`Error::ItemRefused`] when it is done or set aside.
     pub fn begin(&self, item: &(impl ItemKey + ?Sized)) -> Result<Transaction> {
         let label = format!("{}: {}", self.job(), String::from_utf8_lossy(&item.key()));
-        self.begin_with(item, Begin::new(label))
+        self.begin_with(item, Begin::new(label.chars().take(LONGEST_LABEL).collect::<String>()))
     }
 
     /// The same, as [`Begin`] says.
@@ -273,11 +273,14 @@ impl Run {
 
     /// Ends the run: all is done. On return that is durable, and the lock is free.
     ///
-    /// [`Ended::Partial`], and the run stays open, when somebody has asked it to stop, or items failed that are to be tried
-    /// again.
+    /// [`Ended::Partial`], and the run stays open, when somebody has asked it to stop, when items failed that are to be tried
+    /// again, or when [`Run::pending`] was left before it had given all.
     pub fn finish(mut self) -> Result<Ended> {
         if self.work.is_stopping() {
             return self.end_early("stopped");
+        }
+        if self.work.ledger.has_left() {
+            return self.end_early("not all items were gone through");
         }
         let failed = self.work.ledger.close_tries();
         if failed > 0 {
@@ -418,3 +421,4 @@ fn to_text<T: Serialize + ?Sized>(cursor: &T) -> Result<String> {
 const LONGEST_CURSOR: usize = 64 << 10;
 /// In characters.
 const LONGEST_REASON: usize = 1000;
+const LONGEST_LABEL: usize = 200;

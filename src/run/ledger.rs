@@ -64,7 +64,9 @@ pub(super) struct State {
     /// Items that a flush has in hand.
     pub(super) flying: u64,
     pub(super) stopping: Option<String>,
-    /// The source was seen to its end.
+    /// How often somebody has gone through the items; the last time that this was not to their end; whether it ever was.
+    pub(super) passes: u64,
+    pub(super) left: Option<u64>,
     pub(super) exhausted: bool,
     pub(super) over: Option<Over>,
 }
@@ -108,6 +110,8 @@ impl Ledger {
             failures: 0,
             flying: 0,
             stopping: None,
+            passes: 0,
+            left: None,
             exhausted: false,
             over: None,
         };

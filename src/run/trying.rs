@@ -98,9 +98,26 @@ impl Ledger {
         }
     }
 
-    /// The source has no more items.
-    pub(crate) fn exhausted(&self) {
-        self.state().exhausted = true;
+    /// Somebody begins to go through the items.
+    pub(crate) fn begin_pass(&self) -> u64 {
+        let mut state = self.state();
+        state.passes += 1;
+        state.passes
+    }
+
+    /// They came to the end of the source, or have `left` before.
+    pub(crate) fn end_pass(&self, pass: u64, left: bool) {
+        let mut state = self.state();
+        state.exhausted |= !left;
+        match left {
+            true => state.left = state.left.max(Some(pass)),
+            false => state.left = state.left.filter(|newest| *newest > pass),
+        }
+    }
+
+    /// True when somebody has left before the end of the source, and nobody came to it since.
+    pub(crate) fn has_left(&self) -> bool {
+        self.state().left.is_some()
     }
 
     /// Items that failed and wait for another try; what the source no longer has is done.

@@ -39,14 +39,19 @@ pub(crate) fn documents(n: usize, dest: &Path) -> usize {
     let found: Vec<Found> = found.into_iter().map(|(_, document)| document).collect();
 
     let large = found.iter().filter(|(_, _, size)| *size > 64 << 10).take(2);
-    let mut chosen: BTreeMap<&Path, &Path> = BTreeMap::new();
+    let mut chosen: BTreeMap<&Path, Vec<u8>> = BTreeMap::new();
     for (name, path, _) in large.chain(&found) {
-        if chosen.len() < n {
-            chosen.insert(name, path);
+        if chosen.len() == n {
+            break;
+        }
+        if !chosen.contains_key(&**name)
+            && let Some(bytes) = read(path)
+        {
+            chosen.insert(name, bytes);
         }
     }
-    for (name, path) in &chosen {
-        write(&dest.join(name), &read(path));
+    for (name, bytes) in &chosen {
+        write(&dest.join(name), bytes);
     }
     let missing = n.saturating_sub(chosen.len());
     chosen.len() + if missing > 0 { sections(&found, missing, dest) } else { 0 }
@@ -59,7 +64,7 @@ fn sections(found: &[Found], n: usize, dest: &Path) -> usize {
     books.sort_by_key(|(_, _, size)| std::cmp::Reverse(*size));
     let mut written = 0;
     for (name, path, _) in books {
-        let text = read(path);
+        let Some(text) = read(path) else { continue };
         for (i, section) in split(&String::from_utf8_lossy(&text)).iter().enumerate().skip(1) {
             if written == n {
                 return written;
@@ -108,8 +113,13 @@ fn sources() -> Vec<Source> {
 /// The documents of a source in the order of their names.
 fn find(source: &Source) -> Vec<Found> {
     let endings = ["md", "txt", "html", "htm"];
-    let files = WalkDir::new(&source.root).sort_by_file_name().into_iter().filter_map(Result::ok);
+    // A build beside the tests may be unpacking crates: one that is there as a whole has this file.
+    let is_whole = |entry: &walkdir::DirEntry| {
+        source.name != "registry" || entry.depth() != 2 || entry.path().join(".cargo-ok").exists()
+    };
+    let files = WalkDir::new(&source.root).sort_by_file_name().into_iter().filter_entry(is_whole);
     files
+        .filter_map(Result::ok)
         .filter(|entry| entry.file_type().is_file())
         .filter(|entry| {
             let ending = entry.path().extension().unwrap_or_default();
@@ -123,8 +133,13 @@ fn find(source: &Source) -> Vec<Found> {
         .collect()
 }
 
-fn read(path: &Path) -> Vec<u8> {
-    fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+/// None when somebody has removed it meanwhile.
+fn read(path: &Path) -> Option<Vec<u8>> {
+    match fs::read(path) {
+        Ok(bytes) => Some(bytes),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => panic!("{}: {error}", path.display()),
+    }
 }
 
 fn write(path: &Path, bytes: &[u8]) {

@@ -307,6 +307,21 @@ fn what_vanished_from_its_source_is_done() {
 }
 
 #[test]
+fn who_leaves_before_the_end_has_not_finished() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    let run = start(&journal, "a");
+    for item in run.pending(items(0..10)).take(4) {
+        run.record(&item).unwrap();
+    }
+    assert_eq!(partial(run.finish()), (4, "not all items were gone through".into()));
+    let run = start(&journal, "a");
+    assert_eq!(run.pending(items(0..10)).next().unwrap(), "item-4");
+    run.pending(items(0..10)).take(6).for_each(|item| run.record(&item).unwrap());
+    assert_eq!(run.finish().unwrap(), Ended::Finished { banked: 10, set_aside: 0 });
+}
+
+#[test]
 fn a_cursor_goes_with_the_items_and_a_strange_one_is_set_aside() {
     let tree = Tree::new();
     let journal = tree.journal();

@@ -15,11 +15,13 @@ pub struct Pending<I: Iterator> {
     source: Option<I>,
     /// Seen already: the next ones.
     ahead: VecDeque<(I::Item, Name)>,
+    pass: u64,
 }
 
 impl<I: Iterator<Item: ItemKey>> Pending<I> {
     pub(super) fn new(work: Arc<Work>, source: I) -> Self {
-        Self { work, source: Some(source), ahead: VecDeque::new() }
+        let pass = work.ledger.begin_pass();
+        Self { work, source: Some(source), ahead: VecDeque::new(), pass }
     }
 
     /// The next item that is wanted.
@@ -32,7 +34,6 @@ impl<I: Iterator<Item: ItemKey>> Pending<I> {
             }
         }
         self.source = None;
-        self.work.ledger.exhausted();
         None
     }
 
@@ -73,5 +74,7 @@ impl<I: Iterator<Item: ItemKey>> Iterator for Pending<I> {
 impl<I: Iterator> Drop for Pending<I> {
     fn drop(&mut self) {
         self.ahead.iter().for_each(|(_, name)| self.work.ledger.unannounce(*name));
+        let has_none = self.source.as_ref().is_none_or(|source| source.size_hint().1 == Some(0));
+        self.work.ledger.end_pass(self.pass, !(self.ahead.is_empty() && has_none));
     }
 }

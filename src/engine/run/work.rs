@@ -9,7 +9,7 @@ use crate::engine::Journal;
 use crate::error::{Error, IoContext, Result};
 use crate::lock::Lease;
 use crate::run::{self, Batch, Due, Ledger, RunState};
-use crate::store::Tx;
+use crate::store::{self, Tx};
 use crate::txn;
 use crate::wait::StopToken;
 
@@ -79,6 +79,7 @@ impl Work {
     }
 
     fn flush_as(&self, retries: u32, last: Option<Last<'_>>) -> Result<u64> {
+        store::refuse_reentry("a flush of a run")?;
         let _one = self.flushing.lock().unwrap_or_else(|poison| poison.into_inner());
         if let Some(error) = self.ledger.over() {
             return Err(error);
@@ -169,7 +170,6 @@ fn is_hopeless(error: &Error) -> bool {
                 | Error::Poisoned { .. }
                 | Error::OutcomeUnknown { .. }
                 | Error::RunEnded { .. }
-                | Error::Reentrant { .. }
                 | Error::TooLarge { .. }
                 | Error::Corrupt { .. }
         )
