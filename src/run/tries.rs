@@ -1,6 +1,6 @@
 //! Which items are being tried, have failed, or were set aside: few, beside those that are done.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::item::{BuildStraight, Name};
 use super::rows::{self, TryRow};
@@ -37,7 +37,7 @@ pub(super) struct Tries {
     /// Whose rows do not say yet what is known here.
     unsaved: Vec<Name>,
     /// Rows that are there and should not be.
-    gone: Vec<i64>,
+    gone: BTreeSet<i64>,
 }
 
 /// What a SQLite transaction says of them, once it is committed.
@@ -143,7 +143,7 @@ impl Tries {
     /// It is done, or nobody wants it any more.
     pub(super) fn remove(&mut self, name: Name) {
         if let Some(entry) = self.by_name.remove(&name) {
-            self.gone.push(entry.n);
+            self.gone.insert(entry.n);
         }
     }
 
@@ -158,16 +158,16 @@ impl Tries {
 
     fn changed(&mut self, name: Name) {
         if let Some(entry) = self.by_name.get_mut(&name) {
-            entry.change += 1;
-            if !self.unsaved.contains(&name) {
+            if entry.is_saved() {
                 self.unsaved.push(name);
             }
+            entry.change += 1;
         }
     }
 
     /// Writes what the rows do not say yet; nothing of those that `leaves` names, which are just being committed.
     pub(super) fn write(&self, tx: &Tx<'_>, run: RunId, leaves: impl Fn(Name) -> bool) -> Result<Wrote> {
-        let mut wrote = Wrote { saved: Vec::new(), gone: self.gone.clone() };
+        let mut wrote = Wrote { saved: Vec::new(), gone: self.gone.iter().copied().collect() };
         for n in &self.gone {
             rows::drop_try(tx, run, *n)?;
         }
@@ -191,9 +191,7 @@ impl Tries {
                 entry.saved = entry.saved.max(*change);
             }
         }
-        if !wrote.gone.is_empty() {
-            self.gone.retain(|n| !wrote.gone.contains(n));
-        }
+        wrote.gone.iter().for_each(|n| _ = self.gone.remove(n));
         let by_name = &self.by_name;
         self.unsaved.retain(|name| by_name.get(name).is_some_and(|entry| entry.saved < entry.change));
     }
