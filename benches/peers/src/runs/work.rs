@@ -115,16 +115,14 @@ fn record(root: &Path, way: Way, items: usize, flush: usize) -> Result<Recorded>
     let journal = Journal::open(root)?;
     let run = running(&journal, Job::new(JOB).flush_items(flush))?;
     let (start, mut flushes) = (Instant::now(), Vec::new());
-    let mut banked = 0;
+    let mut number = 0;
     let mut record = |item: &str| {
-        let before = Instant::now();
+        // The very first was banked by itself; the others are by whoever makes a batch full.
+        let full = number > 0 && number % flush == 0;
+        number += 1;
+        let before = full.then(Instant::now);
         run.record(item)?;
-        let now = run.banked();
-        // The very first is banked by itself.
-        if now - banked == flush as u64 {
-            flushes.push(nanoseconds(before));
-        }
-        banked = now;
+        flushes.extend(before.map(nanoseconds));
         Ok::<_, journal_kb::Error>(())
     };
     match way {
