@@ -1,5 +1,6 @@
 //! What is recorded alone, on its way into the database.
 
+use super::item::Items;
 use super::ledger::{Ledger, ROW};
 use super::rows;
 use super::tries::Wrote;
@@ -13,7 +14,7 @@ use crate::time::Deadline;
 pub(crate) struct Batch<'l> {
     ledger: &'l Ledger,
     first: i64,
-    items: Vec<Box<[u8]>>,
+    items: Items,
     cursor: Option<String>,
 }
 
@@ -37,7 +38,7 @@ impl Batch<'_> {
     /// Writes it all. May run more than once.
     pub(crate) fn write(&self, tx: &Tx<'_>) -> Result<Wrote> {
         let run = self.ledger.run();
-        rows::add_items(tx, run, self.first, self.items.iter().map(|item| &**item))?;
+        rows::add_items(tx, run, self.first, self.items.iter())?;
         if let Some(cursor) = &self.cursor {
             rows::set_cursor(tx, run, cursor)?;
         }
@@ -65,10 +66,10 @@ impl Drop for Batch<'_> {
         let mut state = self.ledger.state();
         let mut items = std::mem::take(&mut self.items);
         state.flying -= items.len() as u64;
-        state.bytes += items.iter().map(|item| item.len() + ROW).sum::<usize>();
+        state.bytes += items.bytes() + items.len() * ROW;
         if !planted(Fault::FailedFlushForgotten) {
             // Before what was recorded since.
-            items.append(&mut state.buffer);
+            items.append(&state.buffer);
             state.buffer = items;
         }
         state.cursor = state.cursor.take().or_else(|| self.cursor.take());

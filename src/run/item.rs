@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use crate::error::{Error, Result};
 
@@ -65,15 +66,21 @@ impl<T: ItemKey + ?Sized> ItemKey for Box<T> {
     }
 }
 
-/// What an item is known by in memory, where a million of them have to fit: 128 bits of its BLAKE3, which no two share.
+/// What an item is known by in memory, where a million of them have to fit: 128 bits of SipHash under keys of this process,
+/// which nobody knows. So no two share it, also where somebody makes up names that are to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Name(u128);
 
+static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
 impl Name {
     pub(crate) fn of(item: &[u8]) -> Self {
-        let mut half = [0; 16];
-        half.copy_from_slice(&blake3::hash(item).as_bytes()[..16]);
-        Self(u128::from_le_bytes(half))
+        let mut hasher = KEYS.build_hasher();
+        hasher.write(item);
+        let low = hasher.finish();
+        // What it has absorbed is longer than what it tells at once: this is the other half.
+        hasher.write_u8(1);
+        Self(u128::from(hasher.finish()) << 64 | u128::from(low))
     }
 }
 
@@ -83,6 +90,42 @@ pub(crate) fn checked(item: &(impl ItemKey + ?Sized)) -> Result<Cow<'_, [u8]>> {
     match key.len() {
         ..=LONGEST => Ok(key),
         _ => Err(Error::TooLarge { what: "the name of an item", limit: LONGEST as u64 }),
+    }
+}
+
+/// Names of items, one behind the other, so that each costs no allocation of its own.
+#[derive(Debug, Default)]
+pub(super) struct Items {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Items {
+    pub(super) fn push(&mut self, item: &[u8]) {
+        self.bytes.extend_from_slice(item);
+        self.ends.push(self.bytes.len());
+    }
+
+    pub(super) fn append(&mut self, others: &Self) {
+        others.iter().for_each(|item| self.push(item));
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// How long all of them are.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        let start = |at: usize| at.checked_sub(1).map_or(0, |before| self.ends[before]);
+        self.ends.iter().enumerate().map(move |(at, end)| &self.bytes[start(at)..*end])
     }
 }
 
@@ -109,6 +152,17 @@ pub(super) type BuildStraight = BuildHasherDefault<Straight>;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn items_are_what_they_were_and_in_their_order() {
+        let (mut items, mut others) = (Items::default(), Items::default());
+        ["a", "", "bcd"].iter().for_each(|item| items.push(item.as_bytes()));
+        others.push(b"e");
+        items.append(&others);
+        assert_eq!(items.iter().collect::<Vec<_>>(), [&b"a"[..], b"", b"bcd", b"e"]);
+        assert_eq!((items.len(), items.bytes(), items.is_empty()), (4, 5, false));
+        assert!(Items::default().is_empty() && Items::default().iter().next().is_none());
+    }
 
     #[test]
     fn the_same_bytes_name_the_same_item() {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::item::{BuildStraight, Name};
+use super::item::{BuildStraight, Items, Name};
 use super::rows::TryRow;
 use super::tries::{Tries, Wrote};
 use crate::error::{Error, Result};
@@ -48,7 +48,7 @@ pub(super) struct State {
     /// The number of the next item's row.
     pub(super) next: i64,
     /// Recorded alone, and not banked yet.
-    pub(super) buffer: Vec<Box<[u8]>>,
+    pub(super) buffer: Items,
     pub(super) bytes: usize,
     /// When the first of them has to be.
     pub(super) due: Option<Deadline>,
@@ -99,7 +99,7 @@ impl Ledger {
             coming: HashSet::default(),
             banked: 0,
             next,
-            buffer: Vec::new(),
+            buffer: Items::default(),
             bytes: 0,
             due: None,
             cursor: None,
@@ -152,7 +152,7 @@ impl Ledger {
     /// What is recorded alone and not banked yet is of no interest any more; nor is what was tried of these.
     pub(crate) fn forget_buffer(&self, items: &HashSet<Name>) -> i64 {
         let mut state = self.state();
-        state.buffer.clear();
+        state.buffer = Items::default();
         (state.bytes, state.due) = (0, None);
         items.iter().for_each(|name| state.tries.remove(*name));
         state.next
@@ -191,7 +191,7 @@ impl Ledger {
         }
         state.tries.remove(name);
         state.bytes += item.len() + ROW;
-        state.buffer.push(item.into());
+        state.buffer.push(item);
         Ok(self.note_due(&mut state))
     }
 

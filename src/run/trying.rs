@@ -129,7 +129,7 @@ impl Ledger {
                 if let Some(item) = state.tries.item(name) {
                     state.tries.remove(name);
                     state.known.insert(name);
-                    state.buffer.push(item);
+                    state.buffer.push(&item);
                 }
             }
         }

@@ -45,11 +45,14 @@ const NO_ROOM: f64 = 1.0;
 const ROOM: f64 = 1.1;
 
 const SYNCS: Bounds = Bounds { what: "device syncs, of all threads", most: [1, 1, 1, 0, 1, 1], room: NO_ROOM };
-const STATEMENTS: Bounds =
-    Bounds { what: "SQL statements of the thread", most: [15, 17, 19, 0, BATCH + 3, BATCH + 3], room: NO_ROOM };
+const STATEMENTS: Bounds = Bounds {
+    what: "SQL statements of the thread",
+    most: [15, 17, 19, 0, BATCH / 32 + 11, BATCH / 32 + 11],
+    room: NO_ROOM,
+};
 const CALLS: Bounds = Bounds { what: "system calls of the thread", most: [25, 27, 29, 0, 36, 36], room: ROOM };
 const ALLOCATIONS: Bounds =
-    Bounds { what: "allocations of the thread", most: [33, 38, 45, BATCH + 9, 9, 9], room: ROOM };
+    Bounds { what: "allocations of the thread", most: [33, 38, 45, 20, 10, 10], room: ROOM };
 
 /// Does every work some times, each through `around`.
 fn work_all(journal: &Journal, mut around: impl FnMut(Work, &mut dyn FnMut())) {
