@@ -51,8 +51,7 @@ const STATEMENTS: Bounds = Bounds {
     room: NO_ROOM,
 };
 const CALLS: Bounds = Bounds { what: "system calls of the thread", most: [25, 27, 29, 0, 36, 36], room: ROOM };
-const ALLOCATIONS: Bounds =
-    Bounds { what: "allocations of the thread", most: [33, 38, 45, 20, 10, 10], room: ROOM };
+const ALLOCATIONS: Bounds = Bounds { what: "allocations of the thread", most: [33, 38, 45, 20, 10, 10], room: ROOM };
 
 /// Does every work some times, each through `around`.
 fn work_all(journal: &Journal, mut around: impl FnMut(Work, &mut dyn FnMut())) {
