@@ -1,5 +1,6 @@
 //! What is recorded alone, on its way into the database.
 
+use super::item::Items;
 use super::ledger::{Ledger, ROW};
 use super::rows;
 use super::tries::Wrote;
@@ -13,7 +14,7 @@ use crate::time::Deadline;
 pub(crate) struct Batch<'l> {
     ledger: &'l Ledger,
     first: i64,
-    items: Vec<Box<[u8]>>,
+    items: Items,
     cursor: Option<(String, u64)>,
 }
 
@@ -39,7 +40,7 @@ impl Batch<'_> {
     /// Writes it all. May run more than once.
     pub(crate) fn write(&self, tx: &Tx<'_>) -> Result<Wrote> {
         let run = self.ledger.run();
-        rows::add_items(tx, run, self.first, self.items.iter().map(|item| &**item))?;
+        rows::add_items(tx, run, self.first, self.items.iter())?;
         let cursor = self.cursor.as_ref().filter(|(_, change)| self.ledger.state().cursor.is_due(*change));
         if let Some((cursor, _)) = cursor {
             rows::set_cursor(tx, run, cursor)?;
@@ -71,10 +72,10 @@ impl Drop for Batch<'_> {
         let mut state = self.ledger.state();
         let mut items = std::mem::take(&mut self.items);
         state.flying -= items.len() as u64;
-        state.bytes += items.iter().map(|item| item.len() + ROW).sum::<usize>();
+        state.bytes += items.bytes() + items.len() * ROW;
         if !planted(Fault::FailedFlushForgotten) {
             // Before what was recorded since.
-            items.append(&mut state.buffer);
+            items.append(&state.buffer);
             state.buffer = items;
         }
         state.due.get_or_insert_with(|| Deadline::after(self.ledger.limits().every));

@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::cursor::Cursor;
-use super::item::{BuildStraight, Name};
+use super::item::{BuildStraight, Items, Name};
 use super::replacing::Replacing;
 use super::rows::TryRow;
 use super::tries::{Tries, Wrote};
@@ -50,7 +50,7 @@ pub(super) struct State {
     /// The number of the next item's row.
     pub(super) next: i64,
     /// Recorded alone, and not banked yet.
-    pub(super) buffer: Vec<Box<[u8]>>,
+    pub(super) buffer: Items,
     pub(super) bytes: usize,
     /// When the first of them has to be.
     pub(super) due: Option<Deadline>,
@@ -115,7 +115,7 @@ impl Ledger {
             coming: HashSet::default(),
             banked: 0,
             next,
-            buffer: Vec::new(),
+            buffer: Items::default(),
             bytes: 0,
             due: None,
             twice: Vec::new(),
@@ -209,7 +209,7 @@ impl Ledger {
             return Ok(false);
         }
         state.tries.remove(name);
-        state.keep(item.into());
+        state.keep(item);
         Ok(self.note_due(&mut state))
     }
 
@@ -297,7 +297,7 @@ impl Ledger {
                 state.twice.push((name, item));
             } else if state.known.insert(name) {
                 state.tries.remove(name);
-                state.keep(item);
+                state.keep(&item);
             }
         }
         if state.cursor.news().is_some() || !state.buffer.is_empty() {
@@ -389,7 +389,7 @@ impl Ledger {
 
 impl State {
     /// Takes in what is recorded alone.
-    pub(super) fn keep(&mut self, item: Box<[u8]>) {
+    pub(super) fn keep(&mut self, item: &[u8]) {
         self.bytes += item.len() + ROW;
         self.buffer.push(item);
     }

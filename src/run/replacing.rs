@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::item::{BuildStraight, Name};
+use super::item::{BuildStraight, Items, Name};
 use super::ledger::{Ledger, State};
 use super::tries::Wrote;
 use crate::error::Result;
@@ -53,9 +53,9 @@ impl Ledger {
         state.known = items;
         state.known.extend(since);
         let later = state.buffer.split_off(buffered);
-        (state.buffer, state.bytes, state.failures) = (Vec::new(), 0, 0);
-        for item in later {
-            let name = Name::of(&item);
+        (state.buffer, state.bytes, state.failures) = (Items::default(), 0, 0);
+        for item in later.iter() {
+            let name = Name::of(item);
             if state.known.insert(name) {
                 state.keep(item);
             }
@@ -147,7 +147,7 @@ mod tests {
         ledger.record(new.0, &new.1).unwrap();
         ledger.record(named("later").0, b"later").unwrap();
         ledger.replaced(Some(&Wrote::default()));
-        assert_eq!(ledger.state().buffer, [named("later").1]);
+        assert_eq!(ledger.state().buffer.iter().collect::<Vec<_>>(), [&*named("later").1]);
         assert_eq!(["old", "new", "later"].map(|item| ledger.is_done(named(item).0)), [false, true, true]);
     }
 }

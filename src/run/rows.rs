@@ -1,5 +1,7 @@
 //! The SQL of runs, their items, and what is being tried.
 
+use std::sync::LazyLock;
+
 use super::state::{RunState, TryState};
 use crate::error::{Error, Result};
 use crate::id::{RunId, SessionId};
@@ -160,12 +162,39 @@ pub(crate) fn next_item(tx: &Tx<'_>, run: RunId) -> Result<i64> {
     Ok(newest_item(tx, run)?.map_or(0, |(n, _)| n + 1))
 }
 
+/// So many items are added by one statement where there are as many: to begin and end one costs more than its row.
+const AT_ONCE: usize = 32;
+
+static ADD_AT_ONCE: LazyLock<String> = LazyLock::new(|| {
+    let rows: Vec<_> = (0..AT_ONCE).map(|n| format!("(?1 + {n}, ?{}, ?2)", n + 3)).collect();
+    format!("INSERT INTO main.journal_run_item (id, item, at_ms) VALUES {}", rows.join(", "))
+});
+
 /// Adds items, numbered from `n` on.
-pub(crate) fn add_items<'i>(tx: &Tx<'_>, run: RunId, n: i64, items: impl Iterator<Item = &'i [u8]>) -> Result<()> {
+pub(crate) fn add_items<'i>(
+    tx: &Tx<'_>,
+    run: RunId,
+    n: i64,
+    mut items: impl ExactSizeIterator<Item = &'i [u8]>,
+) -> Result<()> {
+    let (now, op) = (now_ms(), "recording an item");
+    let (mut n, last) = (n, n.saturating_add_unsigned(items.len() as u64));
+    id(run, last)?;
+    if items.len() >= AT_ONCE {
+        let mut insert = tx.prepare(&ADD_AT_ONCE)?;
+        while items.len() >= AT_ONCE {
+            let bound = insert.raw_bind_parameter(1, id(run, n)?).and_then(|()| insert.raw_bind_parameter(2, now));
+            let bound = bound.and_then(|()| {
+                let mut items = items.by_ref().take(AT_ONCE).enumerate();
+                items.try_for_each(|(at, item)| insert.raw_bind_parameter(at + 3, item))
+            });
+            bound.and_then(|()| insert.raw_execute()).map_err(|error| Error::sql(op, error))?;
+            n += AT_ONCE as i64;
+        }
+    }
     let mut insert = tx.prepare("INSERT INTO main.journal_run_item (id, item, at_ms) VALUES (?1, ?2, ?3)")?;
-    let now = now_ms();
     for (n, item) in (n..).zip(items) {
-        insert.execute((id(run, n)?, item, now)).map_err(|error| Error::sql("recording an item", error))?;
+        insert.execute((id(run, n)?, item, now)).map_err(|error| Error::sql(op, error))?;
     }
     Ok(())
 }

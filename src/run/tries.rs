@@ -1,6 +1,6 @@
 //! Which items are being tried, have failed, or were set aside: few, beside those that are done.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use super::item::{BuildStraight, Name};
 use super::rows::{self, TryRow};
@@ -39,7 +39,7 @@ pub(super) struct Tries {
     /// Whose rows do not say yet what is known here.
     unsaved: Vec<Name>,
     /// Rows that are there and should not be.
-    gone: Vec<i64>,
+    gone: BTreeSet<i64>,
 }
 
 /// What a SQLite transaction says of them, once it is committed.
@@ -154,7 +154,7 @@ impl Tries {
     /// It is done, or nobody wants it any more.
     pub(super) fn remove(&mut self, name: Name) {
         if let Some(entry) = self.by_name.remove(&name) {
-            self.gone.push(entry.n);
+            self.gone.insert(entry.n);
         }
     }
 
@@ -181,7 +181,7 @@ impl Tries {
 
     /// Writes what the rows do not say yet, of those that `takes` takes.
     pub(super) fn write(&self, tx: &Tx<'_>, run: RunId, takes: impl Fn(Name, &Try) -> bool) -> Result<Wrote> {
-        let mut wrote = Wrote { gone: self.gone.clone(), ..Wrote::default() };
+        let mut wrote = Wrote { gone: self.gone.iter().copied().collect(), ..Wrote::default() };
         for n in &self.gone {
             rows::drop_try(tx, run, *n)?;
         }
@@ -205,10 +205,7 @@ impl Tries {
                 entry.saved = entry.saved.max(*change);
             }
         }
-        if !wrote.gone.is_empty() {
-            let gone: HashSet<_> = wrote.gone.iter().collect();
-            self.gone.retain(|n| !gone.contains(n));
-        }
+        wrote.gone.iter().for_each(|n| _ = self.gone.remove(n));
         let by_name = &self.by_name;
         self.unsaved.retain(|name| by_name.get(name).is_some_and(|entry| entry.saved < entry.change));
     }

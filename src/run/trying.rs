@@ -137,7 +137,7 @@ impl Ledger {
                 if let Some(item) = state.tries.item(name) {
                     state.tries.remove(name);
                     state.known.insert(name);
-                    state.buffer.push(item);
+                    state.keep(&item);
                 }
             }
         }

@@ -82,10 +82,9 @@ fn wrong(root: &Path, end: &End) -> Vec<String> {
     for item in ["alone", "last"] {
         holds("what is banked stays so", !end.said(&format!("banked {item}")) || done(item));
     }
-    holds(
-        "what is tried is on record",
-        !end.said("tried good") || done("good") || tried("good", "'trying', 'failed', 'aside'"),
-    );
+    // Of an error of the system, which it has lived to see, no item is to blame.
+    let blamed = done("good") || tried("good", "'trying', 'failed', 'aside'");
+    holds("what is tried is on record", !end.said("tried good") || !end.killed || blamed);
     holds("what is tried is on record", !end.said("tried bad") || tried("bad", "'trying', 'failed', 'aside'"));
     holds("what is set aside stays so", !end.said("aside bad") || tried("bad", "'aside'"));
     let finished = is("SELECT count(*) FROM journal_run WHERE state = 'finished' AND banked = 3");
