@@ -69,25 +69,27 @@ fn stopped_by_signals_it_banks_and_the_same_command_goes_on() {
 #[test]
 fn of_two_at_once_one_is_told_that_the_other_is_at_it() {
     let dir = tempfile::tempdir().unwrap();
-    let (docs, others, kb) = (dir.path().join("docs"), dir.path().join("others"), dir.path().join("kb"));
+    let (docs, others) = (dir.path().join("docs"), dir.path().join("others"));
     corpus::documents(100, &docs);
     fs::create_dir(&others).unwrap();
     fs::write(others.join("note.md"), "# A note\n").unwrap();
-    let at_once = || {
-        let both = [(); 2].map(|()| start_add_with(&docs, &kb, &["--fresh"]));
+    let at_once = |n: i32| {
+        // One of its own each time, so that there is something to do.
+        let kb = dir.path().join(format!("kb-{n}"));
+        let both = [(); 2].map(|()| start_add(&docs, &kb));
         let pids = both.each_ref().map(|running| running.child.id());
         let [one, two] = both.map(super::Running::end);
         match (one.status.code(), two.status.code()) {
             // One was done before the other had begun.
             (Some(0), Some(0)) => None,
-            (Some(0), _) => Some((two, pids[0])),
+            (Some(0), _) => Some((two, pids[0], kb)),
             _ => {
                 two.exit(0);
-                Some((one, pids[1]))
+                Some((one, pids[1], kb))
             }
         }
     };
-    let (told, pid) = (0..20).find_map(|_| at_once()).expect("they are there at once");
+    let (told, pid, kb) = (0..20).find_map(at_once).expect("they are there at once");
     let said = told.exit(75);
     assert!(said.starts_with("ingest: ") && said.contains(&format!("(pid {pid})")), "{said}");
     // Another directory is another job.
