@@ -208,12 +208,13 @@ CREATE TABLE journal_run_item (
     at_ms INTEGER NOT NULL
 ) STRICT;
 
--- An item that was tried and is not done. It is counted before it is tried.
+-- An item that was tried and is not done. It is counted before it is tried. (SQLite makes a table of an IN with more than two
+-- words each time that a row is written.)
 CREATE TABLE journal_run_try (
     id    INTEGER PRIMARY KEY,                  -- run * 2^36 + number
     item  BLOB NOT NULL,
     tries INTEGER NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('trying', 'failed', 'aside')),
+    state TEXT NOT NULL CHECK (state = 'trying' OR state = 'failed' OR state = 'aside'),
     at_ms INTEGER NOT NULL,
     error TEXT NOT NULL DEFAULT ''              -- of the newest try
 ) STRICT;

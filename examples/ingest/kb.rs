@@ -15,11 +15,10 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use journal_kb::{Journal, Receipt};
+use journal_kb::{Error, Journal, Receipt, Run};
 
-use crate::Result;
 use crate::convert::{PAGE_LIMIT, Page, convert};
-use crate::index;
+use crate::{Document, Result, index};
 
 const SCHEMA: &[&str] = &["
     CREATE TABLE document (
@@ -65,22 +64,38 @@ impl Kb {
         path.strip_prefix(&self.root).is_ok_and(|inside| own.iter().any(|own| inside.starts_with(own)))
     }
 
-    /// Takes in the document at `path`: its files, its rows and its line in the index, or nothing at all.
-    pub(crate) fn add(&self, path: &Path, source: &str) -> Result<Added> {
+    /// Forgets how far the job of this name came, and what it set aside.
+    pub(crate) fn forget_run(&self, job: &str) -> Result<()> {
+        let runs = self.journal.runs();
+        for forgotten in [runs.retry(job, None).map(drop), runs.reset(job).map(drop)] {
+            match forgotten {
+                Ok(()) | Err(Error::NoRun { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in a document: its files, its rows, its line in the index and that it is done, or nothing at all.
+    pub(crate) fn add(&self, document: &Document, run: &Run) -> Result<Added> {
+        let Document { path, source, .. } = document;
         let mut file = File::open(path)?;
         let mut start = Vec::new();
         file.by_ref().take(PAGE_LIMIT as u64).read_to_end(&mut start)?;
         if start.is_empty() {
+            run.record(document)?;
             return Ok(Added::Empty);
         }
         let digest = blake3::Hasher::new().update(&start).update_reader(&mut file)?.finalize();
         let hash = digest.to_string();
         if self.has(&hash)? {
+            run.record(document)?;
             return Ok(Added::Known);
         }
-        let document = convert(path, &start)?; // before the lock is taken: it takes the longest
-        let text = text(&document, source, &hash);
-        let title = document.title;
+        let attempt = run.attempt(document)?; // counted from here on, should its conversion end this process
+        let converted = convert(path, &start)?; // before the lock is taken: it takes the longest
+        let text = text(&converted, source, &hash);
+        let title = converted.title;
         let page = format!("pages/{}-{}.md", slug(&title), &hash[..8]);
         let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
         let raw = format!("raw/{}/{hash}.{ending}", &hash[..2]);
@@ -88,6 +103,7 @@ impl Kb {
 
         let mut txn = self.journal.begin(&format!("add {source}"))?;
         if self.has(&hash)? {
+            attempt.record()?;
             return Ok(Added::Known); // another process was quicker; dropping the transaction rolls it back
         }
         file.seek(SeekFrom::Start(start.len() as u64))?;
@@ -100,6 +116,7 @@ impl Kb {
         let (list, top) = self.index_with(&title, &page, &shard)?;
         txn.write(index::path(&shard), list)?;
         txn.write(index::TOP, top)?;
+        txn.record(run, document)?;
         let source = source.to_owned();
         txn.sql(move |rows| {
             rows.execute(

@@ -54,7 +54,7 @@ fn tables(database: &Connection) -> &'static [Table] {
 }
 
 /// Words that the engine knows.
-const WORDS: [&str; 22] = [
+const WORDS: [&str; 26] = [
     "committed",
     "pending",
     "applied",
@@ -75,6 +75,10 @@ const WORDS: [&str; 22] = [
     "removed",
     "renamed",
     "directory",
+    "finished",
+    "trying",
+    "aside",
+    "run:open",
     "main",
     "",
 ];

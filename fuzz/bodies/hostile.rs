@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use journal_kb::inspect::{InspectOptions, Inspector, TransactionFilter};
-use journal_kb::{Begin, Error, Journal, recovery_plan};
+use journal_kb::{Attempt, Begin, Error, Journal, Started, recovery_plan};
 
 use super::edits::{Depth, damage};
 use super::input::Input;
@@ -118,7 +118,25 @@ fn work(root: &Path, depth: Depth, person: u8) {
     expect("settling", depth, journal.settle());
     expect("recovery", depth, journal.recover());
     decide(&journal, depth, person);
+    expect("runs", depth, resume(&journal, person));
     expect("closing", depth, journal.close());
+}
+
+/// Goes on with jobs, as far as what is stored of them lets it.
+fn resume(journal: &Journal, person: u8) -> journal_kb::Result<()> {
+    for job in ["open", "over", "afresh"] {
+        let _ = journal.runs().retry(job, None);
+        if person.is_multiple_of(3) {
+            let _ = journal.runs().reset(job);
+        }
+        let Started::Running(run) = journal.run(job, "1")? else { continue };
+        let _ = run.cursor::<String>()?;
+        for item in run.pending(["one", "two", "three"]) {
+            let _ = run.attempt(item).and_then(Attempt::record);
+        }
+        let _ = run.finish()?;
+    }
+    Ok(())
 }
 
 /// The next one to come finds nothing locked either.
@@ -149,6 +167,10 @@ fn look(root: &Path, depth: Depth) {
     expect("the plan", depth, recovery_plan(&inspector));
     expect("the quarantine", depth, inspector.quarantine());
     let all = TransactionFilter { limit: None, since_ms: None };
+    for run in expect("runs", depth, inspector.runs(None)).unwrap_or_default().iter().take(2) {
+        expect("runs show", depth, inspector.run(run.id, Some(5)));
+        expect("runs show", depth, inspector.run_of(&run.job, Some(5)));
+    }
     // What `status` shows of locks, sessions and guards is what they show of themselves.
     for transaction in expect("log", depth, inspector.transactions(all)).unwrap_or_default().iter().take(2) {
         expect("show", depth, inspector.transaction(transaction.id));

@@ -25,7 +25,7 @@ pub(crate) fn run(bytes: &[u8]) {
     let root = home.join("root");
     let _ = std::fs::remove_dir_all(&root);
     let mut input = Input::new(bytes);
-    let verb = input.byte() % 6;
+    let verb = input.byte() % 8;
     let database = input.one(starts::all()).lay(&root);
     put(&mut input, &database);
     let alone = InspectOptions::default().alone(true);
@@ -56,6 +56,20 @@ pub(crate) fn run(bytes: &[u8]) {
             said.push(serde_json::json!({ "turnstile": inspector.turnstile() }));
             drop(compare(&root, &["locks"], &said));
         }
+        5 => drop(compare(&root, &["runs", "-n", "0"], &inspector.runs(None).expect("runs"))),
+        6 => {
+            let all = inspector.runs(None).expect("runs");
+            let Some(run) = all.get(input.below(all.len())) else { return };
+            let shown = inspector.run(run.id, Some(5)).expect("a run").expect("it is there");
+            // Another job may be called like its number.
+            let shown = inspector.run_of(&run.id.to_string(), Some(5)).expect("a run").unwrap_or(shown);
+            let told = compare(&root, &["runs", "show", "--items", "5", "--", &run.id.to_string()], &[shown]);
+            for tried in told[0]["tries"].as_array().expect("a list of tries") {
+                let stored = "SELECT EXISTS (SELECT 1 FROM journal_run_try WHERE substr(item, 1, 4096) = ?1)";
+                let is_there = database.query_row(stored, [exact(tried, "item")], |row| row.get::<_, bool>(0));
+                assert!(is_there.unwrap(), "{tried}");
+            }
+        }
         _ => {
             let ids = labels(&database);
             let Some((id, _)) = ids.get(input.below(ids.len())).filter(|(id, _)| *id > 0) else { return };
@@ -77,7 +91,7 @@ fn home() -> &'static Path {
 /// Puts arbitrary values where people's own go, and a few anywhere.
 fn put(input: &mut Input<'_>, database: &Connection) {
     database.execute_batch("PRAGMA ignore_check_constraints = ON; PRAGMA synchronous = OFF; BEGIN").unwrap();
-    const TEXTS: [&str; 12] = [
+    const TEXTS: [&str; 16] = [
         "journal_txn SET label",
         "journal_txn SET lock",
         "journal_txn SET key",
@@ -90,15 +104,22 @@ fn put(input: &mut Input<'_>, database: &Connection) {
         "journal_event SET kind",
         "journal_change SET preimage",
         "journal_change SET kind",
+        "journal_run SET job",
+        "journal_run SET reason",
+        "journal_run SET cursor",
+        "journal_run_try SET error",
     ];
-    const PATHS: [&str; 5] = [
+    const PATHS: [&str; 8] = [
         "journal_change SET path",
         "journal_change SET origin",
         "journal_redo SET path",
         "journal_event SET path",
         "journal_preimage SET path",
+        "journal_run SET fingerprint",
+        "journal_run_try SET item",
+        "journal_run_item SET item",
     ];
-    const NUMBERS: [&str; 8] = [
+    const NUMBERS: [&str; 12] = [
         "journal_change SET size",
         "journal_change SET old_size",
         "journal_txn SET committed_ms",
@@ -107,6 +128,10 @@ fn put(input: &mut Input<'_>, database: &Connection) {
         "journal_event SET at_ms",
         "journal_lock SET acquired_ms",
         "journal_session SET pid",
+        "journal_run SET started_ms",
+        "journal_run SET started_at",
+        "journal_run SET expected",
+        "journal_run_item SET at_ms",
     ];
     while !input.is_empty() {
         let (what, value) = match input.byte() {
@@ -185,7 +210,7 @@ fn command(root: &Path, words: &[&str], json: bool) -> String {
         .or_else(|| option_env!("CARGO_BIN_EXE_journalctl-kb").map(OsString::from))
         .expect("the command, named by JOURNALCTL_KB");
     let mut command = Command::new(program);
-    command.arg("--root").arg(root).args(words).args(json.then_some("--json"));
+    command.arg("--root").arg(root).args(json.then_some("--json")).args(words);
     // As on a terminal, which gets what is written as it is.
     command.env_remove("NO_COLOR").env("CLICOLOR_FORCE", "1");
     let Output { status, stdout, stderr } = command.output().expect("the command runs");

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use journal_kb::__fuzz::{Copied, moved};
 use journal_kb::rusqlite::config::DbConfig;
 use journal_kb::rusqlite::{self, Connection};
-use journal_kb::{Begin, Guard, Journal, Options};
+use journal_kb::{Begin, Guard, Job, Journal, Options, Started};
 
 /// What no row of any of these journals names.
 pub(crate) const UNTOUCHED: &str = "untouched";
@@ -98,7 +98,25 @@ fn commits(root: &Path) -> Journal {
     txn.create_dir_all("g/h").unwrap();
     txn.commit().unwrap();
     journal.transact(|txn| txn.write("a", "newer").and_then(|()| txn.write("f/w", "new"))).unwrap();
+    jobs(root, &journal);
     journal
+}
+
+/// A run that is over, and one whose session died: both have done something, and set something aside.
+fn jobs(root: &Path, journal: &Journal) {
+    for job in ["over", "open"] {
+        let Started::Running(run) = journal.run_with(Job::new(job).fingerprint("1").tries(1)).unwrap() else { return };
+        run.record("one").unwrap();
+        run.fail("bad", "it is poison").unwrap();
+        run.set_cursor("one").unwrap();
+        let _ = if job == "over" { run.finish() } else { run.stop("later") }.unwrap();
+    }
+    sql(
+        root,
+        "UPDATE journal_run SET session = (SELECT max(id) FROM journal_session), reason = '' WHERE job = 'open';
+         INSERT INTO journal_run_try SELECT id + 1, CAST('two' AS BLOB), 1, 'trying', at_ms, '' FROM journal_run_try
+           ORDER BY id DESC LIMIT 1",
+    );
 }
 
 fn sql(root: &Path, sql: &str) {

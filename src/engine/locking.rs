@@ -94,10 +94,18 @@ impl Journal {
     /// nothing. Who has it otherwise is waited for, as long as [`Acquire::wait`] allows: those who share it, and whoever has come this
     /// very instant, or recovers what a dead holder left. Of `acquire` the name, the purpose and the wait count.
     pub fn begin_flight(&self, acquire: Acquire<'_>) -> Result<std::result::Result<Lock, Holder>> {
+        self.begin_flight_in(acquire, Order::ByItself)
+    }
+
+    pub(super) fn begin_flight_in(
+        &self,
+        acquire: Acquire<'_>,
+        order: Order,
+    ) -> Result<std::result::Result<Lock, Holder>> {
         store::refuse_reentry("taking a lock")?;
         let ground = self.ground();
         ground.store.refuse_forked()?;
-        let want = Want { name: &acquire.name, sharing: Sharing::Exclusive, order: Order::ByItself };
+        let want = Want { name: &acquire.name, sharing: Sharing::Exclusive, order };
         let deadline = Deadline::after(acquire.wait.unwrap_or(self.inner.lock_wait));
         let granted = match ground.locks.try_or_holder(&ground.store, want, deadline)? {
             Ok(granted) => granted,

@@ -29,7 +29,7 @@ use crate::txn::Transaction;
 use crate::wait::OnStop;
 
 pub use pending::Pending;
-pub(super) use starting::{lock_name, retain};
+pub(super) use starting::retain;
 use work::{Last, Work};
 
 /// What came of [`Journal::run`].
@@ -90,7 +90,8 @@ pub enum Ended {
 pub enum Verdict {
     /// It is tried again: by the next session, or when [`Run::pending`] comes by once more.
     Again,
-    /// It is left out, until `journalctl-kb runs retry` or a new fingerprint.
+    /// It is left out, until `journalctl-kb runs retry`, a new fingerprint, or a run that begins afresh because the one before it
+    /// was given up.
     SetAside,
 }
 
@@ -159,7 +160,7 @@ impl Run {
     /// [`Error::CheckpointUnavailable`] when that was tried in vain for too long; then the run is over.
     pub fn record(&self, item: &(impl ItemKey + ?Sized)) -> Result<()> {
         let key = checked(item)?;
-        match self.work.ledger.record(Name::of(&key), &key)? {
+        match self.work.ledger()?.record(Name::of(&key), &key)? {
             true => self.work.flush_due(),
             false => Ok(()),
         }
@@ -172,7 +173,8 @@ impl Run {
 
     /// Begins a transaction, under the lock `main`, that does this item: its commit makes the effect true and records the item,
     /// both or neither. That the item is tried is durable before this returns; it costs a sync, unless [`Run::pending`] gave
-    /// it. A transaction that is dropped has failed at it.
+    /// it. A transaction that is dropped has failed at it; one whose commit failed for a full disk, or because somebody was in the way,
+    /// has not tried it.
     ///
     /// [`Error::ItemRefused`] when it is done or set aside.
     pub fn begin(&self, item: &(impl ItemKey + ?Sized)) -> Result<Transaction> {
@@ -184,16 +186,12 @@ impl Run {
     pub fn begin_with(&self, item: &(impl ItemKey + ?Sized), begin: Begin) -> Result<Transaction> {
         let key = checked(item)?;
         let name = Name::of(&key);
-        let lease = self.work.lease()?;
+        self.work.ledger()?.refuse_try(name, &key)?;
+        // Who waits for the lock does not try it yet.
+        let mut txn = self.work.journal.begin_with(begin)?;
         self.count_try(name, &key)?;
-        let begun = self.work.journal.begin_with(begin).and_then(|mut txn| {
-            txn.along(&self.work.ledger, || lease).add(&key)?;
-            Ok(txn)
-        });
-        if begun.is_err() {
-            self.work.ledger.untry(name);
-        }
-        begun
+        txn.along(&self.work.ledger, &self.work.lease).add(&key).inspect_err(|_| self.work.ledger.untry(name))?;
+        Ok(txn)
     }
 
     /// Says that an item is about to be tried, by other means than a transaction. That is durable before this returns, as with
@@ -205,7 +203,7 @@ impl Run {
     }
 
     fn count_try(&self, name: Name, item: &[u8]) -> Result<()> {
-        if !self.work.ledger.begin(name, item)? {
+        if !self.work.ledger()?.begin(name, item)? {
             return Ok(());
         }
         self.work.flush().map(drop).map_err(|error| {
@@ -214,11 +212,12 @@ impl Run {
         })
     }
 
-    /// Says that an item failed, and why. It was tried once more; when that was the last time, it is set aside.
+    /// Says that an item failed, and why. It was tried once more; when that was the last time, it is set aside. Of what was dropped
+    /// before, or begun, this says why, and is no try of its own. Durable with the next flush.
     pub fn fail(&self, item: &(impl ItemKey + ?Sized), error: impl fmt::Display) -> Result<Verdict> {
         let key = checked(item)?;
         let error: String = error.to_string().chars().take(LONGEST_REASON).collect();
-        if !self.work.ledger.fail(Name::of(&key), &key, &error) {
+        if !self.work.ledger()?.fail(Name::of(&key), &key, &error) {
             return Ok(Verdict::Again);
         }
         tracing::warn!(job = self.job(), item = %String::from_utf8_lossy(&key), %error, "an item is set aside");
@@ -231,36 +230,37 @@ impl Run {
         self.record(item)
     }
 
-    /// Replaces all that is recorded by these items, in one commit: durable on return.
+    /// Replaces all that is recorded by these items, in one commit: durable on return. What other threads record meanwhile is
+    /// replaced, too, or recorded after it.
     pub fn replace<I: IntoIterator<Item: ItemKey>>(&self, items: I) -> Result<()> {
-        let mut names = HashSet::new();
-        let mut keys = Vec::new();
+        let (mut names, mut named) = (HashSet::default(), Vec::new());
         for item in items {
             let key = checked(&item)?;
-            if names.insert(Name::of(&key)) {
-                keys.push(Box::from(&*key));
+            let name = Name::of(&key);
+            if names.insert(name) {
+                named.push((name, Box::from(&*key)));
             }
         }
-        self.work.replace(&keys, names)
+        self.work.replace(&named, names)
     }
 
     /// Where to go on, as it was last set; none when nobody has, or when it cannot be read: then it is set aside, and what is
     /// recorded still counts.
     pub fn cursor<T: DeserializeOwned>(&self) -> Result<Option<T>> {
         let text = match self.work.ledger.newest_cursor() {
-            Some(text) => Some(text),
+            Some(text) => Some(text.into_bytes()),
             None => self.work.journal.ground().store.peek(|tx| run::cursor(tx, self.id()))?,
         };
         let Some(text) = text else { return Ok(None) };
-        match serde_json::from_str(&text) {
+        match serde_json::from_slice(&text) {
             Ok(cursor) => Ok(Some(cursor)),
-            Err(error) => self.work.set_cursor_aside(&error).map(|()| None),
+            Err(error) => self.work.set_cursor_aside(&text, &error).map(|()| None),
         }
     }
 
     /// Sets where to go on: durable with the next flush, and not before the items that were recorded before it.
     pub fn set_cursor<T: Serialize + ?Sized>(&self, cursor: &T) -> Result<()> {
-        match self.work.ledger.set_cursor(to_text(cursor)?)? {
+        match self.work.ledger()?.set_cursor(to_text(cursor)?)? {
             true => self.work.flush_due(),
             false => Ok(()),
         }
@@ -296,6 +296,7 @@ impl Run {
     /// was begun and not recorded was not tried.
     pub fn stop(mut self, reason: impl Into<String>) -> Result<Ended> {
         let reason = reason.into();
+        self.work.ledger.begin_end();
         self.work.ledger.stop(&reason);
         self.end_early(&reason)
     }
@@ -315,9 +316,11 @@ impl Run {
 
     /// The last flush, and then the lock.
     fn end(&mut self, last: Last<'_>) -> Result<()> {
+        self.work.ledger()?;
         if planted(Fault::FlushedAfterRelease) {
             drop(self.lock.take());
         }
+        self.work.ledger.begin_end();
         let flushed = self.work.flush_last(last);
         let over = self.work.ledger.over();
         self.work.ledger.end();
@@ -380,7 +383,8 @@ impl Attempt<'_> {
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        if !self.over {
+        let is_forked = self.run.work.journal.ground().store.refuse_forked().is_err();
+        if !self.over && !is_forked {
             self.run.work.ledger.not_done(Name::of(&self.item));
         }
     }
@@ -396,15 +400,14 @@ impl Transaction {
         if planted(Fault::ItemBesideCommit) {
             return run.record(item);
         }
-        let lease = run.work.lease()?;
-        self.along(&run.work.ledger, || lease).add(&key)
+        self.along(&run.work.ledger, &run.work.lease).add(&key)
     }
 
-    /// Sets where a run is to go on, with this commit.
+    /// Sets where a run is to go on, with this commit. What was recorded alone before it may be banked after it: to be sure of
+    /// that, too, there is [`Run::flush`].
     pub fn set_cursor<T: Serialize + ?Sized>(&mut self, run: &Run, cursor: &T) -> Result<()> {
         let text = to_text(cursor)?;
-        let lease = run.work.lease()?;
-        self.along(&run.work.ledger, || lease).set_cursor(text);
+        self.along(&run.work.ledger, &run.work.lease).set_cursor(text);
         Ok(())
     }
 }

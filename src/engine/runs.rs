@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::Journal;
-use super::run::lock_name;
 use crate::error::{Error, Result};
 use crate::id::RunId;
 use crate::options::Acquire;
@@ -44,7 +43,8 @@ impl Runs<'_> {
 
     /// While nobody works at the job.
     fn change<T>(&self, job: &str, mut change: impl FnMut(&Tx<'_>) -> Result<T>) -> Result<T> {
-        let lock = self.journal.lock_with(Acquire::new(lock_name(job)).wait(WAIT).purpose("to set a run right"))?;
+        let lock =
+            self.journal.lock_with(Acquire::new(run::lock_name(job)).wait(WAIT).purpose("to set a run right"))?;
         let ground = self.journal.ground();
         let mut changed = None;
         let change = |tx: &Tx<'_>| {

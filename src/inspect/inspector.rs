@@ -12,9 +12,10 @@ use super::model::{
     Turnstile,
 };
 use super::quarantine::{self, QuarantineDetail, QuarantineEntry};
-use super::{guards, locks, status, transactions};
+use super::runs::{RunDetail, RunInfo};
+use super::{guards, locks, runs, status, transactions};
 use crate::error::{Error, IoContext, Result};
-use crate::id::{QuarantineId, TxnId};
+use crate::id::{QuarantineId, RunId, TxnId};
 use crate::path::STATE_DIR;
 use crate::store::{CallerMode, SCHEMA_VERSION, TURNSTILE, Tx};
 
@@ -167,6 +168,23 @@ impl Inspector {
     /// first 50.
     pub fn guards(&self) -> Result<Vec<GuardInfo>> {
         guards::guards(self)
+    }
+
+    /// The runs of jobs: those that are open, then those that are over, each newest first; at most so many. Of some million
+    /// items the number is told without counting them: see [`RunInfo::exact`].
+    pub fn runs(&self, limit: Option<u64>) -> Result<Vec<RunInfo>> {
+        runs::runs(self, limit)
+    }
+
+    /// One run in full, with at most so many of its newest items, and of those that were set aside, failed, or are being tried;
+    /// none when there is none of that number.
+    pub fn run(&self, id: RunId, items: Option<u64>) -> Result<Option<RunDetail>> {
+        runs::run(self, Some(id), None, items)
+    }
+
+    /// The same for the run of a job that is open, or else was the last.
+    pub fn run_of(&self, job: &str, items: Option<u64>) -> Result<Option<RunDetail>> {
+        runs::run(self, None, Some(job), items)
     }
 
     /// What is in quarantine: what waits for a person, and what is kept of what is over.

@@ -10,8 +10,8 @@
 //! UTF-8. A stored value that cannot be understood is shown as a placeholder in angle brackets, or as 0 where a number
 //! belongs: one bad row never hides the others.
 //!
-//! Who is alive is the kernel's word, never the database's: see [`SessionInfo::alive`], [`LockInfo::held`] and
-//! [`GuardInfo::alive`]. A journal of an older schema is read as it is: looking migrates nothing.
+//! Who is alive is the kernel's word, never the database's: see [`SessionInfo::alive`], [`LockInfo::held`],
+//! [`GuardInfo::alive`] and [`RunInfo::state`]. A journal of an older schema is read as it is: looking migrates nothing.
 
 mod database;
 mod guards;
@@ -21,6 +21,7 @@ mod liveness;
 mod locks;
 mod model;
 mod quarantine;
+mod runs;
 mod status;
 mod transactions;
 mod usage;
@@ -36,3 +37,4 @@ pub use model::{
     Waiter, Waiting,
 };
 pub use quarantine::{KeptFile, QuarantineDetail, QuarantineEntry, QuarantinePath};
+pub use runs::{RunDetail, RunInfo, RunItem, RunTry};

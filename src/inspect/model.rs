@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::runs::RunInfo;
 use super::value::{from_fields, lossy, optional_path_fields, path_fields};
 use crate::id::TxnId;
 use crate::lock::Holder;
@@ -51,6 +52,8 @@ pub struct Status {
     pub turnstile: Turnstile,
     /// The transactions that guard paths and have not ended: the first 50.
     pub guards: Vec<GuardInfo>,
+    /// The runs that are open, and of every other job the last one if it left items set aside: the first 50.
+    pub runs: Vec<RunInfo>,
     /// How many transactions are in which state.
     pub transactions: StateCounts,
     /// What is committed and not yet durable in the live tree.

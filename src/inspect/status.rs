@@ -11,6 +11,7 @@ use super::model::{
     AreaUsage, EventInfo, GuardInfo, LockInfo, PathInfo, SessionInfo, StateCounts, Status, TransactionSummary,
     Unsettled, Waiting,
 };
+use super::runs::{self, RunInfo};
 use super::value::{count, number_or_zero, path, text_or_empty};
 use super::verdict::{Evidence, verdict};
 use super::{guards, locks, transactions};
@@ -32,6 +33,7 @@ struct Stored {
     locks: Vec<LockInfo>,
     waits: Vec<locks::LongWait>,
     guards: Vec<GuardInfo>,
+    runs: Vec<RunInfo>,
     transactions: StateCounts,
     unsettled: Unsettled,
     pending: Vec<Waiting>,
@@ -48,6 +50,7 @@ pub(super) fn status(inspector: &Inspector) -> Result<Status> {
     locks::judge_sessions(&mut stored.sessions, state_dir, &kernel);
     locks::judge_locks(&mut stored.locks, &stored.waits, state_dir, &kernel);
     guards::judge(&mut stored.guards, inspector, &kernel)?;
+    runs::judge(&mut stored.runs, inspector, &kernel);
     let areas: Vec<PathBuf> = std::iter::once(state_dir.clone())
         .chain(stored.areas.iter().filter_map(|area| inside(&inspector.root, area)))
         .collect();
@@ -84,6 +87,7 @@ pub(super) fn status(inspector: &Inspector) -> Result<Status> {
         locks: stored.locks,
         turnstile: locks::turnstile(state_dir, &kernel),
         guards: stored.guards,
+        runs: stored.runs,
         transactions: stored.transactions,
         unsettled: stored.unsettled,
         pending: stored.pending,
@@ -112,6 +116,7 @@ fn read(connection: &Connection) -> rusqlite::Result<Stored> {
         locks: locks::lock_rows(connection)?,
         waits: locks::wait_rows(connection)?,
         guards: guards::guard_rows(connection)?,
+        runs: runs::unfinished(connection)?,
         transactions,
         unsettled,
         pending: waiting(connection, "pending")?,

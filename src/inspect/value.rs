@@ -98,6 +98,16 @@ pub(super) fn file_fields<S: Serializer>(path: &Path, serializer: S) -> Result<S
     two_fields(Some(path), ["file", "file_hex"], serializer)
 }
 
+/// Writes `item` (and `item_hex`), what names an item of a run.
+pub(super) fn item_fields<S: Serializer>(item: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    two_fields(Some(Path::new(OsStr::from_bytes(item))), ["item", "item_hex"], serializer)
+}
+
+/// Writes `fingerprint` (and `fingerprint_hex`).
+pub(super) fn fingerprint_fields<S: Serializer>(fingerprint: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    two_fields(Some(Path::new(OsStr::from_bytes(fingerprint))), ["fingerprint", "fingerprint_hex"], serializer)
+}
+
 /// Writes a path as one value, lossily.
 pub(super) fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())

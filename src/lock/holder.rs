@@ -43,7 +43,7 @@ impl Waiting {
 
 impl Holder {
     /// Nobody knows who: not recorded yet, or in a hurry.
-    pub(super) fn unknown() -> Self {
+    pub(crate) fn unknown() -> Self {
         Self {
             pid: 0,
             program: String::new(),

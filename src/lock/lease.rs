@@ -146,6 +146,15 @@ impl Standing {
         self.os.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
+    /// True when its acquisition was recorded with this fence, or is being so.
+    pub(super) fn has(&self, fence: Fence) -> bool {
+        match *self.record() {
+            Record::Written(own) => own == fence,
+            Record::Unwritten { tried, .. } => tried == Some(fence),
+            Record::Over => false,
+        }
+    }
+
     pub(super) fn check_same(&self) -> Result<()> {
         self.os().as_ref().map_or(Err(Error::Closed), OsLock::check_same)
     }
@@ -163,7 +172,7 @@ impl Standing {
             && rows::is_of(tx, &self.name, fence, session)?
         {
             return match over {
-                true => rows::release(tx, &self.name, fence).map(|_| fence),
+                true => rows::release(tx, &self.name, fence, session).map(|_| fence),
                 false => Ok(fence),
             };
         }
@@ -312,7 +321,7 @@ impl Lease {
             }
             Record::Written(fence) => {
                 let is_ours = match over {
-                    true => rows::release(tx, self.name(), *fence)?,
+                    true => rows::release(tx, self.name(), *fence, self.session)?,
                     false => rows::is_newest(tx, self.name(), *fence)?,
                 };
                 if is_ours || planted(Fault::FenceNotChecked) { Ok(*fence) } else { Err(self.standing.error(*fence)) }

@@ -70,6 +70,8 @@ pub(crate) struct Want<'w> {
 pub(crate) enum Order {
     ByItself,
     OfTransaction,
+    /// In any order: nobody waits for the lock of a run, so that nobody waits in a circle.
+    OfRun,
 }
 
 /// The OS lock, before anybody looked at the row.
@@ -156,7 +158,8 @@ impl Locks {
         let mut later = None;
         if cfg!(debug_assertions) {
             self.names.each(|name, spot| {
-                let is_later = |held: &Standing| (held.order, name) > (want.order, want.name);
+                let is_later =
+                    |held: &Standing| held.order != Order::OfRun && (held.order, name) > (want.order, want.name);
                 if later.is_none() && spot.standing.iter().any(|held| held.is_mine() && is_later(held)) {
                     later = Some(name.to_owned());
                 }
@@ -291,12 +294,14 @@ impl Locks {
         let (mut held, mut released) = (Vec::new(), Vec::new());
         self.names.each(|name, spot| {
             held.extend(spot.standing.iter().cloned());
+            // IMPORTANT: an acquisition that was undone has left its fence to the next one.
+            spot.released = spot.released.filter(|fence| !spot.standing.iter().any(|standing| standing.has(*fence)));
             released.extend(spot.released.map(|fence| (name.to_owned(), fence)));
         });
         if !released.is_empty() {
             turn.write(Durability::Normal, |tx| {
                 // Somebody else may have it by now: then there is nothing to say.
-                released.iter().try_for_each(|(name, fence)| rows::release(tx, name, *fence).map(drop))
+                released.iter().try_for_each(|(name, fence)| rows::release(tx, name, *fence, self.session).map(drop))
             })?;
             for (name, fence) in released {
                 self.names.with(&name, |spot| spot.released = spot.released.filter(|newer| *newer != fence));

@@ -124,12 +124,13 @@ pub(super) fn acquire(
     Ok(Fence(fence))
 }
 
-/// Records a release. Answers false, and does nothing, when somebody else has the lock by now.
-pub(super) fn release(tx: &Tx<'_>, name: &str, fence: Fence) -> Result<bool> {
+/// Records a release. Answers false, and does nothing, when somebody else has the lock by now. A fence does not tell: that of
+/// an acquisition that was undone goes to the next one.
+pub(super) fn release(tx: &Tx<'_>, name: &str, fence: Fence, session: SessionId) -> Result<bool> {
     let released = tx.execute(
         "UPDATE main.journal_lock SET session = NULL, pid = NULL \
-         WHERE name = ?1 AND fence = ?2 AND session IS NOT NULL",
-        (name, fence.get()),
+         WHERE name = ?1 AND fence = ?2 AND session = ?3",
+        (name, fence.get(), session.as_bytes()),
     )?;
     Ok(released == 1)
 }

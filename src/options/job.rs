@@ -24,7 +24,7 @@ pub struct Job {
     pub(crate) name: String,
     pub(crate) fingerprint: Vec<u8>,
     pub(crate) stop: Option<StopToken>,
-    pub(crate) expected: Option<u64>,
+    pub(crate) expected: Option<i64>,
     pub(crate) limits: Limits,
 }
 
@@ -59,7 +59,7 @@ impl Job {
 
     /// How many items there are in all, where that is known: for people.
     pub fn expected(mut self, items: u64) -> Self {
-        self.expected = Some(items);
+        self.expected = Some(i64::try_from(items).unwrap_or(i64::MAX));
         self
     }
 

@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::item::{BuildStraight, Name};
+use super::cursor::Cursor;
+use super::item::{BuildStraight, Items, Name};
+use super::replacing::Replacing;
 use super::rows::TryRow;
 use super::tries::{Tries, Wrote};
 use crate::error::{Error, Result};
@@ -48,11 +50,16 @@ pub(super) struct State {
     /// The number of the next item's row.
     pub(super) next: i64,
     /// Recorded alone, and not banked yet.
-    pub(super) buffer: Vec<Box<[u8]>>,
+    pub(super) buffer: Items,
     pub(super) bytes: usize,
     /// When the first of them has to be.
     pub(super) due: Option<Deadline>,
-    pub(super) cursor: Option<String>,
+    /// Recorded alone while a transaction just commits them: banked with that, or else recorded then.
+    pub(super) twice: Vec<(Name, Box<[u8]>)>,
+    pub(super) replacing: Option<Replacing>,
+    /// Items with smaller numbers were replaced.
+    pub(super) replaced_before: i64,
+    pub(super) cursor: Cursor,
     pub(super) tries: Tries,
     /// Somebody counts tries: then those that come next are counted ahead.
     pub(super) counts_tries: bool,
@@ -68,6 +75,8 @@ pub(super) struct State {
     pub(super) passes: u64,
     pub(super) left: Option<u64>,
     pub(super) exhausted: bool,
+    /// The last flush is about to be made: nothing more is recorded.
+    pub(super) ending: bool,
     pub(super) over: Option<Over>,
 }
 
@@ -77,6 +86,13 @@ pub(super) enum Over {
     Ended,
     Unavailable(String),
     Lost { lock: String, fence: Fence },
+}
+
+/// What a transaction has claimed: the number of its first item, and which change of the cursor it makes.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) first: i64,
+    cursor: Option<u64>,
 }
 
 /// What the background is to do.
@@ -99,10 +115,13 @@ impl Ledger {
             coming: HashSet::default(),
             banked: 0,
             next,
-            buffer: Vec::new(),
+            buffer: Items::default(),
             bytes: 0,
             due: None,
-            cursor: None,
+            twice: Vec::new(),
+            replacing: None,
+            replaced_before: 0,
+            cursor: Cursor::default(),
             tries: Tries::load(tries),
             counts_tries: false,
             next_one: None,
@@ -113,6 +132,7 @@ impl Ledger {
             passes: 0,
             left: None,
             exhausted: false,
+            ending: false,
             over: None,
         };
         Self { run, job: job.into(), limits, state: Mutex::new(state), bell: Condvar::new() }
@@ -141,21 +161,11 @@ impl Ledger {
         state.banked += items.len() as u64;
     }
 
-    /// All that is banked was replaced by these.
-    pub(crate) fn replaced(&self, items: HashSet<Name>, next: i64, wrote: &Wrote) {
-        let mut state = self.state();
-        (state.banked, state.next) = (items.len() as u64, next);
-        state.known = items.into_iter().collect();
-        state.tries.wrote(wrote);
-    }
-
-    /// What is recorded alone and not banked yet is of no interest any more; nor is what was tried of these.
-    pub(crate) fn forget_buffer(&self, items: &HashSet<Name>) -> i64 {
-        let mut state = self.state();
-        state.buffer.clear();
-        (state.bytes, state.due) = (0, None);
-        items.iter().for_each(|name| state.tries.remove(*name));
-        state.next
+    /// All is loaded. What is done was not tried in vain, whatever the rows say.
+    pub(crate) fn loaded(&self) {
+        let state = &mut *self.state();
+        let done: Vec<_> = state.tries.all().map(|(name, _)| name).filter(|name| state.known.contains(name)).collect();
+        done.into_iter().for_each(|name| state.tries.remove(name));
     }
 
     /// True when it is recorded, banked or not.
@@ -177,21 +187,29 @@ impl Ledger {
         Error::ItemRefused { job: self.job.to_string(), item: String::from_utf8_lossy(item).into_owned(), reason }
     }
 
-    /// Why nothing more can be recorded, if so.
+    /// Why nothing more can be banked, if so.
     pub(crate) fn over(&self) -> Option<Error> {
-        self.state().refuse(self).err()
+        self.state().over(self).err()
+    }
+
+    /// Why nothing more can be recorded, if so.
+    pub(crate) fn refuse(&self) -> Result<()> {
+        self.state().refuse(self)
     }
 
     /// Records an item that is done. True when it is time to flush.
     pub(crate) fn record(&self, name: Name, item: &[u8]) -> Result<bool> {
         let mut state = self.state();
         state.refuse(self)?;
+        if state.coming.contains(&name) {
+            state.twice.push((name, item.into()));
+            return Ok(false);
+        }
         if !state.known.insert(name) {
             return Ok(false);
         }
         state.tries.remove(name);
-        state.bytes += item.len() + ROW;
-        state.buffer.push(item.into());
+        state.keep(item);
         Ok(self.note_due(&mut state))
     }
 
@@ -199,11 +217,12 @@ impl Ledger {
     pub(crate) fn set_cursor(&self, cursor: String) -> Result<bool> {
         let mut state = self.state();
         state.refuse(self)?;
-        state.cursor = Some(cursor);
+        state.cursor.set(cursor);
         Ok(self.note_due(&mut state))
     }
 
-    fn note_due(&self, state: &mut State) -> bool {
+    /// Something is to be written. True when it is time to do that.
+    pub(super) fn note_due(&self, state: &mut State) -> bool {
         if state.due.is_none() {
             state.due = Some(Deadline::after(self.limits.every));
             self.bell.notify_all();
@@ -211,54 +230,79 @@ impl Ledger {
         !state.flushed || state.buffer.len() >= self.limits.items || state.bytes >= self.limits.bytes
     }
 
-    /// What a cursor is that is not written yet.
+    /// The newest cursor, as far as one was set in this session.
     pub(crate) fn newest_cursor(&self) -> Option<String> {
-        self.state().cursor.clone()
+        self.state().cursor.text().map(str::to_owned)
     }
 
-    /// Takes numbers for items that are about to be committed; refused when one of them is done, or just being committed by somebody
-    /// else. `again`: they were claimed before.
-    pub(crate) fn claim(&self, items: &[(Name, Box<[u8]>)], again: bool) -> Result<i64> {
+    /// The job cannot read this one.
+    pub(crate) fn forget_cursor(&self, text: &[u8]) {
+        self.state().cursor.forget(text);
+    }
+
+    /// Takes numbers for items that are about to be committed, and for the cursor that goes with them; refused when one of them is
+    /// done, or just being committed by somebody else.
+    pub(crate) fn claim(&self, items: &[(Name, Box<[u8]>)], with_cursor: bool) -> Result<Claim> {
         let mut state = self.state();
         state.refuse(self)?;
         for (name, item) in items {
             state.refuse_done(self, *name, item)?;
-            if !again && state.coming.contains(name) {
+            if state.coming.contains(name) {
                 return Err(self.refused(item, "another transaction is just committing it".into()));
             }
         }
         state.coming.extend(items.iter().map(|(name, _)| *name));
         let first = state.next;
         state.next += items.len() as i64;
-        Ok(first)
+        let cursor = with_cursor.then(|| state.cursor.claim());
+        Ok(Claim { first, cursor })
     }
 
-    /// Writes what is known of tries, and drops what is known of these items.
+    /// Writes what is known of tries, and drops what is known of these items. The try that is counted ahead goes with them alone: it
+    /// begins when they are done. Written before, it would count when one of them ends the process.
     pub(crate) fn write_tries(&self, tx: &Tx<'_>, items: &[(Name, Box<[u8]>)]) -> Result<Wrote> {
         let state = self.state();
         for (name, _) in items {
             state.tries.drop_row(tx, self.run, *name)?;
         }
-        state.tries.write(tx, self.run, |name| state.coming.contains(&name))
+        let ahead = !items.is_empty();
+        state.tries.write(tx, self.run, |name, known| !state.coming.contains(&name) && (ahead || !known.is_ahead()))
     }
 
     /// They are durable, with whatever they belong to.
-    pub(crate) fn committed(&self, items: &[(Name, Box<[u8]>)], wrote: &Wrote) {
+    pub(crate) fn committed(&self, items: &[(Name, Box<[u8]>)], claim: &Claim, cursor: Option<&str>, wrote: &Wrote) {
         let mut state = self.state();
-        for (name, _) in items {
+        for (n, (name, _)) in (claim.first..).zip(items) {
             state.coming.remove(name);
-            state.known.insert(*name);
+            state.twice.retain(|(twice, _)| twice != name);
             state.tries.removed(*name);
+            state.bank(n, *name);
+        }
+        if let (Some(change), Some(text)) = (claim.cursor, cursor) {
+            state.cursor.committed(change, text);
         }
         state.tries.wrote(wrote);
-        state.banked += items.len() as u64;
         state.failures = 0;
     }
 
     /// They were not committed.
-    pub(crate) fn unclaim(&self, items: &[(Name, Box<[u8]>)]) {
+    pub(crate) fn unclaim(&self, items: &[(Name, Box<[u8]>)], claim: &Claim) {
         let mut state = self.state();
         items.iter().for_each(|(name, _)| _ = state.coming.remove(name));
+        if claim.cursor.is_some() {
+            state.cursor.unclaim();
+        }
+        for (name, item) in std::mem::take(&mut state.twice) {
+            if state.coming.contains(&name) {
+                state.twice.push((name, item));
+            } else if state.known.insert(name) {
+                state.tries.remove(name);
+                state.keep(&item);
+            }
+        }
+        if state.cursor.news().is_some() || !state.buffer.is_empty() {
+            self.note_due(&mut state);
+        }
     }
 
     /// A flush failed for good. True when that ends the run.
@@ -291,21 +335,28 @@ impl Ledger {
         self.state().stopping.clone()
     }
 
-    /// Its end: nothing is recorded any more.
+    /// Its end begins: nothing is recorded any more, and the background leaves the last flush to whoever ends it.
+    pub(crate) fn begin_end(&self) {
+        self.state().ending = true;
+        self.bell.notify_all();
+    }
+
+    /// Its end: nothing is banked any more.
     pub(crate) fn end(&self) {
         self.state().over.get_or_insert(Over::Ended);
         self.bell.notify_all();
     }
 
-    /// Waits before a flush is tried again; less when it is to stop. True when it is.
-    pub(crate) fn pause(&self, pause: Duration) -> bool {
+    /// Waits before a flush is tried again, the `last` one or another; less when that is not to be. True when it is not.
+    pub(crate) fn pause(&self, pause: Duration, last: bool) -> bool {
         let deadline = Deadline::after(pause);
         let mut state = self.state();
-        while state.stopping.is_none() && !deadline.passed() {
-            let waited = self.bell.wait_timeout(state, deadline.left());
+        let is_called_off = |state: &State| state.stopping.is_some() || (state.ending && !last);
+        while !is_called_off(&state) && !deadline.passed() {
+            let waited = self.bell.wait_timeout(state, deadline.left().min(LONGEST_WAIT));
             state = waited.unwrap_or_else(|poison| poison.into_inner()).0;
         }
-        state.stopping.is_some()
+        is_called_off(&state)
     }
 
     /// Waits until the background has something to do. `stopped`: it has flushed for that already; else it looks after `look`
@@ -314,7 +365,7 @@ impl Ledger {
         let looking = Deadline::after(look);
         let mut state = self.state();
         loop {
-            if state.over.is_some() {
+            if state.ending || state.over.is_some() {
                 return Due::End;
             }
             let mut left = Duration::MAX;
@@ -337,7 +388,21 @@ impl Ledger {
 }
 
 impl State {
+    /// Takes in what is recorded alone.
+    pub(super) fn keep(&mut self, item: &[u8]) {
+        self.bytes += item.len() + ROW;
+        self.buffer.push(item);
+    }
+
     pub(super) fn refuse(&self, ledger: &Ledger) -> Result<()> {
+        self.over(ledger)?;
+        match self.ending {
+            true => Err(Error::RunEnded { job: ledger.job.to_string() }),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn over(&self, ledger: &Ledger) -> Result<()> {
         let unbanked = self.buffer.len() as u64 + self.flying;
         match &self.over {
             None => Ok(()),
@@ -353,7 +418,7 @@ impl State {
     }
 
     pub(super) fn refuse_done(&self, ledger: &Ledger, name: Name, item: &[u8]) -> Result<()> {
-        match self.known.contains(&name) {
+        match self.known.contains(&name) || self.is_replacing(name) {
             true => Err(ledger.refused(item, "it is done already".into())),
             false => Ok(()),
         }

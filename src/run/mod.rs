@@ -10,8 +10,10 @@
 
 mod along;
 mod batch;
+mod cursor;
 mod item;
 mod ledger;
+mod replacing;
 mod rows;
 mod state;
 mod tries;
@@ -20,8 +22,8 @@ mod trying;
 pub(crate) use along::Along;
 pub(crate) use batch::Batch;
 pub use item::ItemKey;
-pub(crate) use item::{Name, checked};
+pub(crate) use item::{BuildStraight, Name, checked};
 pub(crate) use ledger::{Due, Ledger, Limits};
 pub(crate) use rows::*;
-pub(crate) use state::RunState;
+pub(crate) use state::{RunState, lock_name};
 pub(crate) use tries::Wrote;

@@ -1,5 +1,7 @@
 //! The SQL of runs, their items, and what is being tried.
 
+use std::sync::LazyLock;
+
 use super::state::{RunState, TryState};
 use crate::error::{Error, Result};
 use crate::id::{RunId, SessionId};
@@ -9,8 +11,11 @@ use crate::time::now_ms;
 /// A run has fewer items than this: one integer is run and number.
 const MOST_ITEMS: i64 = 1 << 36;
 
+/// And there are fewer runs than this. What has a larger number was not put there by the engine, and is passed over.
+const MOST_RUNS: i64 = 1 << 25;
+
 /// The first and the last id that a run's items, and what is tried of them, can have.
-fn ids(run: RunId) -> (i64, i64) {
+pub(crate) fn ids(run: RunId) -> (i64, i64) {
     let first = run.0.saturating_mul(MOST_ITEMS);
     (first, first.saturating_add(MOST_ITEMS - 1))
 }
@@ -34,7 +39,8 @@ pub(crate) struct OpenRun {
 /// The run of this job that is open, if one is.
 pub(crate) fn open_run(tx: &Tx<'_>, job: &str) -> Result<Option<OpenRun>> {
     let found = tx.query_opt(
-        "SELECT id, fingerprint, started_ms FROM main.journal_run WHERE job = ?1 AND state = 'open'",
+        "SELECT id, fingerprint, max(started_ms, coalesce(stopped_ms, 0)) FROM main.journal_run \
+         WHERE job = ?1 AND state = 'open'",
         [job],
         |row| Ok(OpenRun { id: RunId(row.get(0)?), fingerprint: row.get(1)?, seen_ms: row.get(2)? }),
     )?;
@@ -68,26 +74,28 @@ fn newest_item(tx: &Tx<'_>, run: RunId) -> Result<Option<(i64, i64)>> {
     )
 }
 
-/// Records that a job begins afresh. What was set aside before under the same fingerprint stays aside.
+/// Records that a job begins afresh. What was set aside before under the same fingerprint stays aside, unless that run was
+/// given up.
 pub(crate) fn begin(
     tx: &Tx<'_>,
     job: &str,
     fingerprint: &[u8],
     session: SessionId,
-    expected: Option<u64>,
+    expected: Option<i64>,
 ) -> Result<RunId> {
     let now = now_ms();
     let before = tx.query_opt(
-        "SELECT id FROM main.journal_run WHERE job = ?1 AND fingerprint = ?2 AND state = 'finished' ORDER BY id DESC LIMIT 1",
+        "SELECT id, state <> 'abandoned' FROM main.journal_run WHERE job = ?1 AND fingerprint = ?2 ORDER BY id DESC LIMIT 1",
         (job, fingerprint),
-        |row| row.get(0),
+        |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
+    let before = before.and_then(|(id, counts): (i64, bool)| counts.then_some(RunId(id)));
     // Rows of a run that is forgotten may be there still.
     let next = tx.query_row(
-        "SELECT 1 + max((SELECT coalesce(max(id), 0) FROM main.journal_run WHERE id < 1 << 26), \
-           (SELECT coalesce(max(id), 0) >> 36 FROM main.journal_run_item WHERE id < 1 << 62), \
-           (SELECT coalesce(max(id), 0) >> 36 FROM main.journal_run_try WHERE id < 1 << 62))",
-        (),
+        "SELECT 1 + max((SELECT coalesce(max(id), 0) FROM main.journal_run WHERE id < ?1), \
+           (SELECT coalesce(max(id), 0) >> 36 FROM main.journal_run_item WHERE id < ?1 << 36), \
+           (SELECT coalesce(max(id), 0) >> 36 FROM main.journal_run_try WHERE id < ?1 << 36))",
+        [MOST_RUNS],
         |row| row.get::<_, i64>(0),
     )?;
     tx.execute(
@@ -95,7 +103,7 @@ pub(crate) fn begin(
          VALUES (?1, ?2, ?3, 'open', ?4, ?5, ?5, ?6)",
         (next, job, fingerprint, session.as_bytes(), now, expected),
     )?;
-    if let Some(before) = before.map(RunId) {
+    if let Some(before) = before {
         let (first, last) = ids(before);
         tx.execute(
             "INSERT INTO main.journal_run_try (id, item, tries, state, at_ms, error) \
@@ -108,8 +116,8 @@ pub(crate) fn begin(
 }
 
 /// Records that a session goes on with a run. What the last one was trying when it died counts as tried; what was tried `most`
-/// times is set aside.
-pub(crate) fn resume(tx: &Tx<'_>, run: RunId, session: SessionId, expected: Option<u64>, most: u32) -> Result<()> {
+/// times is set aside. Answers how many items that were.
+pub(crate) fn resume(tx: &Tx<'_>, run: RunId, session: SessionId, expected: Option<i64>, most: u32) -> Result<usize> {
     let newest = newest_item(tx, run)?.map_or(0, |(n, _)| n + 1);
     tx.execute(
         "UPDATE main.journal_run SET session = ?2, started_ms = ?3, started_at = ?4, starts = starts + 1, reason = '', \
@@ -118,16 +126,15 @@ pub(crate) fn resume(tx: &Tx<'_>, run: RunId, session: SessionId, expected: Opti
     )?;
     let (first, last) = ids(run);
     tx.execute(
-        "UPDATE main.journal_run_try SET state = CASE WHEN tries >= ?3 THEN 'aside' ELSE 'failed' END, \
-           error = 'the process ended while it was tried' WHERE id BETWEEN ?1 AND ?2 AND state = 'trying'",
-        (first, last, most),
+        "UPDATE main.journal_run_try SET state = 'failed', error = 'the process ended while it was tried' \
+         WHERE id BETWEEN ?1 AND ?2 AND state = 'trying'",
+        (first, last),
     )?;
-    // Fewer tries may be allowed than before.
+    // Fewer tries may be allowed than before, too.
     tx.execute(
         "UPDATE main.journal_run_try SET state = 'aside' WHERE id BETWEEN ?1 AND ?2 AND state = 'failed' AND tries >= ?3",
         (first, last, most),
-    )?;
-    Ok(())
+    )
 }
 
 /// How many items to read in one snapshot, so that none is kept for long.
@@ -155,12 +162,39 @@ pub(crate) fn next_item(tx: &Tx<'_>, run: RunId) -> Result<i64> {
     Ok(newest_item(tx, run)?.map_or(0, |(n, _)| n + 1))
 }
 
+/// So many items are added by one statement where there are as many: to begin and end one costs more than its row.
+const AT_ONCE: usize = 32;
+
+static ADD_AT_ONCE: LazyLock<String> = LazyLock::new(|| {
+    let rows: Vec<_> = (0..AT_ONCE).map(|n| format!("(?1 + {n}, ?{}, ?2)", n + 3)).collect();
+    format!("INSERT INTO main.journal_run_item (id, item, at_ms) VALUES {}", rows.join(", "))
+});
+
 /// Adds items, numbered from `n` on.
-pub(crate) fn add_items<'i>(tx: &Tx<'_>, run: RunId, n: i64, items: impl Iterator<Item = &'i [u8]>) -> Result<()> {
+pub(crate) fn add_items<'i>(
+    tx: &Tx<'_>,
+    run: RunId,
+    n: i64,
+    mut items: impl ExactSizeIterator<Item = &'i [u8]>,
+) -> Result<()> {
+    let (now, op) = (now_ms(), "recording an item");
+    let (mut n, last) = (n, n.saturating_add_unsigned(items.len() as u64));
+    id(run, last)?;
+    if items.len() >= AT_ONCE {
+        let mut insert = tx.prepare(&ADD_AT_ONCE)?;
+        while items.len() >= AT_ONCE {
+            let bound = insert.raw_bind_parameter(1, id(run, n)?).and_then(|()| insert.raw_bind_parameter(2, now));
+            let bound = bound.and_then(|()| {
+                let mut items = items.by_ref().take(AT_ONCE).enumerate();
+                items.try_for_each(|(at, item)| insert.raw_bind_parameter(at + 3, item))
+            });
+            bound.and_then(|()| insert.raw_execute()).map_err(|error| Error::sql(op, error))?;
+            n += AT_ONCE as i64;
+        }
+    }
     let mut insert = tx.prepare("INSERT INTO main.journal_run_item (id, item, at_ms) VALUES (?1, ?2, ?3)")?;
-    let now = now_ms();
     for (n, item) in (n..).zip(items) {
-        insert.execute((id(run, n)?, item, now)).map_err(|error| Error::sql("recording an item", error))?;
+        insert.execute((id(run, n)?, item, now)).map_err(|error| Error::sql(op, error))?;
     }
     Ok(())
 }
@@ -193,7 +227,7 @@ pub(crate) fn tries(tx: &Tx<'_>, run: RunId) -> Result<Vec<TryRow>> {
             Ok(TryRow {
                 n: row.get::<_, i64>(0)? - first,
                 item: row.get(1)?,
-                tries: row.get(2)?,
+                tries: u32::try_from(row.get::<_, i64>(2)?.max(0)).unwrap_or(u32::MAX),
                 state,
                 error: row.get(4)?,
             })
@@ -234,9 +268,9 @@ pub(crate) fn retry(tx: &Tx<'_>, run: RunId, item: Option<&[u8]>) -> Result<usiz
     )
 }
 
-/// The text of a run's cursor.
-pub(crate) fn cursor(tx: &Tx<'_>, run: RunId) -> Result<Option<String>> {
-    tx.query_row("SELECT cursor FROM main.journal_run WHERE id = ?1", [run.0], |row| row.get(0))
+/// The text of a run's cursor, if it is any.
+pub(crate) fn cursor(tx: &Tx<'_>, run: RunId) -> Result<Option<Vec<u8>>> {
+    tx.query_row("SELECT CAST(cursor AS BLOB) FROM main.journal_run WHERE id = ?1", [run.0], |row| row.get(0))
 }
 
 pub(super) fn set_cursor(tx: &Tx<'_>, run: RunId, cursor: &str) -> Result<()> {
@@ -244,8 +278,9 @@ pub(super) fn set_cursor(tx: &Tx<'_>, run: RunId, cursor: &str) -> Result<()> {
 }
 
 /// Sets a cursor aside that nobody can read.
-pub(crate) fn set_cursor_aside(tx: &Tx<'_>, run: RunId) -> Result<()> {
-    tx.execute("UPDATE main.journal_run SET bad_cursor = cursor, cursor = NULL WHERE id = ?1", [run.0]).map(drop)
+pub(crate) fn set_cursor_aside(tx: &Tx<'_>, run: RunId, cursor: &[u8]) -> Result<()> {
+    let sql = "UPDATE main.journal_run SET bad_cursor = CAST(?2 AS TEXT), cursor = NULL WHERE id = ?1";
+    tx.execute(sql, (run.0, cursor)).map(drop)
 }
 
 /// Records why a session stopped working at a run that stays open.
@@ -282,10 +317,24 @@ pub(crate) fn over_before(tx: &Tx<'_>, ms: i64) -> Result<Vec<RunId>> {
     )
 }
 
-/// The jobs with a run that is open, and that no session has started to work at since.
-pub(crate) fn open_before(tx: &Tx<'_>, ms: i64) -> Result<Vec<String>> {
-    let sql = "SELECT job FROM main.journal_run WHERE state = 'open' AND started_ms < ?1";
-    tx.query_map(sql, [ms], |row| row.get(0))
+/// The runs that are open, and their jobs, that no session has started to work at since.
+pub(crate) fn open_before(tx: &Tx<'_>, ms: i64) -> Result<Vec<(RunId, Vec<u8>)>> {
+    let sql = "SELECT id, CAST(job AS BLOB) FROM main.journal_run WHERE state = 'open' AND started_ms < ?1";
+    tx.query_map(sql, [ms], |row| Ok((RunId(row.get(0)?), row.get(1)?)))
+}
+
+/// Ends an open run for which nobody has done anything since.
+pub(crate) fn end_unseen(tx: &Tx<'_>, run: RunId, ms: i64, reason: &str) -> Result<()> {
+    let seen = tx.query_opt(
+        "SELECT max(started_ms, coalesce(stopped_ms, 0)) FROM main.journal_run WHERE id = ?1 AND state = 'open'",
+        [run.0],
+        |row| row.get::<_, i64>(0),
+    )?;
+    let newest = newest_item(tx, run)?.map_or(i64::MIN, |(_, at_ms)| at_ms);
+    match seen {
+        Some(seen) if seen.max(newest) < ms => end(tx, run, RunState::Replaced, reason),
+        _ => Ok(()),
+    }
 }
 
 /// So many rows are dropped within one turn.

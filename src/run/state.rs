@@ -13,6 +13,11 @@ pub(crate) enum RunState {
     Replaced,
 }
 
+/// What the lock of a job is called.
+pub(crate) fn lock_name(job: &str) -> String {
+    format!("run:{job}")
+}
+
 impl RunState {
     #[cfg(test)]
     const ALL: [Self; 4] = [Self::Open, Self::Finished, Self::Abandoned, Self::Replaced];
@@ -70,7 +75,7 @@ mod tests {
         let schema = include_str!("../../schema.sql");
         let list = RunState::ALL.map(|state| format!("'{}'", state.as_str())).join(", ");
         assert!(schema.contains(&list), "{list}");
-        let list = TryState::ALL.map(|state| format!("'{}'", state.as_str())).join(", ");
+        let list = TryState::ALL.map(|state| format!("state = '{}'", state.as_str())).join(" OR ");
         assert!(schema.contains(&list), "{list}");
         assert!(TryState::ALL.into_iter().all(|state| TryState::parse(state.as_str()) == Some(state)));
     }

@@ -1,6 +1,6 @@
 //! Which items are being tried, have failed, or were set aside: few, beside those that are done.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::item::{BuildStraight, Name};
 use super::rows::{self, TryRow};
@@ -22,6 +22,8 @@ pub(super) struct Try {
     pub(super) begun: bool,
     /// What it was before it was tried once more, to be that again if it was not.
     before: Option<(u32, String)>,
+    /// It failed by being dropped: why may still be said.
+    pub(super) dropped: bool,
     /// It was among the items that the source had, in this session.
     pub(super) seen: bool,
     /// Counts its changes; the row has those up to `saved`.
@@ -37,7 +39,7 @@ pub(super) struct Tries {
     /// Whose rows do not say yet what is known here.
     unsaved: Vec<Name>,
     /// Rows that are there and should not be.
-    gone: Vec<i64>,
+    gone: BTreeSet<i64>,
 }
 
 /// What a SQLite transaction says of them, once it is committed.
@@ -45,12 +47,19 @@ pub(super) struct Tries {
 pub(crate) struct Wrote {
     saved: Vec<(Name, u64)>,
     gone: Vec<i64>,
+    /// Which change of the cursor a flush has written with them.
+    pub(super) cursor: Option<u64>,
 }
 
 impl Try {
     /// True when its row says all that is known.
     pub(super) fn is_saved(&self) -> bool {
         self.saved == self.change
+    }
+
+    /// True while it is only counted ahead.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.state == TryState::Trying && !self.begun
     }
 }
 
@@ -66,6 +75,7 @@ impl Tries {
                 error,
                 begun: false,
                 before: None,
+                dropped: false,
                 seen: false,
                 change: 1,
                 saved: 1,
@@ -105,6 +115,7 @@ impl Tries {
                 error: String::new(),
                 begun,
                 before: None,
+                dropped: false,
                 seen: true,
                 change: 0,
                 saved: 0,
@@ -112,7 +123,7 @@ impl Tries {
         });
         entry.before = Some((entry.tries, std::mem::take(&mut entry.error)));
         entry.tries += 1;
-        (entry.state, entry.begun, entry.seen) = (TryState::Trying, begun, true);
+        (entry.state, entry.begun, entry.seen, entry.dropped) = (TryState::Trying, begun, true, false);
         self.changed(name);
     }
 
@@ -134,7 +145,7 @@ impl Tries {
         if entry.state == TryState::Trying {
             entry.state = if entry.tries >= most { TryState::Aside } else { TryState::Failed };
         }
-        (entry.error, entry.begun, entry.before) = (error.to_owned(), false, None);
+        (entry.error, entry.begun, entry.before, entry.dropped) = (error.to_owned(), false, None, false);
         let aside = entry.state == TryState::Aside;
         self.changed(name);
         aside
@@ -143,7 +154,7 @@ impl Tries {
     /// It is done, or nobody wants it any more.
     pub(super) fn remove(&mut self, name: Name) {
         if let Some(entry) = self.by_name.remove(&name) {
-            self.gone.push(entry.n);
+            self.gone.insert(entry.n);
         }
     }
 
@@ -152,27 +163,30 @@ impl Tries {
         self.by_name.remove(&name);
     }
 
+    /// True when there is something to write that does not wait for the commit of another item.
     pub(super) fn has_news(&self) -> bool {
-        !self.unsaved.is_empty() || !self.gone.is_empty()
+        let waits = |name| self.by_name.get(name).is_some_and(Try::is_ahead);
+        !self.gone.is_empty() || !self.unsaved.iter().all(waits)
     }
 
     fn changed(&mut self, name: Name) {
         if let Some(entry) = self.by_name.get_mut(&name) {
-            entry.change += 1;
-            if !self.unsaved.contains(&name) {
+            // Of many that fail, none is to be looked for among the others.
+            if entry.is_saved() {
                 self.unsaved.push(name);
             }
+            entry.change += 1;
         }
     }
 
-    /// Writes what the rows do not say yet; nothing of those that `leaves` names, which are just being committed.
-    pub(super) fn write(&self, tx: &Tx<'_>, run: RunId, leaves: impl Fn(Name) -> bool) -> Result<Wrote> {
-        let mut wrote = Wrote { saved: Vec::new(), gone: self.gone.clone() };
+    /// Writes what the rows do not say yet, of those that `takes` takes.
+    pub(super) fn write(&self, tx: &Tx<'_>, run: RunId, takes: impl Fn(Name, &Try) -> bool) -> Result<Wrote> {
+        let mut wrote = Wrote { gone: self.gone.iter().copied().collect(), ..Wrote::default() };
         for n in &self.gone {
             rows::drop_try(tx, run, *n)?;
         }
-        for &name in self.unsaved.iter().filter(|name| !leaves(**name)) {
-            let Some(entry) = self.by_name.get(&name) else { continue };
+        for &name in &self.unsaved {
+            let Some(entry) = self.by_name.get(&name).filter(|entry| takes(name, entry)) else { continue };
             rows::put_try(tx, run, entry.n, &entry.item, entry.tries, entry.state, &entry.error)?;
             wrote.saved.push((name, entry.change));
         }
@@ -191,9 +205,7 @@ impl Tries {
                 entry.saved = entry.saved.max(*change);
             }
         }
-        if !wrote.gone.is_empty() {
-            self.gone.retain(|n| !wrote.gone.contains(n));
-        }
+        wrote.gone.iter().for_each(|n| _ = self.gone.remove(n));
         let by_name = &self.by_name;
         self.unsaved.retain(|name| by_name.get(name).is_some_and(|entry| entry.saved < entry.change));
     }

@@ -3,6 +3,7 @@
 use super::item::Name;
 use super::ledger::{Ledger, State};
 use super::state::TryState;
+use super::tries::Try;
 use crate::error::Result;
 use crate::fault::{Fault, planted};
 
@@ -10,18 +11,12 @@ impl Ledger {
     /// An item is about to be worked on: counts that. True when it has to be written first.
     pub(crate) fn begin(&self, name: Name, item: &[u8]) -> Result<bool> {
         let mut state = self.state();
-        state.refuse(self)?;
-        state.refuse_done(self, name, item)?;
+        state.refuse_try(self, name, item)?;
         state.counts_tries = true;
         if let Some((next, item)) = state.next_one.take().filter(|(next, _)| *next != name) {
             state.tries.count(next, &item, false);
         }
         match state.tries.get_mut(name) {
-            Some(known) if known.state == TryState::Aside => {
-                let tries = known.tries;
-                Err(self.refused(item, format!("it was set aside after {tries} tries; see `journalctl-kb runs show`")))
-            }
-            Some(known) if known.begun => Err(self.refused(item, "somebody is at it already".into())),
             Some(known) if known.state == TryState::Trying => {
                 known.begun = true;
                 Ok(!known.is_saved())
@@ -31,6 +26,11 @@ impl Ledger {
                 Ok(!planted(Fault::TryNotCounted))
             }
         }
+    }
+
+    /// Refuses an item that is not to be tried: it is done, or set aside, or somebody is at it.
+    pub(crate) fn refuse_try(&self, name: Name, item: &[u8]) -> Result<()> {
+        self.state().refuse_try(self, name, item)
     }
 
     /// It was not worked on after all.
@@ -44,10 +44,13 @@ impl Ledger {
         if state.known.contains(&name) {
             return false;
         }
-        if state.tries.get(name).is_none() {
+        // What was dropped has been counted. Who never says that an item is tried says so now.
+        if state.tries.get(name).is_none_or(|known| known.state == TryState::Failed && !known.dropped) {
             state.tries.count(name, item, true);
         }
-        state.tries.fail(name, error, self.limits().tries)
+        let aside = state.tries.fail(name, error, self.limits().tries);
+        self.note_due(&mut state);
+        aside
     }
 
     /// A transaction that was to record it did not.
@@ -58,7 +61,12 @@ impl Ledger {
         }
         match state.stopping {
             Some(_) => state.tries.uncount(name),
-            None => _ = state.tries.fail(name, "its transaction was not committed", self.limits().tries),
+            None => {
+                state.tries.fail(name, "it was begun and not recorded", self.limits().tries);
+                if let Some(known) = state.tries.get_mut(name) {
+                    known.dropped = true;
+                }
+            }
         }
     }
 
@@ -129,7 +137,7 @@ impl Ledger {
                 if let Some(item) = state.tries.item(name) {
                     state.tries.remove(name);
                     state.known.insert(name);
-                    state.buffer.push(item);
+                    state.keep(&item);
                 }
             }
         }
@@ -156,6 +164,19 @@ impl Ledger {
 }
 
 impl State {
+    fn refuse_try(&self, ledger: &Ledger, name: Name, item: &[u8]) -> Result<()> {
+        self.refuse(ledger)?;
+        self.refuse_done(ledger, name, item)?;
+        match self.tries.get(name) {
+            Some(Try { state: TryState::Aside, tries, .. }) => {
+                let reason = format!("it was set aside after {tries} tries; see `journalctl-kb runs show`");
+                Err(ledger.refused(item, reason))
+            }
+            Some(Try { begun: true, .. }) => Err(ledger.refused(item, "somebody is at it already".into())),
+            _ => Ok(()),
+        }
+    }
+
     /// What is being tried was not.
     fn uncount_all(&mut self) {
         let trying = self.tries.all().filter(|(_, known)| known.state == TryState::Trying).map(|(name, _)| name);

@@ -104,7 +104,7 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
         id    INTEGER PRIMARY KEY,
         item  BLOB NOT NULL,
         tries INTEGER NOT NULL,
-        state TEXT NOT NULL CHECK (state IN ('trying', 'failed', 'aside')),
+        state TEXT NOT NULL CHECK (state = 'trying' OR state = 'failed' OR state = 'aside'),
         at_ms INTEGER NOT NULL,
         error TEXT NOT NULL DEFAULT ''
     ) STRICT;

@@ -1,6 +1,6 @@
 //! What a transaction records of runs: items that are done when it is committed.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::transaction::Transaction;
 use crate::lock::Lease;
@@ -8,9 +8,9 @@ use crate::run::{Along, Ledger};
 
 impl Transaction {
     /// What goes along for this run.
-    pub(crate) fn along(&mut self, ledger: &Arc<Ledger>, lease: impl FnOnce() -> Arc<Lease>) -> &mut Along {
+    pub(crate) fn along(&mut self, ledger: &Arc<Ledger>, lease: &Weak<Lease>) -> &mut Along {
         let at = self.runs.iter().position(|along| along.is_of(ledger)).unwrap_or_else(|| {
-            self.runs.push(Along::new(Arc::clone(ledger), lease()));
+            self.runs.push(Along::new(Arc::clone(ledger), Weak::clone(lease)));
             self.runs.len() - 1
         });
         &mut self.runs[at]

@@ -300,6 +300,9 @@ impl Transaction {
                 self.spooled.remove(&name);
             }
         }
+        if let Err(error) = &outcome {
+            self.runs.iter_mut().for_each(|along| along.failed(error));
+        }
         let receipt = outcome?;
         self.conclude_runs(receipt.repeated);
         if receipt.repeated {
@@ -478,7 +481,7 @@ impl Drop for Transaction {
     fn drop(&mut self) {
         if self.ground.store.refuse_forked().is_err() {
             // All of it is the parent's: there must be nothing left that another drop could touch.
-            std::mem::forget((self.lease.take(), self.guarding.take()));
+            std::mem::forget((self.lease.take(), self.guarding.take(), std::mem::take(&mut self.runs)));
             std::mem::forget((Arc::clone(&self.ground), Arc::clone(&self._alive)));
             return;
         }

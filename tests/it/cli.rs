@@ -24,10 +24,19 @@ mod overlay_conflicts;
 mod overlay_database;
 mod overlay_strange;
 mod programs;
+mod runs;
 
 /// The verbs that only look.
-const READING: [&[&str]; 6] =
-    [&["status"], &["log"], &["show", "1"], &["locks"], &["recover", "--dry-run"], &["quarantine"]];
+const READING: [&[&str]; 8] = [
+    &["status"],
+    &["log"],
+    &["show", "1"],
+    &["locks"],
+    &["runs"],
+    &["runs", "show", "sync"],
+    &["recover", "--dry-run"],
+    &["quarantine"],
+];
 
 /// A command line, without the terminal's habits of whoever runs the tests.
 fn cli(args: &[&str]) -> Command {
@@ -114,6 +123,9 @@ fn fill(journal: &Journal) {
     txn.write("index.md", "one\ntwo\n").expect("write");
     txn.write(Path::new(std::ffi::OsStr::from_bytes(b"caf\xe9.md")), "latin\n").expect("write");
     txn.commit().expect("commit");
+    let run = crate::runs::running(journal.run("sync", "1"));
+    run.record("evil \u{1b}[31mred\nline").expect("recorded");
+    let _ = run.stop("evil \u{1b}[31mred\nline").expect("stopped");
     let mut txn = journal.begin("move one").expect("begin");
     txn.rename("pages/one.md", "pages/first.md").expect("rename");
     txn.commit().expect("commit");

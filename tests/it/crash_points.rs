@@ -16,6 +16,7 @@ mod locks;
 pub(crate) mod manifest;
 mod plain;
 pub(crate) mod registry;
+mod runs;
 pub(crate) mod strace;
 pub(crate) mod sweep;
 

@@ -7,7 +7,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use journal_kb::inspect::Inspector;
-use journal_kb::{Acquire, Begin, Error, Journal};
+use journal_kb::{Acquire, Begin, Ended, Error, Journal, Started};
 
 use crate::support::{Tree, child, child_root, wait_for_word};
 
@@ -171,11 +171,23 @@ fn a_parent_whose_child_tries_everything() {
     let mut staged = journal.begin_with(Begin::new("staged").lock("staged")).unwrap();
     staged.write("large", vec![7; 1 << 20]).unwrap();
     let unused = Journal::open(&root).unwrap();
+    let Started::Running(run) = journal.run("job", "").unwrap() else { panic!("somebody has it") };
+    run.record("first").unwrap();
+    staged.record(&run, "staged").unwrap();
     let of_root = root.clone();
     // The fork copies all of it, and the child drops its copies.
-    let mut open = Some((journal, staged, guarding, alone, inspector, unused));
+    let mut open = Some((journal, staged, guarding, alone, inspector, unused, run));
     let forked = fork(|| {
-        let (journal, mut staged, mut guarding, alone, inspector, unused) = open.take().unwrap();
+        let (journal, mut staged, mut guarding, alone, inspector, unused, run) = open.take().unwrap();
+        refused("run", journal.run("other", ""));
+        refused("record", run.record("of a child"));
+        refused("begin an item", run.begin("of a child"));
+        refused("attempt", run.attempt("of a child"));
+        refused("fail", run.fail("of a child", "why"));
+        refused("cursor", run.set_cursor(&1));
+        refused("replace", run.replace(["of a child"]));
+        refused("flush", run.flush());
+        refused("finish", run.finish());
         refused("begin", journal.begin(""));
         refused("transact", journal.transact(|_| Ok(())));
         refused("read", journal.read(|_| Ok(())));
@@ -205,7 +217,7 @@ fn a_parent_whose_child_tries_everything() {
         0
     });
     assert_eq!(wait(forked), 0);
-    let (journal, mut staged, guarding, alone, _, unused) = open.unwrap();
+    let (journal, mut staged, guarding, alone, _, unused, run) = open.unwrap();
     assert_eq!(fs::read(root.join("guarded")).unwrap(), b"after", "nothing was put back");
     let other = Journal::open(&root).unwrap();
     assert!(alone.is_held() && other.try_lock("alone").unwrap().is_none());
@@ -219,6 +231,8 @@ fn a_parent_whose_child_tries_everything() {
     staged.sql(|rows| rows.execute("CREATE TABLE t (x)", ()).map(drop)).unwrap();
     staged.commit().unwrap();
     guarding.commit().unwrap();
+    run.record("second").unwrap();
+    assert_eq!(run.finish().unwrap(), Ended::Finished { banked: 3, set_aside: 0 });
     alone.begin("").unwrap().commit().unwrap();
     assert_eq!(alone.release().len(), 0);
     assert_eq!(fs::read(root.join("large")).unwrap(), vec![7; 1 << 20]);

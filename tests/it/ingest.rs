@@ -5,7 +5,9 @@
 //! at random instants (the first milliseconds, in which it recovers what the kill before left, get their share), lets
 //! `ingest check` compare everything after each, and in the end compares the whole with an undisturbed run.
 
-use std::collections::BTreeMap;
+mod stopped;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
@@ -34,6 +36,7 @@ struct Running {
 }
 
 /// What it came to.
+#[derive(Debug)]
 struct Ended {
     command: String,
     status: ExitStatus,
@@ -114,7 +117,12 @@ fn program() -> PathBuf {
 }
 
 fn start_add(docs: &Path, kb: &Path) -> Running {
-    Running::start(&["add".as_ref(), docs.as_ref(), "--kb".as_ref(), kb.as_ref()])
+    start_add_with(docs, kb, &[])
+}
+
+fn start_add_with(docs: &Path, kb: &Path, options: &[&str]) -> Running {
+    let args = ["add".as_ref(), docs.as_os_str(), "--kb".as_ref(), kb.as_os_str()];
+    Running::start(&[&args[..], &options.iter().map(OsStr::new).collect::<Vec<_>>()].concat())
 }
 
 fn add(docs: &Path, kb: &Path) -> Ended {
@@ -184,13 +192,29 @@ impl State {
     #[track_caller]
     fn assert_is(&self, wanted: &State) {
         let paths = self.tree.keys().chain(wanted.tree.keys());
-        let differ: Vec<_> = paths.filter(|path| self.tree.get(*path) != wanted.tree.get(*path)).collect();
-        assert!(differ.is_empty(), "these paths differ: {differ:#?}");
+        let differ: BTreeSet<_> = paths.filter(|path| self.tree.get(*path) != wanted.tree.get(*path)).collect();
+        let shown = |path| {
+            let shown = |state: &State| state.tree.get(path).map(|(mode, bytes)| (format!("{mode:o}"), short(bytes)));
+            format!("{path:?} is {:?}, not {:?}", shown(self), shown(wanted))
+        };
+        let differ: Vec<_> = differ.into_iter().map(shown).collect();
+        assert!(differ.is_empty(), "these paths differ:\n{}", differ.join("\n"));
+        assert_eq!(self.rows.keys().collect::<Vec<_>>(), wanted.rows.keys().collect::<Vec<_>>());
         for (table, rows) in &wanted.rows {
-            assert!(self.rows.get(table) == Some(rows), "the rows of {table} differ");
+            let own = &self.rows[table];
+            let first = own.iter().zip(rows).position(|(own, row)| own != row).unwrap_or(own.len().min(rows.len()));
+            let (count, wanted) = (own.len(), rows.len());
+            let shown = |rows: &[Vec<Value>]| rows.get(first).map(|row| short(format!("{row:?}").as_bytes()));
+            let what = || format!("{:?}, not {:?}", shown(own), shown(rows));
+            assert!(own == rows, "{table} has {count} rows, not {wanted}, and row {first} is {}", what());
         }
         assert!(self == wanted);
     }
+}
+
+/// The length of something, and how it begins.
+fn short(bytes: &[u8]) -> String {
+    format!("{} bytes: {}", bytes.len(), String::from_utf8_lossy(&bytes[..bytes.len().min(300)]))
 }
 
 fn database(kb: &Path) -> Connection {
@@ -371,17 +395,20 @@ fn killed_anywhere_it_ends_like_a_run_nobody_disturbed() {
     let total = wanted.rows["document"].len();
     println!("{found} documents, {total} of them different: {work:?} to add, {scan:?} to find them added");
 
-    // Three of ten kills come early, in opening, recovery and scan; the others after the scan, each when about one
-    // part in 0.7 × `kills` of the work is done.
+    // Three of ten kills come early, in opening, recovery and scan; the others each when about one part in
+    // 0.7 × `kills` of the work is done.
     let step = work.mul_f64(2.0 / (0.7 * kills.max(1) as f64));
     let (mut killed, mut openings, mut round, mut done) = (0, 0, 0, 0);
     let mut kb = dir.path().join("killed-0");
     while killed < kills {
         let delay = match random.below(10) {
             0..3 => random.up_to(scan),
-            _ => scan.mul_f64(done as f64 / total as f64) + random.up_to(step),
+            _ => random.up_to(step),
         };
-        if let Err(ended) = start_add(&docs, &kb).kill_after(delay) {
+        let ended = start_killed(&docs, &kb).kill_after(delay);
+        // Shown when something fails.
+        println!("{}: {killed} kills, then after {delay:?} of {done} documents: {ended:?}", kb.display());
+        if let Err(ended) = ended {
             ended.exit(0);
             check(&kb).exit(0);
             State::of(&kb).assert_is(&wanted);
@@ -397,7 +424,9 @@ fn killed_anywhere_it_ends_like_a_run_nobody_disturbed() {
         if random.below(4) == 0 {
             // Whoever opens a knowledge base recovers it, and may be killed in that too.
             let reader = if random.below(2) == 0 { start_check(&kb) } else { start_search(&["the"], &kb) };
-            openings += u64::from(reader.kill_after(random.up_to(Duration::from_millis(20))).is_ok());
+            let ended = reader.kill_after(random.up_to(Duration::from_millis(20)));
+            println!("opened meanwhile: {ended:?}");
+            openings += u64::from(ended.is_ok());
         }
         let said = check(&kb).exit(0);
         let before = std::mem::replace(&mut done, said.split(' ').next().unwrap().parse::<usize>().unwrap());
@@ -406,9 +435,14 @@ fn killed_anywhere_it_ends_like_a_run_nobody_disturbed() {
     let aside = kb.join(".journal/quarantine");
     assert_eq!(WalkDir::new(aside).min_depth(1).into_iter().count(), 0, "set aside, though nobody worked by hand");
     println!("killed {killed} times at work and {openings} times opening, {round} times to the end, then at {done}");
-    add(&docs, &kb).exit(0);
+    start_killed(&docs, &kb).end().exit(0);
     check(&kb).exit(0);
     State::of(&kb).assert_is(&wanted);
+}
+
+/// A document that was at work three times when somebody killed the process is none that kills it.
+fn start_killed(docs: &Path, kb: &Path) -> Running {
+    start_add_with(docs, kb, &["--tries", "1000000"])
 }
 
 /// SplitMix64: all that is needed of chance here.

@@ -187,3 +187,31 @@ fn who_inherited_a_lock_that_was_released_does_not_hold_the_next_one() {
     assert!(!both, "should this process die now, that child would keep the lock");
     drop(held);
 }
+
+/// The fence of an acquisition that was undone is given to the next one. What is said late of the first one's end is not of the
+/// second.
+#[test]
+fn the_end_of_a_lock_whose_work_was_undone_does_not_end_the_next() {
+    let tree = Tree::new();
+    let (journal, other) = (tree.journal(), tree.journal());
+    journal.migrate(MIGRATION).unwrap();
+    for n in 0..20 {
+        let undone = journal.lock("a").unwrap();
+        let mut txn = undone.begin("undone").unwrap();
+        txn.sql(|rows| rows.execute_batch("no SQL")).unwrap();
+        assert!(txn.commit().is_err());
+        drop(undone);
+        let next = if n % 2 == 0 { &journal } else { &other };
+        let lock = next.lock("a").unwrap();
+        for _ in 0..3 {
+            let mut txn = lock.begin("done").unwrap();
+            txn.sql(insert).unwrap();
+            txn.commit().unwrap_or_else(|error| panic!("{n}: {error}"));
+            // The background writes down what it has been told.
+            std::thread::sleep(Duration::from_millis(12));
+        }
+        assert!(lock.is_held(), "{n}");
+        assert_eq!(lock.release(), []);
+    }
+    assert_eq!(losses_and_crashes(&tree), (0, 0));
+}

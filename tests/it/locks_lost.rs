@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use journal_kb::{Error, Flight, Journal};
+use journal_kb::{Begin, Error, Flight, Journal};
 
 use crate::support::Tree;
 
@@ -166,4 +166,33 @@ fn a_release_that_fails_after_a_success_is_a_warning() {
     let warnings = lock.release();
     assert!(warnings.len() == 1 && warnings[0].to_string().contains("could not be released"), "{warnings:?}");
     journal.lock("a").unwrap().begin("").unwrap().commit().unwrap();
+}
+
+#[test]
+fn an_acquisition_that_was_undone_takes_the_lock_from_nobody() {
+    for same_session in [true, false] {
+        let tree = Tree::new();
+        let (one, two) = (tree.journal(), tree.journal());
+        let next = if same_session { &one } else { &two };
+        for round in 0..5 {
+            let mut txn = one.begin_with(Begin::new("").lock("a")).unwrap();
+            txn.sql(|rows| rows.execute("INSERT INTO nothing VALUES (1)", ()).map(drop)).unwrap();
+            txn.commit().unwrap_err();
+            // Its fence was undone with it, and goes to whoever comes next.
+            let lock = next.lock("a").unwrap();
+            lock.write(|_| Ok(())).unwrap();
+            // Once that is on record, the background has written all that it had to of what came before.
+            let behind = one.lock("behind").unwrap();
+            let recorded = "SELECT count(*) FROM journal_lock WHERE name = 'behind' AND session IS NOT NULL";
+            let began = std::time::Instant::now();
+            while raw(&tree).query_row(recorded, (), |row| row.get::<_, i64>(0)).unwrap() == 0 {
+                assert!(began.elapsed() < LONG, "the background sleeps");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            assert_eq!(behind.release().len(), 0);
+            let committed = lock.begin("").unwrap().commit();
+            assert!(committed.is_ok(), "same session: {same_session}, round {round}: {committed:?}");
+        }
+        assert_eq!(losses(&tree), 0);
+    }
 }

@@ -27,10 +27,12 @@ const FOUND_BY: &[(&str, &str, &str)] = &[
     ("ChildKeepsLocks", "fork::everything_a_dead_parent_held_is_free_while_its_child_lives", ""),
     ("CommitNotDurable", "power::btrfs_survives_power_cuts", "small"),
     ("DisplacedDropped", "recovery::somebody_elses_version_is_set_aside_when_the_commit_was_not_noted", ""),
+    ("FailedFlushForgotten", "runs::many_threads_lose_nothing_when_flushes_fail", ""),
     ("FailedLogSyncForgotten", "trouble::a_failed_sync_of_the_log_is_cured_before_the_next_commit", ""),
     ("FailedPartKept", "group::everybody_is_answered_for_what_it_did_itself", ""),
     ("FailedSyncTriedAgain", "recovery::after_a_settle_cut_short_bytes_are_written_into_a_new_inode", ""),
     ("FenceNotChecked", "locks_lost::a_loss_is_seen_inside_commit_at_the_latest", ""),
+    ("FlushedAfterRelease", "runs::who_is_asked_to_stop_banks_and_says_so", ""),
     (
         "GuardAttemptNotCounted",
         "quarantine::attempts::a_recovery_that_kills_its_process_every_time_is_given_up_after_five",
@@ -39,6 +41,7 @@ const FOUND_BY: &[(&str, &str, &str)] = &[
     ("GuardNotDurable", "power::btrfs_survives_power_cuts", "under a guard"),
     ("GuardRecordedBeforeSync", "power::btrfs_survives_power_cuts", "under a guard"),
     ("GuardedWorkUnsynced", "power::btrfs_survives_power_cuts", "under a guard"),
+    ("ItemBesideCommit", "runs::an_item_and_its_effect_are_one", ""),
     ("LiveFilesUnsynced", "power::btrfs_survives_power_cuts", "small"),
     ("LivingSessionsSwept", "opening::many_processes_may_make_one_journal_at_once", ""),
     ("LockFileNotChecked", "locks_lost::work_that_has_finished_or_failed_when_its_lock_is_lost_keeps_its_outcome", ""),
@@ -53,10 +56,52 @@ const FOUND_BY: &[(&str, &str, &str)] = &[
     ("StaleMarkTrusted", "power::btrfs_survives_power_cuts", "small"),
     ("StoredPathsBelieved", "recovery::a_row_that_cannot_be_read_stops_nothing_else", ""),
     ("TimesBelieved", "guard_power::bytes_that_survived_a_power_cut_without_their_times_are_put_back", ""),
+    (
+        "TryNotCounted",
+        "runs_killed::an_item_that_kills_its_process_is_set_aside_after_three_tries_and_nothing_else_is_tried_twice",
+        "",
+    ),
 ];
 
 fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A power cut is a random sample, and one of them may miss what another finds: so many are taken before a fault counts as missed.
+const SAMPLES: u64 = 5;
+
+/// What came of a test in a process that has a fault planted in it.
+enum Tried {
+    Found,
+    /// It passed, or failed for another reason. What it said.
+    Missed(String),
+    Skipped,
+}
+
+/// Runs the test that is to find a fault, with a sample of its own where it takes one.
+fn plant(fault: &str, test: &str, workloads: &str, sample: u64) -> Tried {
+    // What it does where it should not is done in there.
+    let home = tempfile::tempdir().unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--test-threads=1", "--nocapture"])
+        .env("TMPDIR", home.path())
+        .env("JOURNAL_KB_PLANTED", fault)
+        .env("JOURNAL_KB_POWER_WORKLOADS", workloads)
+        .env("JOURNAL_KB_POWER_SEED", sample.to_string())
+        .env_remove("JOURNAL_KB_POWER_POINTS")
+        .env_remove("JOURNAL_KB_FIGURES")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    // Failed by an assertion, and not for want of a tool.
+    if said.contains("1 failed") && said.contains("panicked") && !said.contains("nothing may be skipped") {
+        Tried::Found
+    } else if output.status.success() && said.contains(skip::MARK) {
+        Tried::Skipped
+    } else {
+        Tried::Missed(said)
+    }
 }
 
 #[test]
@@ -65,29 +110,20 @@ fn every_planted_fault_is_found() {
     let next = AtomicUsize::new(0);
     let work = || {
         while let Some((fault, test, workloads)) = FOUND_BY.get(next.fetch_add(1, Ordering::Relaxed)) {
-            // What it does where it should not is done in there.
-            let home = tempfile::tempdir().unwrap();
-            let output = Command::new(std::env::current_exe().unwrap())
-                .args([test, "--exact", "--test-threads=1", "--nocapture"])
-                .env("TMPDIR", home.path())
-                .env("JOURNAL_KB_PLANTED", fault)
-                .env("JOURNAL_KB_POWER_WORKLOADS", workloads)
-                .env_remove("JOURNAL_KB_POWER_POINTS")
-                .env_remove("JOURNAL_KB_FIGURES")
-                .stdin(Stdio::null())
-                .output()
-                .unwrap();
-            let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
-            // Failed by an assertion, and not for want of a tool.
-            let found =
-                said.contains("1 failed") && said.contains("panicked") && !said.contains("nothing may be skipped");
-            let skipped = output.status.success() && said.contains(skip::MARK);
-            if skipped {
-                skip::skip(&format!("{test} cannot run here, so nothing finds {fault}"));
-            } else if !found {
-                missed.lock().unwrap().push(format!("{fault}, which {test} is to find:\n{said}"));
-            } else {
-                figures::add("faults planted in the engine, and found", 1);
+            let samples = if test.starts_with("power::") { SAMPLES } else { 1 };
+            for sample in 1..=samples {
+                match plant(fault, test, workloads, sample) {
+                    Tried::Found => figures::add("faults planted in the engine, and found", 1),
+                    Tried::Skipped => skip::skip(&format!("{test} cannot run here, so nothing finds {fault}")),
+                    Tried::Missed(_) if sample < samples => {
+                        println!("{fault} was missed by sample {sample} of {test}");
+                        continue;
+                    }
+                    Tried::Missed(said) => {
+                        missed.lock().unwrap().push(format!("{fault}, which {test} is to find:\n{said}"));
+                    }
+                }
+                break;
             }
         }
     };

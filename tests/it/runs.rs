@@ -362,7 +362,7 @@ fn the_whole_is_replaced_in_one_commit() {
 #[test]
 fn with_all_readers_taken_a_run_resumes_flushes_and_ends() {
     let tree = Tree::new();
-    let journal = Journal::options().pool_size(1).pool_timeout(Duration::from_millis(1)).open(tree.root()).unwrap();
+    let journal = Journal::options().pool_size(1).pool_timeout(Duration::from_millis(200)).open(tree.root()).unwrap();
     let run = start(&journal, "a");
     run.record("x").unwrap();
     drop(run);

@@ -10,7 +10,8 @@ mod work;
 
 use std::time::Duration;
 
-use self::crew::{Crew, Stopped, Watchdog, orders};
+pub(crate) use self::crew::Watchdog;
+use self::crew::{Crew, Stopped, orders};
 use self::witness::Counts;
 use self::work::Work;
 

@@ -6,7 +6,7 @@ use journal_kb_peers::Result;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{guards, locks, memory, recovery, syncs};
+use crate::{guards, locks, memory, recovery, runs, syncs};
 
 /// What a child does. It answers in JSON on its standard output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -19,6 +19,7 @@ pub enum Task {
     Touch(guards::exec::Task),
     Locks(locks::journal::Task),
     Commits(locks::commits::Task),
+    Runs(runs::work::Task),
 }
 
 /// Does a task, in the child.
@@ -32,6 +33,7 @@ pub fn become_one(task: &str) -> Result<()> {
         Task::Touch(task) => answer(&task.run()?),
         Task::Locks(task) => task.run(),
         Task::Commits(task) => answer(&task.run()?),
+        Task::Runs(task) => answer(&task.run()?),
     }
 }
 

@@ -4,6 +4,7 @@
 //! - `report RESULTS CRITERION PERFORMANCE README` writes the page, and the table between the marks of the README;
 //! - `measure-guards RESULTS` and `report-guards RESULTS PAGE` do the same for guards, with the pictures beside the page;
 //! - `measure-locks RESULTS` and `report-locks RESULTS PAGE` do the same for locks, and for many who commit at once;
+//! - `measure-runs RESULTS` and `report-runs RESULTS PAGE` do the same for runs;
 //! - `child TASK` is a part of a measurement that needs a process of its own.
 
 mod child;
@@ -20,6 +21,7 @@ mod readme;
 mod recovery;
 mod report;
 mod results;
+mod runs;
 mod scale;
 mod series;
 mod syncs;
@@ -30,7 +32,8 @@ use std::process::ExitCode;
 use journal_kb_peers::Result;
 
 const USAGE: &str = "usage: journal-kb-peers measure RESULTS | report RESULTS CRITERION PERFORMANCE README | \
-    measure-guards RESULTS | report-guards RESULTS PAGE | measure-locks RESULTS | report-locks RESULTS PAGE";
+    measure-guards RESULTS | report-guards RESULTS PAGE | measure-locks RESULTS | report-locks RESULTS PAGE | measure-runs RESULTS | \
+    report-runs RESULTS PAGE";
 
 fn run(arguments: &[&str]) -> Result<()> {
     match arguments {
@@ -47,6 +50,10 @@ fn run(arguments: &[&str]) -> Result<()> {
         ["measure-locks", results] => locks::results::measure(Path::new(results)),
         ["report-locks", results, page] => {
             locks::page::write(&locks::results::Measured::load(Path::new(results))?, Path::new(page))
+        }
+        ["measure-runs", results] => runs::results::measure(Path::new(results)),
+        ["report-runs", results, page] => {
+            runs::page::write(&runs::results::Measured::load(Path::new(results))?, Path::new(page))
         }
         ["child", task] => child::become_one(task),
         _ => Err(USAGE.into()),

@@ -44,6 +44,8 @@ pub(crate) enum Failure {
     NothingInQuarantine(QuarantineId),
     /// No lock of this name was ever taken.
     NoLock(String),
+    /// No job of this name has run, and no run has this number.
+    NoRun(String),
     /// Nobody was signalled, for this reason.
     LockNotBroken(String, String),
     /// A system call of this command's own failed.
@@ -80,7 +82,7 @@ impl Failure {
             Self::Output(error) if error.kind() == ErrorKind::BrokenPipe => 0,
             Self::Output(_) | Self::System(..) => 74,
             Self::NoJournalAbove(_) | Self::NoTransaction(_) | Self::NothingInQuarantine(_) => 1,
-            Self::NoLock(_) | Self::LockNotBroken(..) => 1,
+            Self::NoLock(_) | Self::LockNotBroken(..) | Self::NoRun(_) => 1,
             Self::Conflict(_) | Self::NoOverlay(_) => 1,
             Self::Usage(_) => 2,
             Self::NoCommand(_, error) if error.kind() == ErrorKind::NotFound => 127,
@@ -107,6 +109,9 @@ impl Failure {
                 format!("nothing in quarantine is called {id}: see `journalctl-kb quarantine list`")
             }
             Self::NoLock(name) => format!("no lock {name:?} was ever taken: see `journalctl-kb locks`"),
+            Self::NoRun(which) => {
+                format!("no job {which:?} has a run, and no run has that number: see `journalctl-kb runs`")
+            }
             Self::LockNotBroken(name, why) => format!("lock {name:?} is left as it is, nobody was signalled: {why}"),
             Self::System(what, path, error) => format!("cannot {what} {}: {error}", path.display()),
             Self::Usage(what) => format!("{what}; see --help"),

@@ -1,8 +1,8 @@
 //! `journalctl-kb`: looks inside a journal, and sets it right.
 //!
-//! `status`, `log`, `show`, `locks` and `quarantine list` and `show` only read: they take no lock and keep no writer waiting.
-//! `init`, `recover`, `settle`, `locks break` and the rest of `quarantine` open the journal as any program does, and change what their help
-//! says.
+//! `status`, `log`, `show`, `locks`, and `list` and `show` of `runs` and `quarantine` only read: they take no lock and keep no writer
+//! waiting. `init`, `recover`, `settle`, `locks break` and the rest of `runs` and `quarantine` open the journal as any program does, and
+//! change what their help says.
 
 mod exit;
 mod isolate;
@@ -100,6 +100,15 @@ enum Verb {
         #[command(subcommand)]
         action: Option<verbs::locks::Action>,
     },
+    /// List the runs of jobs: how far each is, who is at work, what was set aside (reads only); set right what they left
+    #[command(after_help = verbs::runs::HELP)]
+    Runs {
+        /// At most so many; 0 for all [default: 25]
+        #[arg(short = 'n', long = "lines", value_name = "N")]
+        lines: Option<u64>,
+        #[command(subcommand)]
+        action: Option<verbs::runs::Action>,
+    },
     /// Finish what a crash left: apply what was committed, drop or put back what was not
     #[command(after_help = verbs::recover::HELP)]
     Recover {
@@ -145,6 +154,7 @@ fn run(cli: Cli, out: &mut Out) -> Result<Outcome, Failure> {
         Verb::Log { lines, since } => verbs::log::run(out, &place, lines, since),
         Verb::Show { txn } => verbs::show::run(out, &place, txn),
         Verb::Locks { action } => verbs::locks::run(out, &place, action.as_ref()),
+        Verb::Runs { lines, action } => verbs::runs::run(out, &place, lines, action.as_ref()),
         Verb::Recover { dry_run: true } => verbs::recover::dry_run(out, &place),
         Verb::Recover { dry_run: false } => verbs::recover::run(out, &place),
         Verb::Quarantine { action } => verbs::quarantine::run(out, &place, action.as_ref()),

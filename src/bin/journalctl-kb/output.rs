@@ -179,6 +179,16 @@ pub(crate) fn plain(text: &str) -> String {
     })
 }
 
+/// Text as one word for a shell; what it takes for something else stands in quotes.
+pub(crate) fn shell_word(text: &str) -> String {
+    let harmless = |c: char| c.is_alphanumeric() || "_-./:@%+=,".contains(c);
+    if !text.is_empty() && text.chars().all(harmless) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 /// JSON, with those control characters spelled out, too, that JSON lets stand in a text: some terminals obey them, and a stream
 /// without styles drops them.
 fn escaped(json: &str) -> String {
@@ -236,6 +246,16 @@ mod tests {
         let json = escaped(&serde_json::to_string(&text).unwrap());
         assert_eq!(json.chars().find(|c| c.is_control()), None);
         assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+    }
+
+    #[test]
+    fn a_word_stays_one_word_in_a_shell() {
+        for text in ["sync:source-a", "a b", "", "it's", "$(date)", "a\nb", "*", "é"] {
+            let echoed =
+                std::process::Command::new("sh").args(["-c", &format!("printf %s {}", shell_word(text))]).output();
+            assert_eq!(String::from_utf8(echoed.unwrap().stdout).unwrap(), text);
+        }
+        assert_eq!(shell_word("sync:source-a"), "sync:source-a");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which journal is meant.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use journal_kb::inspect::{InspectOptions, Inspector};
 use journal_kb::{Journal, Options};
@@ -59,7 +60,8 @@ impl Place {
 
     /// To change something. Makes a journal only where `create` says so.
     pub(crate) fn journal(&self, create: bool) -> Result<Journal, Failure> {
-        let mut options: Options = Journal::options().create(create);
+        // How long runs are kept is for the application to say, and not known here.
+        let mut options: Options = Journal::options().create(create).run_retention(Duration::MAX);
         if let Some(path) = &self.state_dir {
             options = options.state_dir(path);
         }

@@ -60,10 +60,17 @@ fn since_when(elapsed_ms: i64) -> String {
     match elapsed_ms / 1000 {
         ..0 => "in the future".into(),
         0 => "just now".into(),
-        s @ 1..120 => format!("{s} s ago"),
-        s @ 120..7_200 => format!("{} min ago", s / 60),
-        s @ 7_200..172_800 => format!("{} h ago", s / 3600),
-        s => format!("{} days ago", s / 86_400),
+        s => format!("{} ago", span(s)),
+    }
+}
+
+/// So many seconds as people say it.
+pub(crate) fn span(seconds: i64) -> String {
+    match seconds {
+        ..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
     }
 }
 

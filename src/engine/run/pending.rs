@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::work::Work;
-use crate::run::{ItemKey, Name};
+use crate::run::{ItemKey, Name, checked};
 
 /// Gives the items that are neither done nor set aside, until somebody asks to stop; see [`Run::pending`](super::Run::pending).
 #[derive(Debug)]
@@ -63,7 +63,9 @@ impl<I: Iterator<Item: ItemKey>> Iterator for Pending<I> {
                 && self.has_more()
                 && let Some((next, name)) = self.pull()
             {
-                self.work.ledger.announce(name, &next.key());
+                if let Ok(key) = checked(&next) {
+                    self.work.ledger.announce(name, &key);
+                }
                 self.ahead.push_back((next, name));
             }
             return Some(item);
@@ -73,6 +75,9 @@ impl<I: Iterator<Item: ItemKey>> Iterator for Pending<I> {
 
 impl<I: Iterator> Drop for Pending<I> {
     fn drop(&mut self) {
+        if self.work.journal.ground().store.refuse_forked().is_err() {
+            return; // the parent's, and perhaps in the hands of another thread of it
+        }
         self.ahead.iter().for_each(|(_, name)| self.work.ledger.unannounce(*name));
         let has_none = self.source.as_ref().is_none_or(|source| source.size_hint().1 == Some(0));
         self.work.ledger.end_pass(self.pass, !(self.ahead.is_empty() && has_none));

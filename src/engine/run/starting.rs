@@ -1,5 +1,6 @@
 //! How a run starts: the job's lock, the run that is open or a new one, and what of it is done.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +10,10 @@ use crate::engine::Journal;
 use crate::error::{Error, Result};
 use crate::id::RunId;
 use crate::journal::{self, Level};
+use crate::lock::{Holder, Order};
 use crate::options::{Acquire, Job};
-use crate::run::{self, Ledger, Name, RunState, Wrote};
-use crate::store::{Durability, Tx};
+use crate::run::{self, BuildStraight, Ledger, Name, RunState, Wrote};
+use crate::store::{self, Durability, Tx};
 use crate::time::now_ms;
 use crate::txn::{self, Ground};
 
@@ -19,16 +21,11 @@ const TOO_LONG: &str = "nobody had gone on with it for too long";
 /// In bytes.
 const LONGEST_FINGERPRINT: usize = 4096;
 
-/// What the lock of a job is called.
-pub(in crate::engine) fn lock_name(job: &str) -> String {
-    format!("run:{job}")
-}
-
 impl Journal {
     /// Starts a job, or goes on with it where an earlier session ended, however that came; see [`Job`] for `fingerprint`, and
     /// for all that can be set.
     ///
-    /// One session at a time works at a job: who comes meanwhile is told so at once, and nothing is written. Nothing is durable on
+    /// One session at a time works at a job: who comes meanwhile, be it by the same thread, is told so at once, and nothing is written. Nothing is durable on
     /// return but what was before.
     ///
     /// ```
@@ -61,9 +58,15 @@ impl Journal {
             return Err(Error::TooLarge { what: "a fingerprint", limit: LONGEST_FINGERPRINT as u64 });
         }
         let purpose = format!("run {}", job.name);
-        let lock = match self.begin_flight(Acquire::new(lock_name(&job.name)).purpose(purpose))? {
-            Ok(lock) => lock,
-            Err(holder) => return Ok(Started::Skipped(holder)),
+        let lock_name = run::lock_name(&job.name);
+        let lock = match self.begin_flight_in(Acquire::new(&lock_name).purpose(purpose), Order::OfRun) {
+            Ok(Ok(lock)) => lock,
+            Ok(Err(holder)) => return Ok(Started::Skipped(holder)),
+            // By this thread: that is at it already, too.
+            Err(Error::AlreadyHeld { .. }) => {
+                return self.holder(&lock_name).map(|holder| Started::Skipped(holder.unwrap_or_else(Holder::unknown)));
+            }
+            Err(error) => return Err(error),
         };
         let lease = lock.shared_lease()?;
         let ground = self.ground();
@@ -76,8 +79,7 @@ impl Journal {
                 let changed = open.fingerprint != job.fingerprint;
                 let banked = ground.store.peek(|tx| run::count_items(tx, open.id))?;
                 let begun = if changed { Begun::Changed { banked } } else { Begun::Expired { banked } };
-                self.replace_run(&lease, &job, open.id, begun)?;
-                (None, begun)
+                (Some(open.id), begun)
             }
             None => (None, Begun::New),
         };
@@ -89,10 +91,16 @@ impl Journal {
             &lease,
             ground.limits.turn_wait,
             |tx| {
-                started = Some(match id {
-                    None => run::begin(tx, &job.name, &job.fingerprint, session, job.expected)?,
-                    Some(id) => run::resume(tx, id, session, job.expected, job.limits.tries).map(|()| id)?,
-                });
+                if let (Some(id), Begun::Resumed { .. }) = (id, begun) {
+                    let aside = run::resume(tx, id, session, job.expected, job.limits.tries)?;
+                    return if aside == 0 { Ok(()) } else { say(tx, &set_aside(&job.name, aside)) };
+                }
+                if let Some(replaced) = id {
+                    let (why, message) = afresh(&job.name, begun);
+                    run::end(tx, replaced, RunState::Replaced, why)?;
+                    say(tx, &message)?;
+                }
+                started = Some(run::begin(tx, &job.name, &job.fingerprint, session, job.expected)?);
                 Ok(())
             },
             |_| Ok(()),
@@ -117,23 +125,28 @@ impl Journal {
         let thread = Some(Work::start(&work)?);
         Ok(Started::Running(Run { work, begun, lock: Some(lock), thread, _on_stop: on_stop }))
     }
+}
 
-    /// Ends a run that its job does not go on with, and says so.
-    fn replace_run(&self, lease: &crate::lock::Lease, job: &Job, id: RunId, begun: Begun) -> Result<()> {
-        let (why, banked) = match begun {
-            Begun::Changed { banked } => ("its fingerprint has changed", banked),
-            Begun::Expired { banked } => (TOO_LONG, banked),
-            Begun::New | Begun::Resumed { .. } => return Ok(()),
-        };
-        let message = format!("run {:?} begins afresh: {why}; {banked} items had been done", job.name);
-        tracing::warn!("{message}");
-        let ground = self.ground();
-        let check = |tx: &Tx<'_>| {
-            run::end(tx, id, RunState::Replaced, why)?;
-            journal::insert_event(tx, Level::Warn, "run", None, None, &message)
-        };
-        txn::write_rows_under(ground, lease, ground.limits.turn_wait, check, |_| Ok(()))
-    }
+/// Why a job begins afresh, and how people are told.
+fn afresh(job: &str, begun: Begun) -> (&'static str, String) {
+    let (why, banked) = match begun {
+        Begun::Changed { banked } => ("its fingerprint has changed", banked),
+        Begun::Expired { banked } | Begun::Resumed { banked } => (TOO_LONG, banked),
+        Begun::New => (TOO_LONG, 0),
+    };
+    (why, format!("run {job:?} begins afresh: {why}; {banked} items had been done"))
+}
+
+fn set_aside(job: &str, items: usize) -> String {
+    format!(
+        "of run {job:?} were tried as often as they may be, and are set aside: {items} items; see `journalctl-kb runs show`"
+    )
+}
+
+/// Has a warning in the event log.
+fn say(tx: &Tx<'_>, message: &str) -> Result<()> {
+    tracing::warn!("{message}");
+    journal::insert_event(tx, Level::Warn, "run", None, None, message)
 }
 
 /// Reads what is done, in pieces: no snapshot is kept for long, and no reader of the pool is taken.
@@ -146,6 +159,7 @@ fn load(ground: &Ground, id: RunId, job: &Job) -> Result<Ledger> {
         let (next, all) = ground.store.peek(|tx| run::items(tx, id, from, |item| names.push(Name::of(item))))?;
         ledger.load(&names);
         if all {
+            ledger.loaded();
             return Ok(ledger);
         }
         from = next;
@@ -158,41 +172,47 @@ fn oldest_ms(keep: Duration) -> i64 {
 
 impl Work {
     /// Replaces all that is recorded.
-    pub(super) fn replace(&self, items: &[Box<[u8]>], names: std::collections::HashSet<Name>) -> Result<()> {
-        let first = self.ledger.forget_buffer(&names);
-        let (run, next) = (self.ledger.run(), first + items.len() as i64);
+    pub(super) fn replace(&self, items: &[(Name, Box<[u8]>)], names: HashSet<Name, BuildStraight>) -> Result<()> {
+        store::refuse_reentry("a flush of a run")?;
+        let _one = self.flushing();
+        self.ledger.begin_replace(names)?;
+        let run = self.ledger.run();
         let mut wrote = Wrote::default();
-        self.write(self.journal.ground().limits.turn_wait, |tx| {
+        let written = self.write(self.journal.ground().limits.turn_wait, |tx| {
+            let first = self.ledger.place_replaced();
             run::drop_items_before(tx, run, first)?;
-            run::add_items(tx, run, first, items.iter().map(|item| &**item))?;
-            wrote = self.ledger.write_tries(tx, &[])?;
+            run::add_items(tx, run, first, items.iter().map(|(_, item)| &**item))?;
+            wrote = self.ledger.write_tries(tx, items)?;
             Ok(())
-        })?;
-        self.ledger.replaced(names, next, &wrote);
-        Ok(())
+        });
+        self.ledger.replaced(written.is_ok().then_some(&wrote));
+        written
     }
 
     /// Sets a cursor aside that the job cannot read, and says so.
-    pub(super) fn set_cursor_aside(&self, error: &serde_json::Error) -> Result<()> {
+    pub(super) fn set_cursor_aside(&self, cursor: &[u8], error: &serde_json::Error) -> Result<()> {
         let message = format!("the cursor of run {:?} cannot be read, and is set aside: {error}", self.ledger.job());
-        tracing::warn!("{message}");
         self.write(self.journal.ground().limits.turn_wait, |tx| {
-            run::set_cursor_aside(tx, self.ledger.run())?;
-            journal::insert_event(tx, Level::Warn, "run", None, None, &message)
-        })
+            run::set_cursor_aside(tx, self.ledger.run(), cursor)?;
+            say(tx, &message)
+        })?;
+        self.ledger.forget_cursor(cursor);
+        Ok(())
     }
 }
 
 /// Forgets runs that were over before that long, and those that nobody goes on with.
 pub(in crate::engine) fn retain(ground: &Ground, keep: Duration) -> Result<()> {
     let oldest = oldest_ms(keep);
-    for job in ground.store.peek(|tx| run::open_before(tx, oldest))? {
-        // Whoever works at it has the lock.
-        let Some(_lock) = ground.locks.try_os_lock(&lock_name(&job))? else { continue };
-        ground.enter()?.write(Durability::Normal, |tx| match run::open_run(tx, &job)? {
-            Some(open) if open.seen_ms < oldest => run::end(tx, open.id, RunState::Replaced, TOO_LONG),
-            _ => Ok(()),
-        })?;
+    for (run, job) in ground.store.peek(|tx| run::open_before(tx, oldest))? {
+        // Whoever works at it has the lock; nobody has one of a name that cannot be.
+        let lock = match std::str::from_utf8(&job).map(|job| ground.locks.try_os_lock(&run::lock_name(job))) {
+            Err(_) | Ok(Err(Error::BadLockName { .. })) => None,
+            Ok(Ok(None)) => continue,
+            Ok(lock) => lock?,
+        };
+        ground.enter()?.write(Durability::Normal, |tx| run::end_unseen(tx, run, oldest, TOO_LONG))?;
+        drop(lock);
     }
     for run in ground.store.peek(|tx| run::over_before(tx, oldest))? {
         while !ground.enter()?.write(Durability::Normal, |tx| run::forget(tx, run))? {}

@@ -1,7 +1,7 @@
 //! Banking: what is recorded becomes durable, in the calling thread or behind it, and at the latest before the lock is released.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,9 +14,10 @@ use crate::txn;
 use crate::wait::StopToken;
 
 /// How long a flush waits for the turn to write, each time it is tried.
-const TURN_WAIT: Duration = Duration::from_secs(4);
-/// The same of the one that is tried once, because somebody asked to stop: all is to be over within 8 s.
-const LAST_TURN_WAIT: Duration = Duration::from_secs(3);
+const TURN_WAIT: Duration = Duration::from_secs(3);
+/// The same of those that are tried once, because somebody asked to stop: one that is under way, that in the background and the
+/// last one are to be over within 8 s.
+const LAST_TURN_WAIT: Duration = Duration::from_secs(2);
 
 /// A run at work: what its threads share.
 #[derive(Debug)]
@@ -43,8 +44,14 @@ impl Work {
         Self { journal, ledger, lease, stop, flushing: Mutex::new(()) }
     }
 
-    pub(super) fn lease(&self) -> Result<Arc<Lease>> {
-        self.lease.upgrade().ok_or_else(|| Error::RunEnded { job: self.ledger.job().to_owned() })
+    /// What is known of the run, for who is to change that: in a forked child it is a copy, and nobody would bank it.
+    pub(super) fn ledger(&self) -> Result<&Ledger> {
+        self.journal.ground().store.refuse_forked().map(|()| &*self.ledger)
+    }
+
+    /// Nobody else flushes while this is held.
+    pub(super) fn flushing(&self) -> MutexGuard<'_, ()> {
+        self.flushing.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
     /// Sees whether somebody asks to stop.
@@ -57,7 +64,8 @@ impl Work {
 
     /// Writes rows of the run, durable on return, while the lock is held.
     pub(super) fn write(&self, wait: Duration, check: impl FnMut(&Tx<'_>) -> Result<()>) -> Result<()> {
-        let lease = self.lease()?;
+        let ended = || Error::RunEnded { job: self.ledger.job().to_owned() };
+        let lease = self.lease.upgrade().ok_or_else(ended)?;
         txn::write_rows_under(self.journal.ground(), &lease, wait, check, |_| Ok(()))
     }
 
@@ -80,7 +88,8 @@ impl Work {
 
     fn flush_as(&self, retries: u32, last: Option<Last<'_>>) -> Result<u64> {
         store::refuse_reentry("a flush of a run")?;
-        let _one = self.flushing.lock().unwrap_or_else(|poison| poison.into_inner());
+        self.ledger()?;
+        let _one = self.flushing();
         if let Some(error) = self.ledger.over() {
             return Err(error);
         }
@@ -96,7 +105,10 @@ impl Work {
             };
             let hopeless = is_hopeless(&error);
             tracing::warn!(job = self.ledger.job(), %error, tried, "what a run has done could not be banked");
-            if tried < retries && !hopeless && !self.ledger.pause(pause(self.ledger.limits().pause, tried)) {
+            if tried < retries
+                && !hopeless
+                && !self.ledger.pause(pause(self.ledger.limits().pause, tried), last.is_some())
+            {
                 continue;
             }
             drop(batch);

@@ -48,15 +48,20 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// How often this thread allocates in it.
+pub(super) fn of(work: &mut dyn FnMut()) -> usize {
+    ALLOCATIONS.set(Some(0));
+    work();
+    ALLOCATIONS.take().unwrap()
+}
+
 #[test]
 fn a_transaction_allocates_little() {
     let tree = Tree::new();
     let journal = journal(tree.root());
     let mut counts = Counts::default();
     commit_all(&journal, |kind, transaction| {
-        ALLOCATIONS.set(Some(0));
-        transaction();
-        counts.note("allocations", kind, ALLOCATIONS.take().unwrap());
+        counts.note("allocations", kind, of(transaction));
     });
     counts.check("allocations of the committing thread", BOUNDS, ROOM);
 }

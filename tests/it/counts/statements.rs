@@ -67,6 +67,19 @@ unsafe extern "C" fn trace(db: *mut sqlite3, _: *mut *mut c_char, _: *const sqli
     unsafe { ffi::sqlite3_trace_v2(db, ffi::SQLITE_TRACE_STMT as c_uint, Some(begins), db.cast()) }
 }
 
+/// Has the statements of every connection counted that this process opens from here on.
+pub(super) fn trace_all() {
+    // SAFETY: it opens no connection and changes no extensions.
+    unsafe { register_auto_extension(trace) }.unwrap();
+}
+
+/// How many statements this thread runs in it.
+pub(super) fn of(work: &mut dyn FnMut()) -> usize {
+    RUN.take();
+    work();
+    RUN.take().len()
+}
+
 #[test]
 fn a_transaction_runs_few_statements_and_none_is_prepared_twice() {
     let tree = Tree::new();
@@ -82,8 +95,7 @@ fn a_transaction_runs_few_statements_and_none_is_prepared_twice() {
 #[test]
 fn traced_child() {
     let Some(root) = child_root() else { return };
-    // SAFETY: it opens no connection and changes no extensions.
-    unsafe { register_auto_extension(trace) }.unwrap();
+    trace_all();
     let journal = journal(&root);
     // The migration has changed the schema: from here on each statement may be prepared once more.
     prepared().values_mut().for_each(|(times, _)| *times = 0);

@@ -68,6 +68,15 @@ fn a_transaction_asks_little_of_the_kernel() {
     counts.check("system calls of the committing thread", BOUNDS, ROOM);
 }
 
+/// How many of the calls sync, of all threads, and how many the committing thread makes, of those that count.
+pub(super) fn syncs_and_all(calls: &[Call]) -> (usize, usize) {
+    let all = || calls.iter().map(|call| (call.main, of(&call.shown)));
+    (
+        all().filter(|(_, what)| *what == "sync").count(),
+        all().filter(|(main, what)| *main && *what != NOT_COUNTED).count(),
+    )
+}
+
 fn of(call: &str) -> &'static str {
     let looks_before_closing = call.starts_with("fcntl(") && call.contains("F_GETFD");
     let begins = |names: &[&str]| names.iter().any(|name| call.starts_with(name));

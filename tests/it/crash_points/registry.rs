@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use super::sweep::{self, Workload};
-use super::{group, guards, locks, plain};
+use super::{group, guards, locks, plain, runs};
 
 pub(crate) fn workloads() -> Vec<Workload> {
-    [group::registered(), guards::registered(), locks::registered(), plain::registered()]
+    [group::registered(), guards::registered(), locks::registered(), plain::registered(), runs::registered()]
         .into_iter()
         .flatten()
         .collect()
@@ -83,6 +83,16 @@ fn a_flight_meets_an_error_at_every_call_and_leaves_no_lock_stuck() {
 }
 
 #[test]
+fn a_run_killed_at_every_call_has_what_it_has_banked_and_can_be_gone_on_with() {
+    each(&["run"], sweep::killed);
+}
+
+#[test]
+fn a_run_meets_an_error_at_every_call_and_can_be_gone_on_with() {
+    each(&["run"], fail);
+}
+
+#[test]
 fn a_recovery_killed_at_every_call_is_done_by_the_next() {
     each(
         &[
@@ -94,6 +104,7 @@ fn a_recovery_killed_at_every_call_is_done_by_the_next() {
             "append, rolled back",
             "settle",
             "group",
+            "run",
         ],
         sweep::recovery_killed,
     );

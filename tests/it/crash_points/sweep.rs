@@ -43,6 +43,8 @@ pub(crate) struct Workload {
     pub(crate) last: &'static str,
     /// Its past gives files the time of the day.
     pub(crate) fresh: bool,
+    /// What else is wrong with what the child left, once it is recovered.
+    pub(crate) also: fn(&Path, &End) -> Vec<String>,
 }
 
 impl Workload {
@@ -61,6 +63,7 @@ impl Workload {
             between: &[],
             last: "none",
             fresh: false,
+            also: |_, _| Vec::new(),
         }
     }
 }
@@ -225,6 +228,7 @@ impl<'w> Sweep<'w> {
                 wrong.push(format!("not kept: {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(24)])));
             }
         }
+        wrong.extend((self.workload.also)(root, end));
         wrong
     }
 

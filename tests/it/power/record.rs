@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use journal_kb::rusqlite::Connection;
 use journal_kb::{Journal, Options, Transaction};
 
 use super::disk::{Content, Disk, Event, Mark};
@@ -27,9 +28,23 @@ pub(super) struct Shot {
 impl Shot {
     pub(super) fn of(journal: &Journal) -> journal_kb::Result<Self> {
         let all = "SELECT path, title FROM doc ORDER BY path";
-        let rows = journal.read(|rows| rows.query_map(all, (), |row| Ok((row.get(0)?, row.get(1)?))))?;
+        let mut rows = journal.read(|rows| rows.query_map(all, (), |row| Ok((row.get(0)?, row.get(1)?))))?;
+        rows.extend(runs(journal.root()));
         Ok(Self { tree: Manifest::of(journal.root()), rows })
     }
+}
+
+/// What is durable of runs: their items, what was tried of them, and cursors and ends.
+fn runs(root: &Path) -> Vec<(String, String)> {
+    // SQLite knows that this process has it open already.
+    let database = Connection::open(root.join(".journal/journal.db")).unwrap();
+    let all = "SELECT 'item ' || CAST(item AS TEXT), '' FROM journal_run_item \
+               UNION ALL SELECT 'try ' || CAST(item AS TEXT), state || ' ' || tries FROM journal_run_try \
+               UNION ALL SELECT 'cursor of ' || job, cursor FROM journal_run WHERE cursor IS NOT NULL \
+               UNION ALL SELECT 'run ' || job, state FROM journal_run WHERE state <> 'open' ORDER BY 1";
+    let mut all = database.prepare(all).unwrap();
+    let rows = all.query_map((), |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    rows.map(|row| row.unwrap()).collect()
 }
 
 /// A disk from before, everything that happened to it, and the states that its tree and rows went through.

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use journal_kb::rusqlite::Connection;
-use journal_kb::{Guard, Journal, Result, Transaction};
+use journal_kb::{Ended, Guard, Job, Journal, Result, Started, Transaction};
 
 use super::record::{Recorder, SOON, prepare_outside};
 use crate::crash_points::guards::{self, Ends};
@@ -130,6 +130,7 @@ pub(super) fn all() -> Vec<Workload> {
         Workload::new("append, committed", prepare_log, |recorder| append(recorder, true)),
         Workload::new("append, rolled back", prepare_log, |recorder| append(recorder, false)),
         Workload::new("large under a guard", prepare_large, large_under_a_guard),
+        Workload::new("run", |root| crash_points::prepare(root).unwrap(), run),
     ];
     all.extend(guards::WORKLOADS.map(Workload::guarded));
     all
@@ -356,5 +357,44 @@ fn large_under_a_guard(recorder: &Recorder<'_>) {
             txn.commit().unwrap();
         });
     }
+    journal.close().unwrap();
+}
+
+/// Items of a run: recorded alone, with their effects, and set aside. What is banked stays so, and an item is on record as
+/// tried before it is.
+fn run(recorder: &Recorder<'_>) {
+    let journal = recorder.open_used();
+    let Started::Running(run) = journal.run_with(Job::new("job").tries(1)).unwrap() else {
+        panic!("nobody else runs it")
+    };
+    recorder.commits(&journal, || run.record("first").unwrap());
+    let mut pending = run.pending(vec!["one", "two", "bad"]);
+    for item in ["one", "two"] {
+        assert_eq!(pending.next(), Some(item));
+        let mut txn = None;
+        // The try of the second one came with the commit of the first.
+        match item {
+            "one" => recorder.commits(&journal, || txn = Some(run.begin(item).unwrap())),
+            _ => txn = Some(run.begin(item).unwrap()),
+        }
+        let mut txn = txn.expect("it was begun");
+        recorder.commits(&journal, || {
+            txn.write(format!("done/{item}.md"), "done\n").unwrap();
+            title(&mut txn, item, "Done").unwrap();
+            txn.commit().unwrap();
+        });
+    }
+    assert_eq!(pending.next(), Some("bad"));
+    recorder.commits(&journal, || {
+        let _ = run.fail("bad", "it is bad").unwrap();
+        run.flush().unwrap();
+    });
+    drop(pending);
+    recorder.commits(&journal, || {
+        (0..50).for_each(|n| run.record(&n).unwrap());
+        run.set_cursor(&50).unwrap();
+        run.flush().unwrap();
+    });
+    recorder.commits(&journal, || assert_eq!(run.finish().unwrap(), Ended::Finished { banked: 53, set_aside: 1 }));
     journal.close().unwrap();
 }

@@ -17,10 +17,10 @@ use crate::support;
 
 /// Aborts everything when it is not dropped in time: a child that hangs, or a call of ours that never returns, is a failure
 /// and no stalled run. The children die with us.
-pub(super) struct Watchdog(Option<Sender<()>>);
+pub(crate) struct Watchdog(Option<Sender<()>>);
 
 impl Watchdog {
-    pub(super) fn new(what: &'static str, limit: Duration) -> Self {
+    pub(crate) fn new(what: &'static str, limit: Duration) -> Self {
         let (fed, waits): (_, Receiver<()>) = channel();
         std::thread::spawn(move || {
             if waits.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {

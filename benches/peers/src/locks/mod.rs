@@ -15,3 +15,5 @@ pub mod results;
 mod scale;
 mod side;
 mod talk;
+
+pub use talk::Talk;

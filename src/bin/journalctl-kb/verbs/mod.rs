@@ -6,6 +6,7 @@ pub(crate) mod locks;
 pub(crate) mod log;
 pub(crate) mod quarantine;
 pub(crate) mod recover;
+pub(crate) mod runs;
 pub(crate) mod settle;
 pub(crate) mod show;
 pub(crate) mod status;

@@ -1,8 +1,8 @@
 //! `status`: whether all is well.
 
-use journal_kb::inspect::{AreaUsage, GuardInfo, Health, LockInfo, StateCounts, Status, Waiting};
+use journal_kb::inspect::{AreaUsage, GuardInfo, Health, LockInfo, RunInfo, StateCounts, Status, Waiting};
 
-use super::locks;
+use super::{locks, runs};
 use crate::exit::{Failure, Outcome};
 use crate::output::{Out, Table, Tint, bold, bytes, cell, many, path, plain, tinted};
 use crate::place::Place;
@@ -10,7 +10,8 @@ use crate::time::{ago, local};
 
 pub(crate) const HELP: &str = "\
 Exits 0 when there is nothing to do, 1 when a crash left work or a path could not be written, 76 when something \
-is in quarantine.
+is in quarantine. That a run stopped or died is told, and is no reason to exit with anything but 0: it goes on when its \
+job is started again.
 
 Examples:
   journalctl-kb status
@@ -19,7 +20,7 @@ Examples:
 JSON: root, state_dir, database, health (ok, needs_recovery, pending, quarantined), advice (command, why), \
 schema, app_schema, created_ms, database_bytes, wal_bytes, free_bytes, stage, history and quarantine (entries, \
 bytes, at_least), sessions (id, pid, program, since_ms, alive), locks (as `locks`), turnstile (held, pids, waiting), guards (id, label, lock, session, pid, \
-program, since_ms, paths, links, reflinks, copies, trees (path, writers, ready), attempts, alive, held, worker, quarantined, reason), transactions (how \
+program, since_ms, paths, links, reflinks, copies, trees (path, writers, ready), attempts, alive, held, worker, quarantined, reason), runs (as `runs`: those that are open, and the last of a job that left items set aside), transactions (how \
 many: total, committed, pending, applied, settling, settled, rolled_back, quarantined, unknown), unsettled \
 (transactions, bytes), \
 pending and quarantined (id, label, attempts, paths, more_paths, reason), last_commit (as `log`), events (id, \
@@ -118,6 +119,13 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         facts.push(("writing", locks::turn(&status.turnstile)));
     }
     facts.extend(status.guards.iter().map(|guard| ("guard", guarding(guard))));
+    facts.extend(status.runs.iter().take(FEW_RUNS).map(|run| ("run", running(run))));
+    if status.runs.len() > FEW_RUNS {
+        facts.push((
+            "runs",
+            format!("{}: see `journalctl-kb runs`", many((status.runs.len() - FEW_RUNS) as u64, "more run")),
+        ));
+    }
     facts.push((
         "database",
         format!("{}, log {}, schema {}", bytes(status.database_bytes), bytes(status.wal_bytes), status.schema),
@@ -229,6 +237,27 @@ fn guarding(guard: &GuardInfo) -> String {
     };
     let who = if guard.pid == 0 { "?".into() } else { format!("{}[{}]", guard.program, guard.pid) };
     format!("{what} by {who} under {}{label}, {}{over}{tried}", guard.lock, ago(guard.since_ms))
+}
+
+/// How many runs are shown to people.
+const FEW_RUNS: usize = 10;
+
+/// How far a run is, or what it left.
+fn running(run: &RunInfo) -> String {
+    let mut what = format!("{} {}, {} done", run.job, runs::state(run).0, runs::done(run));
+    for (n, words) in [(run.set_aside, "set aside"), (run.failed, "failed")] {
+        if n > 0 {
+            what.push_str(&format!(", {n} {words}"));
+        }
+    }
+    let why = runs::why(run);
+    if !why.is_empty() {
+        what.push_str(&format!("; {why}"));
+    }
+    if run.state != "running" || run.set_aside > 0 {
+        what.push_str(&format!("; see `{}`", runs::command("show", run)));
+    }
+    what
 }
 
 /// How many transactions that are held up are shown to people, and how many paths of each.
