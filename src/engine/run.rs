@@ -32,7 +32,7 @@ pub use pending::Pending;
 pub(super) use starting::retain;
 use work::{Last, Work};
 
-/// What came of [`Journal::run`].
+/// What came of [`Journal::run`](crate::Journal::run).
 #[derive(Debug)]
 #[must_use = "a run that is dropped is stopped"]
 pub enum Started {
