@@ -31,11 +31,12 @@ impl StopToken {
         let token = Self::new();
         let asked = Arc::new(AtomicBool::new(false));
         let what = "set a handler for";
+        // IMPORTANT: first. A signal that came with only the other handlers there would be lost.
+        let mut signals = Signals::new([SIGTERM, SIGINT]).at(what, "SIGTERM and SIGINT")?;
         for signal in [SIGTERM, SIGINT] {
             // In the handler itself: no thread has to come round to it.
             flag::register_conditional_default(signal, Arc::clone(&asked)).at(what, "SIGTERM and SIGINT")?;
         }
-        let mut signals = Signals::new([SIGTERM, SIGINT]).at(what, "SIGTERM and SIGINT")?;
         let told = token.clone();
         let watch = move || {
             let Some(signal) = signals.forever().next() else { return };
