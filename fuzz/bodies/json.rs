@@ -65,7 +65,9 @@ pub(crate) fn run(bytes: &[u8]) {
             let shown = inspector.run_of(&run.id.to_string(), Some(5)).expect("a run").unwrap_or(shown);
             let told = compare(&root, &["runs", "show", "--items", "5", "--", &run.id.to_string()], &[shown]);
             for tried in told[0]["tries"].as_array().expect("a list of tries") {
-                let stored = "SELECT EXISTS (SELECT 1 FROM journal_run_try WHERE substr(item, 1, 4096) = ?1)";
+                // Of no bytes SQLite takes no part.
+                let stored =
+                    "SELECT EXISTS (SELECT 1 FROM journal_run_try WHERE ifnull(substr(item, 1, 4096), x'') = ?1)";
                 let is_there = database.query_row(stored, [exact(tried, "item")], |row| row.get::<_, bool>(0));
                 assert!(is_there.unwrap(), "{tried}");
             }

@@ -32,7 +32,7 @@ pub use pending::Pending;
 pub(super) use starting::retain;
 use work::{Last, Work};
 
-/// What came of [`Journal::run`].
+/// What came of [`Journal::run`](crate::Journal::run).
 #[derive(Debug)]
 #[must_use = "a run that is dropped is stopped"]
 pub enum Started {
@@ -354,8 +354,9 @@ impl Drop for Run {
         // Whose fault it was is not known; somebody who asks to stop is no item's fault.
         let why = stopping.is_none().then(|| format!("the run ended by {reason} while it was tried"));
         self.work.ledger.close(why.as_deref());
-        if let Err(error) = self.end(Last::Stopped(reason)) {
-            tracing::error!(%error, "a run ended, and its last flush failed");
+        match self.end(Last::Stopped(reason)) {
+            Ok(()) => tracing::info!(job = self.job(), reason, banked = self.banked(), "a run ended early"),
+            Err(error) => tracing::error!(%error, "a run ended, and its last flush failed"),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Transactions: the listing, and one in full.
 
+use std::path::PathBuf;
+
 use rusqlite::{Connection, Row};
 
 use super::guards::are_known;
@@ -126,11 +128,11 @@ pub(super) fn event(row: &Row<'_>) -> rusqlite::Result<EventInfo> {
 
 fn change(row: &Row<'_>) -> rusqlite::Result<ChangeInfo> {
     // The root itself is stored as nothing.
-    let at = path(row, "path").filter(|path| !path.as_os_str().is_empty());
+    let named = |path: PathBuf| if path.as_os_str().is_empty() { ".".into() } else { path };
     Ok(ChangeInfo {
-        path: at.unwrap_or_else(|| ".".into()),
+        path: named(path(row, "path").unwrap_or_default()),
         kind: text_or_empty(row, "kind"),
-        from: path(row, "origin"),
+        from: path(row, "origin").map(named),
         bytes: size(row, "size"),
         old_bytes: size(row, "old_size"),
         hash: bytes(row, "hash").map(hex),

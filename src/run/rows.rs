@@ -118,11 +118,11 @@ pub(crate) fn begin(
 /// Records that a session goes on with a run. What the last one was trying when it died counts as tried; what was tried `most`
 /// times is set aside. Answers how many items that were.
 pub(crate) fn resume(tx: &Tx<'_>, run: RunId, session: SessionId, expected: Option<i64>, most: u32) -> Result<usize> {
-    let newest = newest_item(tx, run)?.map_or(0, |(n, _)| n + 1);
+    let next = next_item(tx, run)?;
     tx.execute(
         "UPDATE main.journal_run SET session = ?2, started_ms = ?3, started_at = ?4, starts = starts + 1, reason = '', \
            expected = coalesce(?5, expected) WHERE id = ?1",
-        (run.0, session.as_bytes(), now_ms(), newest, expected),
+        (run.0, session.as_bytes(), now_ms(), next, expected),
     )?;
     let (first, last) = ids(run);
     tx.execute(
@@ -157,7 +157,7 @@ pub(crate) fn items(tx: &Tx<'_>, run: RunId, from: i64, mut each: impl FnMut(&[u
     Ok((next, seen < CHUNK))
 }
 
-/// Where the newest number of a run's items stands: room for so many is needed.
+/// The number of the next item of a run.
 pub(crate) fn next_item(tx: &Tx<'_>, run: RunId) -> Result<i64> {
     Ok(newest_item(tx, run)?.map_or(0, |(n, _)| n + 1))
 }

@@ -27,7 +27,7 @@ const FOUND_BY: &[(&str, &str, &str)] = &[
     ("ChildKeepsLocks", "fork::everything_a_dead_parent_held_is_free_while_its_child_lives", ""),
     ("CommitNotDurable", "power::btrfs_survives_power_cuts", "small"),
     ("DisplacedDropped", "recovery::somebody_elses_version_is_set_aside_when_the_commit_was_not_noted", ""),
-    ("FailedFlushForgotten", "runs::many_threads_lose_nothing_when_flushes_fail", ""),
+    ("FailedFlushForgotten", "runs_unwritable::what_a_flush_could_not_write_goes_with_the_next_one", ""),
     ("FailedLogSyncForgotten", "trouble::a_failed_sync_of_the_log_is_cured_before_the_next_commit", ""),
     ("FailedPartKept", "group::everybody_is_answered_for_what_it_did_itself", ""),
     ("FailedSyncTriedAgain", "recovery::after_a_settle_cut_short_bytes_are_written_into_a_new_inode", ""),

@@ -128,6 +128,20 @@ fn what_is_recorded_when_a_signal_comes_is_banked_and_the_lock_is_free() {
     crate::figures::add("runs that were asked to stop by a signal, at a random moment", SIGNALS);
 }
 
+/// As `timeout` sends them, to the process and to its group.
+#[test]
+fn two_signals_at_once_are_one_request() {
+    let _watchdog = Watchdog::new("two signals at once", LIMIT);
+    let home = Home::new(1000);
+    for n in 1..=5 {
+        let mut child = home.start(Work::Record);
+        assert!(child.wait_until(|| home.told().iter().filter(|line| *line == "looks for signals").count() == n));
+        child.signal(Signal::TERM);
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(child.end(Signal::TERM), Status::Exit(143), "{n}");
+    }
+}
+
 /// An item that never ends, and holds a transaction while it does not.
 #[test]
 fn what_was_recorded_beside_an_item_that_blocks_is_banked_whatever_ends_the_process() {
@@ -140,6 +154,8 @@ fn what_was_recorded_beside_an_item_that_blocks_is_banked_whatever_ends_the_proc
         child.signal(Signal::TERM);
         let ended = if work == Work::Block {
             assert!(child.wait_until(|| home.banked().len() == 30));
+            // What came sooner would be taken for the same request.
+            std::thread::sleep(Duration::from_millis(300));
             child.end(Signal::INT)
         } else {
             child.wait()

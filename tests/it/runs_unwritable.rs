@@ -73,6 +73,28 @@ fn a_full_disk_ends_it_loudly_and_it_goes_on_when_there_is_room() {
 }
 
 #[test]
+fn what_a_flush_could_not_write_goes_with_the_next_one() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    let run = running(journal.run_with(job().flush_retries(0).failed_flushes(3)));
+    run.record(&item(0)).unwrap();
+    let other = rusqlite::Connection::open(tree.path(".journal/journal.db")).unwrap();
+    let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON journal_run_item BEGIN SELECT RAISE(ABORT, 'unwritable'); END";
+    for n in 1..3 {
+        other.execute_batch(refuse).unwrap();
+        run.record(&item(2 * n - 1)).unwrap();
+        run.flush().unwrap_err();
+        assert!(run.is_done(&item(2 * n - 1)) && run.banked() == 2 * n - 1, "recorded, and not banked");
+        other.execute_batch("DROP TRIGGER refuse").unwrap();
+        run.record(&item(2 * n)).unwrap();
+        assert_eq!((run.flush().unwrap(), run.banked()), (2, 2 * n + 1));
+    }
+    drop(run);
+    drop(other);
+    goes_on(&journal, 5);
+}
+
+#[test]
 fn a_database_that_somebody_else_keeps_locked_ends_it_loudly() {
     let _watchdog = Watchdog::new("a database that somebody else keeps locked", LIMIT);
     let tree = Tree::new();
@@ -81,7 +103,7 @@ fn a_database_that_somebody_else_keeps_locked_ends_it_loudly() {
     run.record(&item(0)).unwrap();
     let mut other = child("runs_unwritable::keeps_it_locked", tree.root());
     let mut other = other.stdin(std::process::Stdio::piped()).spawn().unwrap();
-    wait_for_word(&mut other, "locked");
+    wait_for_word(&mut other, "nobody else writes");
     let next = record_until_refused(&run, 1);
     assert_eq!((run.banked(), next), (1, 51));
     match run.finish() {
@@ -101,6 +123,6 @@ fn keeps_it_locked() {
     let Some(root) = child_root() else { return };
     let database = rusqlite::Connection::open(root.join(".journal/journal.db")).unwrap();
     database.execute_batch("BEGIN IMMEDIATE").unwrap();
-    println!("locked");
+    println!("nobody else writes");
     let _ = std::io::stdin().read(&mut [0]);
 }

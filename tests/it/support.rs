@@ -79,11 +79,15 @@ pub(crate) fn child(test: &str, root: &Path) -> std::process::Command {
     command
 }
 
-/// Reads what a child says until it has said this.
+/// Reads what a child says until it has said this. The name of its test, which stands before that, is not its own word.
 pub(crate) fn wait_for_word(child: &mut std::process::Child, word: &str) {
     let mut out = child.stdout.take().unwrap();
     let mut said = String::new();
-    while !said.contains(word) {
+    let heard = |said: &str| match said.split_once(" ... ") {
+        Some((_, own)) => own.contains(word),
+        None => !said.trim_start().starts_with("running ") && said.contains(word),
+    };
+    while !heard(&said) {
         let mut buffer = [0; 256];
         let read = std::io::Read::read(&mut out, &mut buffer).unwrap();
         assert!(read > 0, "{said}");

@@ -25,8 +25,8 @@ impl Journal {
     /// Starts a job, or goes on with it where an earlier session ended, however that came; see [`Job`] for `fingerprint`, and
     /// for all that can be set.
     ///
-    /// One session at a time works at a job: who comes meanwhile, be it by the same thread, is told so at once, and nothing is written. Nothing is durable on
-    /// return but what was before.
+    /// One session at a time works at a job: who comes meanwhile, be it by the same thread, is told so at once, and nothing is
+    /// written. That it has started is durable on return, which costs a sync.
     ///
     /// ```
     /// # use journal_kb::{Journal, Result, Started, Transaction};
@@ -85,7 +85,6 @@ impl Journal {
         };
         let mut started = id;
         let session = ground.session.id;
-        // Durable with whatever is written next: a run of which nothing was written need not be known.
         txn::write_rows_under(
             ground,
             &lease,
@@ -139,7 +138,7 @@ fn afresh(job: &str, begun: Begun) -> (&'static str, String) {
 
 fn set_aside(job: &str, items: usize) -> String {
     format!(
-        "of run {job:?} were tried as often as they may be, and are set aside: {items} items; see `journalctl-kb runs show`"
+        "run {job:?} has set {items} more items aside, which were tried as often as they may be; see `journalctl-kb runs show`"
     )
 }
 

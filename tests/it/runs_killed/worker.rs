@@ -291,6 +291,8 @@ fn record(root: &Path, witness: &Witness, count: usize) {
         scope.spawn(|| work(11));
     });
     drop(pending);
+    // On a machine that stalls it may be done before anybody asks it to stop.
+    assert!(stop.wait(PATIENCE), "nobody asks it to stop");
     let Ended::Partial { banked, reason } = run.finish().unwrap() else { panic!("there is more to do") };
     witness.say(&format!("partial {banked} {reason}"));
     std::process::exit(if reason == "SIGTERM" { 143 } else { 130 });
