@@ -267,6 +267,33 @@ CREATE TABLE journal_follower (
     at_ms    INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- What blobs say: each content once, however many blobs say so.
+CREATE TABLE journal_blob_content (
+    id        INTEGER PRIMARY KEY,
+    hash      BLOB NOT NULL UNIQUE,             -- BLAKE3
+    size      INTEGER NOT NULL,
+    direct    INTEGER NOT NULL,                 -- how often it was sealed as a blob called by its content, and not removed
+    named     INTEGER NOT NULL,                 -- how many blobs with a name say this
+    state     TEXT NOT NULL CHECK (state IN ('inline', 'staged', 'placed', 'unwanted')),   -- staged: its file may still be
+    name      TEXT,                             -- in stage/; unwanted: it is to go. NULL: no file, it stands here
+    sealed_ms INTEGER NOT NULL,
+    content   BLOB
+) STRICT;
+CREATE INDEX journal_blob_content_todo ON journal_blob_content (state) WHERE state = 'staged' OR state = 'unwanted';
+
+-- A blob that its writer has named. No name is used twice, so the rows of those that are gone stay.
+CREATE TABLE journal_blob (
+    id         TEXT PRIMARY KEY,
+    state      TEXT NOT NULL CHECK (state IN ('writing', 'sealed', 'aborted', 'incomplete', 'removed')),
+    content    INTEGER,                         -- when it is sealed
+    session    BLOB,                            -- while it is being written: whose, and the name in stage/
+    name       TEXT,
+    written    INTEGER,                         -- how far it came, when its writer died
+    created_ms INTEGER NOT NULL,
+    ended_ms   INTEGER                          -- when it was sealed, given up or removed
+) STRICT, WITHOUT ROWID;
+CREATE INDEX journal_blob_writing ON journal_blob (state) WHERE state = 'writing';
+
 -- What happened that somebody may want to know: warnings, recoveries, what was moved aside.
 CREATE TABLE journal_event (
     id      INTEGER PRIMARY KEY,

@@ -1,5 +1,6 @@
 //! The open journal: wires the floors together, and owns the background thread.
 
+mod blobs;
 mod drain;
 mod feed;
 mod locking;
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::blob;
 use crate::codec;
 use crate::error::{Error, IoContext, Result};
 use crate::fs::area::{Area, STATE_AREA};
@@ -31,6 +33,7 @@ use crate::txn::{
     self, Backlog, BacklogState, Drained, Ground, Late, Limits, Parts, Receipt, Settled, Transaction, Which,
 };
 
+pub use blobs::{BlobOpener, BlobReader, BlobWait, Blobs, NewBlob, SweptBlobs};
 pub use drain::{Drainer, DrainerBuilder};
 pub use feed::{Changes, Follow, Follower};
 pub use locking::{Flight, Lock, LockFence};
@@ -135,7 +138,7 @@ impl Journal {
         let mut turn = journal.ground().enter()?;
         recovery::arrive(journal.ground(), &mut turn)?;
         journal.recover_in(&mut turn)?;
-        if !turn.look(journal::unsettled)?.is_empty() {
+        if !turn.look(journal::unsettled)?.is_empty() || turn.look(blob::has_todo)? {
             // Left by a process that is gone: the background thread settles it.
             journal.ground().backlog.add(0, 0, 0);
         }
@@ -341,6 +344,7 @@ fn lay_ground(path: &Path, options: &Options) -> Result<Ground> {
         limits: Limits {
             inline_file: options.inline_file,
             inline_txn: options.inline_txn,
+            inline_blob: options.inline_blob,
             turn_wait: options.turn_wait,
         },
         state_path,

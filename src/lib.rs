@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod blob;
 mod codec;
 mod engine;
 mod error;
@@ -25,11 +26,13 @@ mod wait;
 
 pub use rusqlite;
 
+pub use blob::BlobId;
 pub use engine::{
-    Attempt, Begun, Changes, Committed, Drainer, DrainerBuilder, Ended, Flight, Follow, Follower, Journal, Lock,
-    LockFence, Pending, PlannedStep, Quarantine, Recovered, Run, Runs, Started, Verdict, recovery_plan,
+    Attempt, Begun, BlobOpener, BlobReader, BlobWait, Blobs, Changes, Committed, Drainer, DrainerBuilder, Ended,
+    Flight, Follow, Follower, Journal, Lock, LockFence, NewBlob, Pending, PlannedStep, Quarantine, Recovered, Run,
+    Runs, Started, SweptBlobs, Verdict, recovery_plan,
 };
-pub use error::{Error, Result, Retry};
+pub use error::{BlobError, Damage, Error, Result, Retry};
 pub use fs::clone::Way;
 pub use history::Retention;
 pub use id::{Fence, QuarantineId, RunId, TxnId};
@@ -42,7 +45,7 @@ pub use outbox::{Coalesce, Message, PublishError, Publisher};
 pub use recovery::{Resolved, Standing};
 pub use run::ItemKey;
 pub use store::Rows;
-pub use txn::{Guard, Layer, Receipt, RolledBack, Settled, Transaction, Warning};
+pub use txn::{BlobWriter, Guard, Layer, Receipt, RolledBack, Settled, Transaction, Warning};
 pub use wait::StopToken;
 
 /// Entrances for fuzzing, which `cargo test` replays too. Not part of the interface.

@@ -21,6 +21,7 @@ pub struct Options {
     pub(crate) foreign_keys: bool,
     pub(crate) inline_file: u64,
     pub(crate) inline_txn: u64,
+    pub(crate) inline_blob: u64,
     pub(crate) pool_size: u32,
     pub(crate) pool_wait: Duration,
     pub(crate) read_limit: Duration,
@@ -43,6 +44,7 @@ impl Default for Options {
             foreign_keys: true,
             inline_file: 64 << 10,
             inline_txn: 16 << 20,
+            inline_blob: 64 << 10,
             pool_size: 4,
             pool_wait: Duration::from_secs(10),
             read_limit: Duration::from_secs(5),
@@ -95,6 +97,12 @@ impl Options {
     /// How many bytes of one transaction's small files may do so, and are held in memory meanwhile. Default: 16 MiB.
     pub fn inline_total(mut self, bytes: u64) -> Self {
         self.inline_txn = bytes;
+        self
+    }
+
+    /// The largest blob that stands in the database, in bytes; a larger one gets a file. Default: 64 KiB.
+    pub fn inline_blob(mut self, bytes: u64) -> Self {
+        self.inline_blob = bytes;
         self
     }
 

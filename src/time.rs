@@ -69,6 +69,11 @@ impl Process {
         Some(Self { boot: boot_id(), pid, started: started(&pid.to_string())? })
     }
 
+    /// One that is on record.
+    pub(crate) fn recorded(boot: Vec<u8>, pid: u32, started: i64) -> Self {
+        Self { boot, pid, started }
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
@@ -85,8 +90,12 @@ impl Process {
     /// True until it has ended, and with it, where it is process 1 of a pid namespace, all in that. One of a container further in
     /// is known by the number it has there; one of a container beside is not seen.
     pub(crate) fn lives(&self) -> bool {
-        let here = self.pid.to_string();
-        self.boot == boot_id() && (started(&here) == Some(self.started) || self.lives_further_in())
+        self.lives_here() || (self.boot == boot_id() && self.lives_further_in())
+    }
+
+    /// True until it has ended, where it is known here by the same number.
+    pub(crate) fn lives_here(&self) -> bool {
+        self.boot == boot_id() && started(&self.pid.to_string()) == Some(self.started)
     }
 
     fn lives_further_in(&self) -> bool {

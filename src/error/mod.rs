@@ -1,5 +1,6 @@
 //! The one error type: what was being done, to which path or id, and what to do next.
 
+mod blob;
 mod context;
 mod retry;
 
@@ -7,6 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use blob::{BlobError, Damage};
 pub(crate) use context::{IoContext, SqlContext};
 pub use retry::Retry;
 
@@ -435,6 +437,9 @@ pub enum Error {
         /// The job.
         job: String,
     },
+    /// A blob cannot be had, written or removed.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
     /// The handle was closed.
     #[error("this journal was closed")]
     Closed,

@@ -1,4 +1,4 @@
-//! Waiting for news: somebody of this process rings, or anybody writes to a file.
+//! Waiting for news: somebody of this process rings, somebody of any process writes to a file or rings at a directory, or ends.
 //!
 //! A file that is written to is a hint: the news may be of no interest, or be visible only later, once the disk has it, and that
 //! makes no sound. So who was woken by it looks again and again, less and less often, and is not woken again at once.
@@ -7,14 +7,15 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::error::{IoContext, Result};
-use crate::time::Deadline;
+use crate::time::{Deadline, Process};
 
 /// How long who was woken by a write is not woken by another one, and after what time they look once more.
 const QUIET: Duration = Duration::from_millis(5);
@@ -22,6 +23,8 @@ const QUIET: Duration = Duration::from_millis(5);
 const LOOK: Duration = Duration::from_secs(10);
 /// And where nobody tells them of other processes.
 const LOOK_BLIND: Duration = Duration::from_millis(20);
+/// And where they wait for a process that cannot be watched, one of another container, say.
+const LOOK_UNSEEN: Duration = Duration::from_millis(100);
 
 /// Rings, from any thread. A clone is the same bell.
 #[derive(Clone, Debug)]
@@ -35,8 +38,23 @@ pub(crate) struct WeakBell(Weak<File>);
 #[derive(Debug)]
 pub(crate) struct Listener {
     bell: Bell,
-    /// None where there are too many watches already: then nobody hears of other processes.
+    /// Of the file that is written to.
     written: Option<OwnedFd>,
+    /// Of the directory at which others ring.
+    rung: Option<OwnedFd>,
+    /// There are too many watches already: nobody tells of other processes.
+    blind: bool,
+    ends: Mutex<End>,
+}
+
+/// The end of another process, which is waited for, too.
+#[derive(Debug)]
+enum End {
+    /// Nobody's.
+    OfNobody,
+    Of(Process, OwnedFd),
+    /// That of one who cannot be watched.
+    Unseen(Process),
 }
 
 /// Why somebody who waited goes on.
@@ -65,13 +83,20 @@ impl Bell {
 
     /// Listens to it, and for writes to the file at `path`.
     pub(crate) fn listen(&self, path: &Path) -> Listener {
-        let watch = || -> rustix::io::Result<OwnedFd> {
-            let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-            inotify::add_watch(&events, path, WatchFlags::MODIFY | WatchFlags::DONT_FOLLOW)?;
-            Ok(events)
-        };
-        Listener { bell: self.clone(), written: watch().ok() }
+        let written = watch(path, WatchFlags::MODIFY);
+        Listener { blind: written.is_none(), written, ..self.listen_alone() }
     }
+
+    /// Listens to it alone.
+    pub(crate) fn listen_alone(&self) -> Listener {
+        Listener { bell: self.clone(), written: None, rung: None, blind: false, ends: Mutex::new(End::OfNobody) }
+    }
+}
+
+fn watch(path: &Path, what: WatchFlags) -> Option<OwnedFd> {
+    let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
+    inotify::add_watch(&events, path, what | WatchFlags::DONT_FOLLOW).ok()?;
+    Some(events)
 }
 
 impl WeakBell {
@@ -90,12 +115,41 @@ impl Listener {
         &self.bell
     }
 
+    /// Listens at a directory, too: whoever sets its times, of whatever process, rings.
+    pub(crate) fn at(self, dir: &Path) -> Self {
+        let rung = watch(dir, WatchFlags::ATTRIB | WatchFlags::ONLYDIR);
+        Self { blind: self.blind || rung.is_none(), rung, ..self }
+    }
+
+    /// Is woken, from now on, when this process ends; none: when none does.
+    pub(crate) fn wake_at_end_of(&self, process: Option<Process>) {
+        let mut ends = self.ends();
+        match (&*ends, &process) {
+            (End::OfNobody, None) => {}
+            (End::Of(known, _) | End::Unseen(known), Some(process)) if known == process => {}
+            _ => *ends = process.map_or(End::OfNobody, End::of),
+        }
+    }
+
+    fn ends(&self) -> std::sync::MutexGuard<'_, End> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// After what time to look, however quiet it is.
+    fn longest(&self) -> Duration {
+        match (self.blind, &*self.ends()) {
+            (true, _) => LOOK_BLIND,
+            (_, End::Unseen(_)) => LOOK_UNSEEN,
+            _ => LOOK,
+        }
+    }
+
     /// Waits until `found` says so, at most until `deadline`. It is asked at once, when it is rung, and where `others` are of
     /// interest when the file is written to, some times after that, and now and then anyway.
     pub(crate) fn wait_until(&self, deadline: Deadline, others: bool, mut found: impl FnMut(Heard) -> bool) {
-        let longest = if self.written.is_some() { LOOK } else { LOOK_BLIND };
-        let (mut pause, mut heard) = (longest, Heard::Nothing);
+        let (mut pause, mut heard) = (LOOK, Heard::Nothing);
         while !found(heard) && !deadline.passed() {
+            let longest = self.longest();
             let listens = others && heard != Heard::Written;
             let at_most = if others { pause.min(longest) } else { Duration::MAX };
             heard = self.wait(deadline.left().min(at_most), listens);
@@ -110,30 +164,59 @@ impl Listener {
     /// Waits until it is rung, or the file is written to where that is of interest; at most this long.
     fn wait(&self, at_most: Duration, others: bool) -> Heard {
         let at_most = Timespec::try_from(at_most).ok();
-        let mut fds = vec![PollFd::new(&*self.bell.0, PollFlags::IN)];
-        let written = self.written.as_ref().filter(|_| others);
-        fds.extend(written.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
+        let mut ends = self.ends();
+        let end = match &*ends {
+            End::Of(_, end) => Some(end),
+            _ => None,
+        };
+        let sources = [Some(self.bell.0.as_fd()), self.written.as_ref().filter(|_| others).map(AsFd::as_fd)];
+        let rare = [self.rung.as_ref().map(AsFd::as_fd), end.map(AsFd::as_fd)];
+        let sources: Vec<_> = sources.into_iter().chain(rare).collect();
+        let mut fds: Vec<PollFd<'_>> =
+            sources.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
         // Interrupted, it has heard nothing, and is asked again.
         if poll(&mut fds, at_most.as_ref()).is_err() {
             return Heard::Nothing;
         }
-        let is_ready = |n: usize| fds.get(n).is_some_and(|fd| !fd.revents().is_empty());
-        let (rung, written) = (is_ready(0), is_ready(1));
-        if written || rung {
-            self.forget_writes();
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        let [bell, written, rung, ended] =
+            [0, 1, 2, 3].map(|n| sources.get(n).is_some_and(Option::is_some) && ready.next() == Some(true));
+        if written || bell || rung {
+            forget(&self.written);
+            forget(&self.rung);
         }
-        if rung {
+        if bell {
             let _ = (&*self.bell.0).read(&mut [0; 8]);
-            return Heard::Rung;
         }
-        if written { Heard::Written } else { Heard::Nothing }
+        if ended {
+            // Once is enough.
+            *ends = End::OfNobody;
+        }
+        match (bell || rung || ended, written) {
+            (true, _) => Heard::Rung,
+            (_, true) => Heard::Written,
+            _ => Heard::Nothing,
+        }
     }
+}
 
-    fn forget_writes(&self) {
-        let Some(written) = &self.written else { return };
-        let mut buffer = [0; 4096];
-        while rustix::io::read(written, &mut buffer).is_ok_and(|read| read > 0) {}
+impl End {
+    fn of(process: Process) -> Self {
+        let number = i32::try_from(process.pid()).ok().and_then(Pid::from_raw);
+        let watched = number.and_then(|number| pidfd_open(number, PidfdFlags::empty()).ok());
+        // Whoever has the number now may be somebody else, and here it may be that of nobody.
+        match watched {
+            Some(watched) if process.lives_here() => Self::Of(process, watched),
+            _ => Self::Unseen(process),
+        }
     }
+}
+
+/// Drops what a watch has told.
+fn forget(watch: &Option<OwnedFd>) {
+    let Some(watch) = watch else { return };
+    let mut buffer = [0; 4096];
+    while rustix::io::read(watch, &mut buffer).is_ok_and(|read| read > 0) {}
 }
 
 #[cfg(test)]

@@ -142,6 +142,16 @@ impl OsLock {
     }
 }
 
+/// Shares the lock on a file that is no lock file, for as long as it is open. False while somebody has it alone.
+pub(super) fn share(file: &File) -> Result<bool, std::io::Error> {
+    Sharing::Shared.try_on(file)
+}
+
+/// The same, to have it alone.
+pub(super) fn alone(file: &File) -> Result<bool, std::io::Error> {
+    Sharing::Exclusive.try_on(file)
+}
+
 pub(super) fn unlock(file: &File) -> Result<(), std::io::Error> {
     fs4::FileExt::unlock(file)
 }

@@ -23,5 +23,5 @@ pub(crate) use heartbeat::Heartbeat;
 pub use holder::{Holder, Waiting};
 pub(crate) use lease::{Held, Lease, Lent};
 pub(crate) use locks::{Granted, Locks, Order, Want, file_name, gate_name};
-pub(crate) use rows::{begin_wait, newest_fence, open_sessions, others_open};
-pub(crate) use session::{Session, sweep_dead};
+pub(crate) use rows::{begin_wait, newest_fence, open_sessions, others_open, process};
+pub(crate) use session::{Session, lives, sweep_dead};

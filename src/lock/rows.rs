@@ -4,7 +4,7 @@ use super::holder::Holder;
 use crate::error::Result;
 use crate::id::{Fence, SessionId};
 use crate::store::Tx;
-use crate::time::{boot_id, now_ms, process_start};
+use crate::time::{Process, boot_id, now_ms, process_start};
 
 /// How many fencing tokens are made durable at once, so that an acquisition needs no sync of its own.
 const FENCE_BLOCK: i64 = 1 << 20;
@@ -211,4 +211,13 @@ pub(super) fn end_wait(tx: &Tx<'_>, wait: i64, name: &str, waited_ms: i64) -> Re
         (name, waited_ms),
     )
     .map(drop)
+}
+
+/// The process of a session, where its row says so.
+pub(crate) fn process(tx: &Tx<'_>, session: SessionId) -> Result<Option<Process>> {
+    tx.query_opt(
+        "SELECT boot, pid, started FROM main.journal_session WHERE id = ?1 AND pid BETWEEN 1 AND 2147483647",
+        [session.as_bytes()],
+        |row| Ok(Process::recorded(row.get(0)?, row.get(1)?, row.get(2)?)),
+    )
 }

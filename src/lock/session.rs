@@ -77,7 +77,7 @@ fn file_name(id: SessionId) -> String {
 }
 
 /// True while the process of a session holds its lock file in this directory.
-pub(super) fn lives(sessions: &Path, id: SessionId) -> Result<bool> {
+pub(crate) fn lives(sessions: &Path, id: SessionId) -> Result<bool> {
     os_lock::is_unheld(sessions, &file_name(id)).map(|unheld| !unheld)
 }
 

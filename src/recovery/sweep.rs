@@ -4,13 +4,14 @@
 use std::collections::HashSet;
 
 use super::keeping;
+use crate::blob;
 use crate::error::Result;
 use crate::fault::{Fault, planted};
-use crate::fs::area;
+use crate::fs::area::{self, STATE_AREA};
 use crate::id::SessionId;
 use crate::journal::{self, GuardState, StagedNames};
 use crate::lock;
-use crate::store::Turn;
+use crate::store::{Durability, Turn};
 use crate::txn::{Ground, KEEP, NOBODYS, set_aside};
 
 /// Ends dead sessions and removes their strays. Answers how many names went.
@@ -28,6 +29,7 @@ pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
         }
     }
     keeping::carry_on(ground, turn)?;
+    end_blobs(ground, turn, &alive)?;
     let mut referred: Option<StagedNames> = None;
     let mut history: Option<HashSet<(i64, String)>> = None;
     for area in ground.areas() {
@@ -50,7 +52,7 @@ pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
             }
             let referred = match &mut referred {
                 Some(referred) => referred,
-                none => none.insert(turn.look(journal::staged_names)?),
+                none => none.insert(referred_to(turn)?),
             };
             // What the engine derives from a recorded name goes with it.
             let base = name.find('.').map_or(name, |at| &name[..at]);
@@ -71,4 +73,28 @@ pub(crate) fn sweep(ground: &Ground, turn: &mut Turn<'_>) -> Result<u64> {
         }
     }
     Ok(swept)
+}
+
+/// What rows refer to.
+fn referred_to(turn: &Turn<'_>) -> Result<StagedNames> {
+    let mut referred = turn.look(journal::staged_names)?;
+    let blobs = turn.look(|tx| blob::todo(tx, i64::MIN, i64::MAX as usize))?;
+    referred.names.extend(blobs.into_iter().map(|todo| todo.file.staged));
+    Ok(referred)
+}
+
+/// Blobs whose writers died are never sealed: what there is of them goes, and how much that was is noted before.
+fn end_blobs(ground: &Ground, turn: &mut Turn<'_>, alive: &HashSet<SessionId>) -> Result<()> {
+    let mut ended = turn.look(blob::written)?;
+    ended.retain(|blob| SessionId::from_slice(&blob.session).is_none_or(|session| !alive.contains(&session)));
+    if ended.is_empty() {
+        return Ok(());
+    }
+    let area = ground.area(STATE_AREA)?;
+    turn.write(Durability::Normal, |tx| {
+        ended.iter().try_for_each(|ended| {
+            let size = area.look_staged(&ended.name).ok().flatten().map_or(0, |meta| meta.size);
+            blob::incomplete(tx, ended, size)
+        })
+    })
 }

@@ -247,7 +247,7 @@ const IMPOSTORS: &str = "SELECT name FROM temp.sqlite_schema WHERE name LIKE 'jo
             'journal_tree', 'journal_tree_dir', 'journal_tree_part', 'journal_guard_tree', 'journal_wait', \
             'journal_run', 'journal_run_item', 'journal_run_try', \
             'journal_outbox', 'journal_outbox_key', 'journal_outbox_topic', \
-            'journal_applied', 'journal_follower') LIMIT 1";
+            'journal_applied', 'journal_follower', 'journal_blob', 'journal_blob_content') LIMIT 1";
 
 #[cfg(test)]
 mod tests {

@@ -146,6 +146,29 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
         position INTEGER NOT NULL,
         at_ms    INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
+    CREATE TABLE journal_blob_content (
+        id        INTEGER PRIMARY KEY,
+        hash      BLOB NOT NULL UNIQUE,
+        size      INTEGER NOT NULL,
+        direct    INTEGER NOT NULL,
+        named     INTEGER NOT NULL,
+        state     TEXT NOT NULL CHECK (state IN ('inline', 'staged', 'placed', 'unwanted')),
+        name      TEXT,
+        sealed_ms INTEGER NOT NULL,
+        content   BLOB
+    ) STRICT;
+    CREATE INDEX journal_blob_content_todo ON journal_blob_content (state) WHERE state = 'staged' OR state = 'unwanted';
+    CREATE TABLE journal_blob (
+        id         TEXT PRIMARY KEY,
+        state      TEXT NOT NULL CHECK (state IN ('writing', 'sealed', 'aborted', 'incomplete', 'removed')),
+        content    INTEGER,
+        session    BLOB,
+        name       TEXT,
+        written    INTEGER,
+        created_ms INTEGER NOT NULL,
+        ended_ms   INTEGER
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX journal_blob_writing ON journal_blob (state) WHERE state = 'writing';
 "];
 
 /// Brings the database to this library's schema, from nothing or from an older version. A newer one is refused before

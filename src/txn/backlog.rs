@@ -53,12 +53,21 @@ impl Backlog {
     /// Adds an applied transaction, and how long the log is now. Rings only when there was none before or when enough
     /// has come together: to wake a thread costs as much as a good part of a commit.
     pub(crate) fn add(&self, paths: u64, bytes: u64, frames: u32) {
+        self.add_with(paths, bytes, Some(frames));
+    }
+
+    /// Something is to be done behind a commit that has told how long the log is.
+    pub(crate) fn add_files(&self, files: u64, bytes: u64) {
+        self.add_with(files, bytes, None);
+    }
+
+    fn add_with(&self, paths: u64, bytes: u64, frames: Option<u32>) {
         let mut state = self.state.lock().unwrap_or_else(|poison| poison.into_inner());
         let before = *state;
         state.transactions += 1;
         state.paths += paths;
         state.bytes += bytes;
-        state.frames = frames;
+        state.frames = frames.unwrap_or(state.frames);
         if before.transactions == 0 || (state.is_enough() && !before.is_enough()) {
             self.bell.notify_all();
         }

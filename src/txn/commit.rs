@@ -13,6 +13,7 @@
 //! transaction that the next one at the turnstile applies, as far as the stage shows that it was not.
 
 use super::apply::Outcome;
+use super::blobs::BlobChanges;
 use super::ground::{Ground, Version, Which};
 use super::guard::refuse_guarded;
 use super::guarding::Guarding;
@@ -47,6 +48,7 @@ pub(super) struct Request<'r> {
     pub(super) guarding: Option<&'r mut Guarding>,
     pub(super) runs: &'r mut [Along],
     pub(super) messages: &'r [Draft],
+    pub(super) blobs: &'r mut BlobChanges,
 }
 
 /// Commits. On `Ok` the lock's release is noted too; the OS lock goes with the lease.
@@ -63,6 +65,7 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
     };
     let mut prepared = Prepared::new(ground, request.version, request.overlay.effects())?;
     prepared.touched = touched;
+    request.blobs.sync(ground)?;
     let (turn, settling, recorded) = decide(ground, &mut request, &mut prepared);
     let (new, log_frames) = match recorded {
         Ok((Recorded::New(new), log_frames)) => (new, log_frames),
@@ -82,7 +85,10 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
             request.lease.not_committed();
             match &error {
                 // The rows may be there: what they refer to has to be, too.
-                Error::OutcomeUnknown { .. } => prepared.keep(),
+                Error::OutcomeUnknown { .. } => {
+                    prepared.keep();
+                    request.blobs.in_doubt();
+                }
                 // The parent goes on with them.
                 Error::Forked => prepared.keep(),
                 Error::LockLost { .. } => {
@@ -105,6 +111,7 @@ pub(super) fn commit(ground: &Ground, mut request: Request<'_>) -> Result<Receip
             Vec::new()
         }
     };
+    request.blobs.committed(ground);
     let New { id, fence, changes, .. } = new;
     Ok(Receipt { id, fence, changes, warnings, repeated: false })
 }
@@ -141,7 +148,7 @@ fn together<'g>(
     let wish = request.guarding.is_none().then(|| Wish {
         paths: prepared.steps.iter().flat_map(Step::paths).cloned().collect(),
         key: request.key.map(str::to_owned),
-        bytes: contents.chain(payloads).map(|bytes| bytes.len() as u64).sum(),
+        bytes: contents.chain(payloads).map(|bytes| bytes.len() as u64).sum::<u64>() + request.blobs.inline(),
     });
     let durability = durability();
     ground.store.commit(ground.limits.turn_wait, durability, wish.as_ref(), |tx, comes_first| {
@@ -269,6 +276,7 @@ fn record(
     for along in request.runs.iter_mut() {
         along.write(tx)?;
     }
+    request.blobs.record(ground, tx)?;
     let changes = prepared.changes();
     let id = insert(ground, tx, request, fence, prepared, &changes)?;
     outbox::enqueue(tx, id, fence, request.messages)?;

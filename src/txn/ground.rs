@@ -5,13 +5,14 @@ use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 use std::time::Duration;
 
 use super::backlog::Backlog;
 use super::late::Late;
 use crate::error::{Error, Result};
 use crate::fs::area::{Area, STATE_AREA};
+use crate::fs::blobs::BlobDir;
 use crate::fs::opener::{Opener, SyncTarget};
 use crate::fs::root::{Dir, RootDir};
 use crate::fs::watch::Watch;
@@ -28,6 +29,8 @@ pub(crate) struct Limits {
     pub(crate) inline_file: u64,
     /// How much of one transaction does, in bytes.
     pub(crate) inline_txn: u64,
+    /// The largest blob that stands in the database, in bytes.
+    pub(crate) inline_blob: u64,
     /// How long to wait for the turn to write.
     pub(crate) turn_wait: Duration,
 }
@@ -38,6 +41,8 @@ pub(crate) struct Ground {
     parts: Parts,
     /// What waits for the background settler.
     pub(crate) backlog: Backlog,
+    /// Opened with the first blob.
+    blobs: OnceLock<BlobDir>,
     /// What is to be written down a little later.
     pub(crate) late: Late,
     /// Where messages are announced that this process publishes.
@@ -158,6 +163,7 @@ impl Ground {
         let ground = Self {
             parts,
             backlog,
+            blobs: OnceLock::new(),
             late: Late::default(),
             doors: Doors::default(),
             areas: RwLock::new(vec![Arc::new(state_area)]),
@@ -282,6 +288,15 @@ impl Ground {
         let areas = self.areas.read().unwrap_or_else(|poison| poison.into_inner());
         let found = areas.iter().find(|area| area.id == id).cloned();
         found.ok_or(Error::NotMounted { area: id })
+    }
+
+    /// The directory of blobs, made where it is missing.
+    pub(crate) fn blobs(&self) -> Result<&BlobDir> {
+        if let Some(open) = self.blobs.get() {
+            return Ok(open);
+        }
+        let open = BlobDir::open(&*self.area(STATE_AREA)?)?;
+        Ok(self.blobs.get_or_init(|| open))
     }
 
     /// All areas that are open.

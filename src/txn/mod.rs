@@ -6,6 +6,7 @@
 //!   tree itself durable.
 //! - [`rows_only`] is for what touches no file; [`items`] are what a transaction records of runs, [`messages`] what
 //!   it tells others.
+//! - [`blob_writer`] writes a blob, which [`blobs`] seals with a commit and looks after behind it.
 //! - [`bind`] looks once more, under the turn, at what was prepared before it.
 //! - [`guard`] is for what somebody else's code changes, [`taken`] what is kept of it, [`guarding`] what became of it, [`rollback`] puts it back;
 //!   [`trees`] keeps the baseline of a whole tree, [`comparing`] finds out which paths of it that is, and gets their
@@ -20,6 +21,8 @@ mod absorb_databases;
 mod apply;
 mod backlog;
 mod bind;
+mod blob_writer;
+mod blobs;
 mod checks;
 mod commit;
 mod comparing;
@@ -50,6 +53,7 @@ mod trees;
 
 pub(crate) use apply::{Again, Outcome, Repeat, apply};
 pub(crate) use backlog::{Backlog, BacklogState};
+pub use blob_writer::BlobWriter;
 pub(crate) use comparing::{For, Missing};
 pub(crate) use displaced::{AGAIN, Displaced, NOBODYS, asides, set_aside};
 pub(crate) use ground::{Drained, Ground, Limits, Parts, Scene, Version, Which};

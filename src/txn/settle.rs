@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::apply::Again;
+use super::blobs::settle_blobs;
 use super::displaced::{self, AGAIN, Displaced};
 use super::ground::Ground;
 use super::prepare::{SYNC_ONE_BY_ONE, Step};
@@ -87,6 +88,7 @@ pub(crate) struct Batch {
 /// Settles what is applied, batch by batch. The turn is held only for the notes, not while syncing.
 pub(crate) fn settle(ground: &Ground, deadline: Deadline) -> Result<Settled> {
     let lock = SettleLock::wait(ground, deadline)?;
+    settle_blobs(ground)?;
     let mut settled = Settled::default();
     loop {
         let mut batch = begin(ground, &mut Turns::Each(ground), &lock)?;

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::blobs::BlobChanges;
 use super::commit::{self, Request};
 use super::ground::{Ground, Version};
 use super::guarding::Guarding;
@@ -58,6 +59,7 @@ pub struct Transaction {
     pub(super) runs: Vec<Along>,
     /// What others are told with it.
     pub(super) messages: Vec<Draft>,
+    pub(super) blobs: BlobChanges,
     /// The journal stays open, and its session alive, for as long as this transaction.
     _alive: Arc<dyn std::any::Any + Send + Sync>,
 }
@@ -98,6 +100,7 @@ impl Transaction {
             spooled: HashSet::new(),
             runs: Vec::new(),
             messages: Vec::new(),
+            blobs: BlobChanges::default(),
         }
     }
 
@@ -288,6 +291,7 @@ impl Transaction {
                 guarding: self.guarding.as_mut(),
                 runs: &mut self.runs,
                 messages: &self.messages,
+                blobs: &mut self.blobs,
             },
         );
         let decided = match &outcome {

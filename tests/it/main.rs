@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests change trees by hand, read clocks and start processes")]
 
 mod background;
+mod blobs;
 mod cli;
 mod contention;
 mod corpus;

@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["fs"],
     &["store", "tree"],
     &["lock"],
-    &["journal", "outbox", "run"],
+    &["blob", "journal", "outbox", "run"],
     &["txn"],
     &["recovery", "history", "inspect"],
     &["engine", "options"],

@@ -1,0 +1,244 @@
+//! A blob that is being written, until it is sealed or given up.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::blobs::Draft;
+use super::ground::Ground;
+use crate::blob::{self, BlobId};
+use crate::error::{BlobError, Error, Result};
+use crate::fs::area::STATE_AREA;
+use crate::fs::temp;
+use crate::store::{self, Durability};
+
+/// So much is written to a file at once.
+const BUFFER: usize = 256 << 10;
+/// How long a blob that is dropped waits for the turn, to have others told.
+const GIVE_UP: Duration = Duration::from_secs(2);
+
+/// Writes a blob: [`Blobs::create`](crate::Blobs::create). Nobody reads any of it before it is sealed, by [`BlobWriter::seal`] or
+/// by [`Transaction::seal`](crate::Transaction::seal); dropped, it is given up, and what was written goes.
+///
+/// It buffers: there is no need for a `BufWriter` around it.
+#[must_use = "a blob that is dropped is given up; call seal()"]
+pub struct BlobWriter {
+    being: BeingWritten,
+    expected: Option<u64>,
+    hasher: blake3::Hasher,
+    /// What is not in the file yet.
+    buffer: Vec<u8>,
+    file: Option<OwnedFd>,
+    size: u64,
+    /// A write has failed: what there is has a hole.
+    failed: bool,
+}
+
+/// What has to be cleared away where nothing comes of it.
+pub(super) struct BeingWritten {
+    pub(super) ground: Arc<Ground>,
+    /// The journal stays open, and its session alive.
+    _alive: Arc<dyn Any + Send + Sync>,
+    /// As its writer has named it, and others know it already.
+    pub(super) id: Option<BlobId>,
+    /// What it is called in the stage.
+    pub(super) name: String,
+    pub(super) has_file: bool,
+    over: bool,
+}
+
+impl std::fmt::Debug for BlobWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlobWriter").field("id", &self.being.id).field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for BeingWritten {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BeingWritten").field("id", &self.id).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl BlobWriter {
+    /// Begins a blob. With a name, others know of it on return.
+    pub(crate) fn begin(
+        ground: Arc<Ground>,
+        alive: Arc<dyn Any + Send + Sync>,
+        id: Option<BlobId>,
+        expected: Option<u64>,
+    ) -> Result<Self> {
+        ground.store.refuse_forked()?;
+        store::refuse_reentry("a blob")?;
+        let name = ground.fresh_name();
+        if let Some(id) = &id {
+            let session = ground.session.id;
+            // Not synced: a power cut takes its writer as well, and whoever has durably heard of it has done so after this.
+            ground.enter()?.write(Durability::Normal, |tx| blob::announce(tx, id, session, &name))?;
+        }
+        let being = BeingWritten { ground, _alive: alive, id, name, has_file: false, over: false };
+        let hasher = blake3::Hasher::new();
+        Ok(Self { being, expected, hasher, buffer: Vec::new(), file: None, size: 0, failed: false })
+    }
+
+    /// What it is called, where it was given a name. Else that comes of its content, and [`BlobWriter::seal`] answers it.
+    pub fn id(&self) -> Option<&BlobId> {
+        self.being.id.as_ref()
+    }
+
+    /// How many bytes were written.
+    pub fn written(&self) -> u64 {
+        self.size
+    }
+
+    /// Seals it, in a commit of its own: on return it is durable, and anybody can read it. For a blob and what tells of it in one
+    /// commit there is [`Transaction::seal`](crate::Transaction::seal).
+    ///
+    /// Two syncs for a file, besides that of the commit; none but that for a small blob. [`BlobError::WrongSize`] when it is shorter
+    /// than was announced.
+    pub fn seal(self) -> Result<BlobId> {
+        self.finish()?.seal_alone()
+    }
+
+    /// Gives it up: others are told [`BlobError::Aborted`]. Dropping it does the same.
+    pub fn abort(mut self) -> Result<()> {
+        self.being.give_up()
+    }
+
+    /// Ends the writing.
+    pub(super) fn finish(mut self) -> Result<Draft> {
+        if self.failed {
+            return Err(Error::corrupt("a blob", "an earlier write of it has failed, so it cannot be sealed"));
+        }
+        if let Some(expected) = self.expected.filter(|expected| *expected != self.size) {
+            return Err(BlobError::WrongSize { expected, written: self.size }.into());
+        }
+        let inline = match self.file {
+            None => Some(std::mem::take(&mut self.buffer)),
+            Some(_) => {
+                self.spill()?;
+                None
+            }
+        };
+        let Self { being, hasher, size, .. } = self;
+        Ok(Draft::new(being, *hasher.finalize().as_bytes(), size, inline))
+    }
+
+    fn take_in(&mut self, bytes: &[u8]) -> Result<()> {
+        let size = self.size.saturating_add(bytes.len() as u64);
+        if let Some(expected) = self.expected.filter(|expected| *expected < size) {
+            return Err(BlobError::WrongSize { expected, written: size }.into());
+        }
+        self.being.ground.store.refuse_forked()?;
+        if self.file.is_none() && size > self.being.ground.limits.inline_blob {
+            self.being.has_file = true;
+            self.file = Some(temp::create(&*self.being.ground.area(STATE_AREA)?, &self.being.name)?);
+        }
+        if self.file.is_some() && self.buffer.len() + bytes.len() > BUFFER {
+            self.spill()?;
+            if bytes.len() >= BUFFER {
+                self.write_out(bytes)?;
+            } else {
+                self.buffer.extend_from_slice(bytes);
+            }
+        } else {
+            self.buffer.extend_from_slice(bytes);
+        }
+        self.hasher.update(bytes);
+        self.size = size;
+        Ok(())
+    }
+
+    /// Writes what is in the buffer to the file.
+    fn spill(&mut self) -> Result<()> {
+        let buffer = std::mem::take(&mut self.buffer);
+        self.write_out(&buffer)?;
+        self.buffer = buffer;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn write_out(&self, bytes: &[u8]) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        temp::write_all(file, bytes, &self.being.ground.area(STATE_AREA)?.stage_dir)
+    }
+}
+
+impl io::Write for BlobWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.failed {
+            return Err(io::Error::other("an earlier write of this blob has failed: begin another"));
+        }
+        match self.take_in(bytes) {
+            Ok(()) => Ok(bytes.len()),
+            Err(error) => {
+                // The room it takes is given back now, and not when somebody gets round to dropping it.
+                self.failed = true;
+                (self.file, self.buffer) = (None, Vec::new());
+                self.being.drop_file();
+                let kind = match &error {
+                    Error::Io { source, .. } => source.kind(),
+                    Error::Blob(_) => io::ErrorKind::InvalidInput,
+                    _ => io::ErrorKind::Other,
+                };
+                Err(io::Error::new(kind, error))
+            }
+        }
+    }
+
+    /// Does nothing: nobody reads it before it is sealed, and that makes it durable.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl BeingWritten {
+    /// Something has come of it, or whoever recovers sees to it.
+    pub(super) fn end(&mut self) {
+        self.over = true;
+    }
+
+    pub(super) fn drop_file(&mut self) {
+        if !std::mem::take(&mut self.has_file) {
+            return;
+        }
+        if let Err(error) = self.ground.area(STATE_AREA).and_then(|area| area.drop_staged(&self.name)) {
+            tracing::warn!(%error, "what was written of a blob could not be removed; the next recovery sweeps it");
+        }
+    }
+
+    fn give_up(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.over, true) {
+            return Ok(());
+        }
+        self.ground.store.refuse_forked()?;
+        self.drop_file();
+        let Some(id) = &self.id else { return Ok(()) };
+        store::refuse_reentry("the end of a blob")?;
+        let session = self.ground.session.id;
+        self.ground.store.enter(GIVE_UP)?.write(Durability::Normal, |tx| blob::abort(tx, id, session))?;
+        self.ring()
+    }
+
+    /// Has those hear of it who wait for this blob.
+    pub(super) fn ring(&self) -> Result<()> {
+        if self.id.is_some() {
+            self.ground.blobs()?.ring();
+            self.ground.doors.committed();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for BeingWritten {
+    fn drop(&mut self) {
+        if self.ground.store.refuse_forked().is_err() {
+            // The parent's, which goes on with it.
+            return std::mem::forget((Arc::clone(&self.ground), Arc::clone(&self._alive)));
+        }
+        if let Err(error) = self.give_up() {
+            tracing::warn!(%error, id = ?self.id, "that a blob was given up could not be noted; who waits for it hears so when this process ends");
+        }
+    }
+}
