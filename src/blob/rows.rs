@@ -77,7 +77,7 @@ pub(crate) enum Found {
 pub(crate) fn find(tx: &Tx<'_>, id: &BlobId) -> Result<Found> {
     if let Some(hash) = id.hash() {
         let sql = "SELECT hash, size, id, name, content FROM main.journal_blob_content WHERE hash = ?1 AND direct > 0";
-        return Ok(tx.query_opt(sql, [&hash[..]], |row| content(row, 0))?.map_or(Ok(Found::Unknown), sealed)?);
+        return tx.query_opt(sql, [&hash[..]], |row| content(row, 0))?.map_or(Ok(Found::Unknown), sealed);
     }
     let sql = "SELECT b.state, b.session, b.name, b.written, c.hash, c.size, c.id, c.name, c.content \
                FROM main.journal_blob b LEFT JOIN main.journal_blob_content c ON c.id = b.content WHERE b.id = ?1";

@@ -1,7 +1,7 @@
 //! Transactions: what is staged becomes effects, effects are prepared, committed, applied and settled.
 //!
-//! - [`transaction`] is the caller's side, [`content`] what it writes to files; [`overlay`] remembers what was staged,
-//!   [`effect`] is what remains of it.
+//! - [`transaction`] is the caller's side, [`content`] what it writes to files, [`staging`] what is looked at for that;
+//!   [`overlay`] remembers what was staged, [`effect`] is what remains of it.
 //! - [`prepare`] does all that can fail, [`commit`] decides, [`apply`] carries it into the tree, [`settle`] makes the
 //!   tree itself durable.
 //! - [`rows_only`] is for what touches no file; [`items`] are what a transaction records of runs, [`messages`] what
@@ -47,6 +47,7 @@ mod rollback;
 mod rows_only;
 mod settle;
 mod shared;
+mod staging;
 mod taken;
 mod transaction;
 mod trees;

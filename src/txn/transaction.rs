@@ -10,7 +10,7 @@ use super::blobs::BlobChanges;
 use super::commit::{self, Request};
 use super::ground::{Ground, Version};
 use super::guarding::Guarding;
-use super::overlay::{Bytes, NewFile, Node, Overlay, Published, View};
+use super::overlay::{Bytes, Node, Overlay, Published, View};
 use super::receipt::Receipt;
 use super::rollback::RolledBack;
 use crate::error::{Error, IoContext, Result};
@@ -27,9 +27,6 @@ use crate::wait::StopToken;
 /// The caller's SQL, run inside COMMIT.
 pub(super) type SqlFn = Box<dyn FnMut(&Rows<'_>) -> Result<()> + Send>;
 
-/// The largest number of paths one transaction may name.
-const MAX_PATHS: u64 = 1 << 20;
-
 /// Staged changes of files and rows that become true together, or not at all.
 ///
 /// Nothing is visible before [`Transaction::commit`]; dropping the transaction throws everything away. It holds its
@@ -38,21 +35,21 @@ const MAX_PATHS: u64 = 1 << 20;
 pub struct Transaction {
     pub(super) ground: Arc<Ground>,
     pub(super) lease: Option<Held>,
-    overlay: Overlay,
+    pub(super) overlay: Overlay,
     sql: Vec<SqlFn>,
     pub(super) label: String,
     key: Option<String>,
     /// The key was committed before: what is asked for is only compared with what was asked for then.
     pub(super) replay: bool,
     /// Every operation as it was asked for.
-    asked: blake3::Hasher,
+    pub(super) asked: blake3::Hasher,
     pub(super) began_ms: i64,
     /// Of the tree, when the lock was taken.
     version: Version,
     /// Something of it is published: a directory with whatever it holds.
-    publishes: bool,
+    pub(super) publishes: bool,
     pub(super) inline: u64,
-    paths: u64,
+    pub(super) paths: u64,
     pub(super) guarding: Option<Guarding>,
     pub(super) spooled: HashSet<(i64, String)>,
     /// What is recorded of runs with it.
@@ -375,109 +372,6 @@ impl Transaction {
             return Ok(RolledBack::default());
         };
         guarding.roll_back(&self.ground, lease, &self.label, self.began_ms)
-    }
-
-    pub(super) fn begin_staging(&mut self, path: &Path) -> Result<RelPath> {
-        store::refuse_reentry("a change of the tree")?;
-        self.ground.store.refuse_poisoned()?;
-        let Some(lease) = &self.lease else { return Err(Error::Closed) };
-        lease.used();
-        lease.refuse_lost()?;
-        self.paths += 1;
-        if self.paths > MAX_PATHS {
-            return Err(Error::TooLarge { what: "the number of paths of one transaction", limit: MAX_PATHS });
-        }
-        self.ground.path(path)
-    }
-
-    /// Puts a node, and gives back what its predecessor took of the limit for small content.
-    pub(super) fn replace(&mut self, path: &RelPath, node: Node) -> Result<()> {
-        if let View::File(NewFile { bytes: Bytes::Inline(old), .. }) = self.overlay.view(path)? {
-            self.inline = self.inline.saturating_sub(old.len() as u64);
-        }
-        self.overlay.put(path, node)
-    }
-
-    /// A staged node on its way to another path. A directory that only this transaction makes has nothing live to
-    /// bring along.
-    fn detached(&self, mut node: Node) -> Result<Node> {
-        if let Some(origin) = node.live_origin()
-            && self.ground.root.look(origin)?.is_none()
-        {
-            node.make_fresh();
-        }
-        Ok(node)
-    }
-
-    /// Remembers an operation, to compare a repeat of the key with.
-    pub(super) fn ask(&mut self, operation: &str, parts: &[&[u8]]) {
-        for part in [operation.as_bytes()].iter().chain(parts) {
-            self.asked.update(&(part.len() as u64).to_le_bytes());
-            self.asked.update(part);
-        }
-    }
-
-    /// What is at a path that something is to be put to. What comes along with a published directory is the caller's
-    /// own, to be arranged before.
-    pub(super) fn placing(&self, path: &RelPath) -> Result<View<'_>> {
-        if !self.publishes {
-            return self.overlay.view(path);
-        }
-        let along = |path: &RelPath| match self.overlay.view(path)? {
-            View::Along(source) => root::look_outside(&source).at("look at", source),
-            _ => Ok(None),
-        };
-        if along(path)?.is_some() {
-            return Err(Self::published(path));
-        }
-        for above in std::iter::successors(path.parent(), RelPath::parent) {
-            if along(&above)?.is_some_and(|meta| meta.kind != Kind::Directory) {
-                return Err(Error::NotADirectory { path: self.ground.root.full(&above) });
-            }
-        }
-        self.overlay.view(path)
-    }
-
-    /// What is at a path that is to leave it: there must be something, and nothing of the journal's own in it.
-    fn leaving(&self, path: &RelPath) -> Result<Kind> {
-        let Some(kind) = self.kind_of(path)? else {
-            return Err(Error::NotFound { path: self.ground.root.full(path) });
-        };
-        if let View::Along(_) = self.overlay.view(path)? {
-            return Err(Self::published(path));
-        }
-        self.ground.whole_path(path.as_path()).map(|_| kind)
-    }
-
-    fn published(path: &RelPath) -> Error {
-        let reason = "it is part of what this transaction publishes; change that before publishing it";
-        Error::BadPath { path: path.to_path_buf(), reason }
-    }
-
-    /// What is at a path, as this transaction sees it.
-    fn kind_of(&self, path: &RelPath) -> Result<Option<Kind>> {
-        Ok(match self.overlay.view(path)? {
-            View::Absent => None,
-            // One on the way to something staged need not exist yet; it will.
-            View::Dir => Some(Kind::Directory),
-            View::File(_) => Some(Kind::File),
-            View::Symlink => Some(Kind::Symlink),
-            View::Live(live) => self.ground.root.look(&live)?.map(|meta| meta.kind),
-            View::Outside(source) | View::Along(source) => {
-                root::look_outside(&source).at("look at", source)?.map(|meta| meta.kind)
-            }
-        })
-    }
-
-    /// Something may be moved to a path where a file is; not onto a directory, nor a directory onto a file.
-    fn refuse_occupied(&self, to: &RelPath, directory: bool) -> Result<()> {
-        self.placing(to)?;
-        match self.kind_of(to)? {
-            None => Ok(()),
-            Some(Kind::Directory) => Err(Error::AlreadyExists { path: self.ground.root.full(to) }),
-            Some(_) if directory => Err(Error::NotADirectory { path: self.ground.root.full(to) }),
-            Some(_) => Ok(()),
-        }
     }
 }
 

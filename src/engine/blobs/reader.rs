@@ -17,7 +17,7 @@ pub struct BlobReader {
     source: Source,
     at: u64,
     /// What is still to be checked.
-    check: Mutex<Option<Check>>,
+    check: Mutex<Option<Box<Check>>>,
 }
 
 #[derive(Debug)]
@@ -36,7 +36,8 @@ struct Check {
 
 impl BlobReader {
     pub(super) fn new(id: BlobId, content: &Content, source: Source, verify: bool) -> Self {
-        let check = verify.then(|| Check { expected: content.hash, hasher: blake3::Hasher::new(), until: 0 });
+        let check = || Check { expected: content.hash, hasher: blake3::Hasher::new(), until: 0 };
+        let check = verify.then(|| Box::new(check()));
         Self { id, size: content.size, source, at: 0, check: Mutex::new(check) }
     }
 
@@ -101,7 +102,7 @@ impl BlobReader {
         io::Error::new(io::ErrorKind::InvalidData, BlobError::Damaged { id: self.id.to_string(), damage })
     }
 
-    fn check(&self) -> MutexGuard<'_, Option<Check>> {
+    fn check(&self) -> MutexGuard<'_, Option<Box<Check>>> {
         self.check.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -120,7 +121,7 @@ impl BlobReader {
     }
 
     /// Hashes what was read from where the check had come to; at the end that is compared.
-    fn hash(&self, checking: &mut Option<Check>, bytes: &[u8]) -> io::Result<()> {
+    fn hash(&self, checking: &mut Option<Box<Check>>, bytes: &[u8]) -> io::Result<()> {
         let Some(check) = checking else { return Ok(()) };
         check.hasher.update(bytes);
         check.until += bytes.len() as u64;
