@@ -48,6 +48,12 @@ pub enum BlobError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A write of it has failed, so what there is has a hole.
+    #[error("an earlier write of this blob has failed ({why}): begin another")]
+    WriteFailed {
+        /// How.
+        why: String,
+    },
     /// More or less was written than had been announced.
     #[error("{written} bytes were written of a blob that was to have {expected}: nothing was sealed")]
     WrongSize {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::blobs::Draft;
 use super::ground::Ground;
+use super::hashing::Hashing;
 use crate::blob::{self, BlobId};
 use crate::error::{BlobError, Error, Result};
 use crate::fs::area::STATE_AREA;
@@ -27,13 +28,15 @@ const GIVE_UP: Duration = Duration::from_secs(2);
 pub struct BlobWriter {
     being: BeingWritten,
     expected: Option<u64>,
-    hasher: blake3::Hasher,
-    /// What is not in the file yet.
+    hashing: Hashing,
+    /// What is not in the file, and not hashed, yet.
     buffer: Vec<u8>,
     file: Option<OwnedFd>,
     size: u64,
-    /// A write has failed: what there is has a hole.
-    failed: bool,
+    /// How much of it is in the file.
+    spilled: u64,
+    /// A write has failed, and how: what there is has a hole.
+    failed: Option<String>,
 }
 
 /// What has to be cleared away where nothing comes of it.
@@ -78,8 +81,16 @@ impl BlobWriter {
             ground.enter()?.write(Durability::Normal, |tx| blob::announce(tx, id, session, &name))?;
         }
         let being = BeingWritten { ground, _alive: alive, id, name, has_file: false, over: false };
-        let hasher = blake3::Hasher::new();
-        Ok(Self { being, expected, hasher, buffer: Vec::new(), file: None, size: 0, failed: false })
+        Ok(Self {
+            being,
+            expected,
+            hashing: Hashing::new(),
+            buffer: Vec::new(),
+            file: None,
+            size: 0,
+            spilled: 0,
+            failed: None,
+        })
     }
 
     /// What it is called, where it was given a name. Else that comes of its content, and [`BlobWriter::seal`] answers it.
@@ -108,21 +119,21 @@ impl BlobWriter {
 
     /// Ends the writing.
     pub(super) fn finish(mut self) -> Result<Draft> {
-        if self.failed {
-            return Err(Error::corrupt("a blob", "an earlier write of it has failed, so it cannot be sealed"));
+        if let Some(why) = self.failed {
+            return Err(BlobError::WriteFailed { why }.into());
         }
         if let Some(expected) = self.expected.filter(|expected| *expected != self.size) {
             return Err(BlobError::WrongSize { expected, written: self.size }.into());
         }
-        let inline = match self.file {
-            None => Some(std::mem::take(&mut self.buffer)),
+        let (hash, inline) = match self.file {
+            None => (Some(*blake3::hash(&self.buffer).as_bytes()), Some(std::mem::take(&mut self.buffer))),
             Some(_) => {
                 self.spill()?;
-                None
+                (self.hashing.end(), None)
             }
         };
-        let Self { being, hasher, size, .. } = self;
-        Ok(Draft::new(being, *hasher.finalize().as_bytes(), size, inline))
+        let hash = hash.ok_or_else(|| Error::corrupt("a blob", "the thread that hashed it has panicked"))?;
+        Ok(Draft::new(self.being, hash, self.size, inline))
     }
 
     fn take_in(&mut self, bytes: &[u8]) -> Result<()> {
@@ -135,46 +146,40 @@ impl BlobWriter {
             self.being.has_file = true;
             self.file = Some(temp::create(&*self.being.ground.area(STATE_AREA)?, &self.being.name)?);
         }
-        if self.file.is_some() && self.buffer.len() + bytes.len() > BUFFER {
+        let mut rest = bytes;
+        while self.file.is_some() && self.buffer.len() + rest.len() >= BUFFER {
+            let (fits, behind) = rest.split_at(BUFFER.saturating_sub(self.buffer.len()).min(rest.len()));
+            self.buffer.extend_from_slice(fits);
             self.spill()?;
-            if bytes.len() >= BUFFER {
-                self.write_out(bytes)?;
-            } else {
-                self.buffer.extend_from_slice(bytes);
-            }
-        } else {
-            self.buffer.extend_from_slice(bytes);
+            rest = behind;
         }
-        self.hasher.update(bytes);
+        self.buffer.extend_from_slice(rest);
         self.size = size;
         Ok(())
     }
 
-    /// Writes what is in the buffer to the file.
+    /// Writes what is in the buffer to the file, and has it hashed.
     fn spill(&mut self) -> Result<()> {
-        let buffer = std::mem::take(&mut self.buffer);
-        self.write_out(&buffer)?;
-        self.buffer = buffer;
-        self.buffer.clear();
-        Ok(())
-    }
-
-    fn write_out(&self, bytes: &[u8]) -> Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
-        temp::write_all(file, bytes, &self.being.ground.area(STATE_AREA)?.stage_dir)
+        temp::write_all(file, &self.buffer, &self.being.ground.area(STATE_AREA)?.stage_dir)?;
+        let buffer = std::mem::take(&mut self.buffer);
+        let piece = buffer.len() as u64;
+        self.buffer = self.hashing.take(buffer, self.spilled);
+        self.spilled += piece;
+        Ok(())
     }
 }
 
 impl io::Write for BlobWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.failed {
-            return Err(io::Error::other("an earlier write of this blob has failed: begin another"));
+        if let Some(why) = &self.failed {
+            return Err(io::Error::other(BlobError::WriteFailed { why: why.clone() }));
         }
         match self.take_in(bytes) {
             Ok(()) => Ok(bytes.len()),
             Err(error) => {
                 // The room it takes is given back now, and not when somebody gets round to dropping it.
-                self.failed = true;
+                self.failed = Some(error.to_string());
                 (self.file, self.buffer) = (None, Vec::new());
                 self.being.drop_file();
                 let kind = match &error {

@@ -6,7 +6,7 @@
 //!   tree itself durable.
 //! - [`rows_only`] is for what touches no file; [`items`] are what a transaction records of runs, [`messages`] what
 //!   it tells others.
-//! - [`blob_writer`] writes a blob, which [`blobs`] seals with a commit and looks after behind it.
+//! - [`blob_writer`] writes a blob, with its hash beside ([`hashing`]), which [`blobs`] seals with a commit and looks after behind it.
 //! - [`bind`] looks once more, under the turn, at what was prepared before it.
 //! - [`guard`] is for what somebody else's code changes, [`taken`] what is kept of it, [`guarding`] what became of it, [`rollback`] puts it back;
 //!   [`trees`] keeps the baseline of a whole tree, [`comparing`] finds out which paths of it that is, and gets their
@@ -33,6 +33,7 @@ mod effect;
 mod ground;
 mod guard;
 mod guarding;
+mod hashing;
 mod items;
 mod late;
 mod layer;
