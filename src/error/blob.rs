@@ -27,7 +27,9 @@ pub enum BlobError {
         id: String,
     },
     /// What is there is not what was sealed.
-    #[error("blob {id} is damaged: {damage}; write the same content again, or put its file back from a backup")]
+    #[error(
+        "blob {id} is damaged: {damage}; write the same content again, or put its file in blobs/ back from a backup"
+    )]
     Damaged {
         /// The blob.
         id: String,
@@ -47,6 +49,14 @@ pub enum BlobError {
         id: String,
         /// What is wrong with it.
         reason: &'static str,
+    },
+    /// It was begun by another journal than the transaction that was to seal it.
+    #[error(
+        "blob {id} was begun by another journal: begin it, and the transaction that seals it, by the same Journal or clones of it"
+    )]
+    OtherJournal {
+        /// The blob.
+        id: String,
     },
     /// A write of it has failed, so what there is has a hole.
     #[error("an earlier write of this blob has failed ({why}): begin another")]
@@ -83,7 +93,11 @@ pub enum Damage {
         found: u64,
     },
     /// It has other bytes than it had.
-    #[error("its BLAKE3 hash is {}, and that of what is there {}", hex(expected), hex(found))]
+    #[error(
+        "its BLAKE3 hash is {}, and that of what is there {}: first remove what is there from blobs/",
+        hex(expected),
+        hex(found)
+    )]
     Content {
         /// What it hashes to.
         expected: [u8; 32],

@@ -54,7 +54,9 @@ impl BlobDir {
             other => other,
         };
         match moved {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Ok(()) => Ok(()),
+            // IMPORTANT: it may be this directory that is gone, and then it must not be said that the file came here.
+            Err(Errno::NOENT) if stage.look_staged(staged)?.is_none() => Ok(()),
             Err(error) => Err(error).at_in("move to blobs/", &stage.stage_dir, staged),
         }
     }
@@ -82,6 +84,8 @@ impl BlobDir {
             let opened: File = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
                 Ok(opened) => opened.into(),
                 Err(Errno::NOENT) => continue,
+                // A symlink, or a socket.
+                Err(Errno::LOOP | Errno::NXIO) => return Ok(None),
                 Err(error) => return Err(error).at_in("open", &self.path, name),
             };
             let meta = root::look_at(&opened).at_in("look at", &self.path, name)?;
@@ -96,12 +100,19 @@ impl BlobDir {
 
     /// Removes a file, wherever it is; fine when it is gone. False while somebody reads it. Within a turn only.
     pub(crate) fn remove(&self, stage: &Area, file: Names<'_>) -> Result<bool> {
-        let Some(opened) = self.open_somewhere(stage, file)? else { return Ok(true) };
-        if !os_lock::alone(&opened).at_in("lock", &self.path, file.placed)? {
+        let opened = self.open_somewhere(stage, file)?;
+        if let Some(opened) = &opened
+            && !os_lock::alone(opened).at_in("lock", &self.path, file.placed)?
+        {
             return Ok(false);
         }
-        area::unlink(&stage.stage, file.staged.as_ref(), &stage.stage_dir)?;
-        area::unlink(&self.dir, file.placed.as_ref(), &self.path)?;
+        for (dir, name, path) in [(&stage.stage, file.staged, &stage.stage_dir), (&self.dir, file.placed, &self.path)] {
+            // A directory is somebody else's, whatever it is called.
+            let found = root::look(dir, name).at_in("look at", path, name)?;
+            if found.is_none_or(|meta| meta.kind != Kind::Directory) {
+                area::unlink(dir, name.as_ref(), path)?;
+            }
+        }
         Ok(true)
     }
 
@@ -111,7 +122,8 @@ impl BlobDir {
         for (dir, name) in [(&stage.stage, file.staged), (&self.dir, file.placed)] {
             match rustix::fs::openat(dir, name, flags, Mode::empty()) {
                 Ok(opened) => return Ok(Some(opened.into())),
-                Err(Errno::NOENT) => {}
+                // A symlink or a socket is read by nobody.
+                Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => {}
                 Err(error) => return Err(error).at_in("open", &self.path, name),
             }
         }
@@ -142,9 +154,10 @@ impl BlobDir {
         area::names(&self.dir, &self.path)
     }
 
-    /// The size of what lies here under a name.
+    /// The size of the file that lies here under a name; none where that is no file.
     pub(crate) fn size_of(&self, name: &str) -> Result<Option<u64>> {
-        Ok(root::look(&self.dir, name).at_in("look at", &self.path, name)?.map(|meta| meta.size))
+        let found = root::look(&self.dir, name).at_in("look at", &self.path, name)?;
+        Ok(found.filter(|meta| meta.kind == Kind::File).map(|meta| meta.size))
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -119,6 +119,8 @@ impl BlobWriter {
 
     /// Ends the writing.
     pub(super) fn finish(mut self) -> Result<Draft> {
+        // IMPORTANT: before anything is written: a forked child has the very file of its parent, and no thread that hashes.
+        self.being.ground.store.refuse_forked()?;
         if let Some(why) = self.failed {
             return Err(BlobError::WriteFailed { why }.into());
         }
@@ -219,18 +221,20 @@ impl BeingWritten {
         }
         self.ground.store.refuse_forked()?;
         self.drop_file();
-        let Some(id) = &self.id else { return Ok(()) };
-        store::refuse_reentry("the end of a blob")?;
-        let session = self.ground.session.id;
-        self.ground.store.enter(GIVE_UP)?.write(Durability::Normal, |tx| blob::abort(tx, id, session))?;
-        self.ring()
+        let Some(id) = self.id.take() else { return Ok(()) };
+        self.ground.given_up().push(id);
+        // Within somebody's closure, say, there is no turn to be had.
+        if let Err(error) = self.ground.store.enter(GIVE_UP).and_then(|mut turn| self.ground.note_given_up(&mut turn)) {
+            tracing::debug!(%error, "that a blob was given up is noted a little later");
+            self.ground.late.ring();
+        }
+        Ok(())
     }
 
     /// Has those hear of it who wait for this blob.
     pub(super) fn ring(&self) -> Result<()> {
         if self.id.is_some() {
-            self.ground.blobs()?.ring();
-            self.ground.doors.committed();
+            self.ground.ring_for_blobs()?;
         }
         Ok(())
     }
@@ -242,8 +246,6 @@ impl Drop for BeingWritten {
             // The parent's, which goes on with it.
             return std::mem::forget((Arc::clone(&self.ground), Arc::clone(&self._alive)));
         }
-        if let Err(error) = self.give_up() {
-            tracing::warn!(%error, id = ?self.id, "that a blob was given up could not be noted; who waits for it hears so when this process ends");
-        }
+        let _ = self.give_up();
     }
 }

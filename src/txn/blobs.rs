@@ -5,17 +5,19 @@
 //! 3. The file is moved to `blobs/`; somebody who waits for it is woken.
 //! 4. Settling makes that durable, and removes files that nobody refers to any more and nobody reads.
 
+use std::sync::Arc;
+
 use super::blob_writer::{BeingWritten, BlobWriter};
 use super::ground::Ground;
 use super::prepare::SYNC_ONE_BY_ONE;
 use super::rows_only::write_rows;
 use super::transaction::Transaction;
 use crate::blob::{self, BlobFile, BlobId, Bytes, Sealed, Sealing};
-use crate::error::{Error, Result};
+use crate::error::{BlobError, Error, Result};
 use crate::fs::area::STATE_AREA;
 use crate::fs::blobs::Names;
 use crate::fs::opener::SyncTarget;
-use crate::store::{Durability, Tx};
+use crate::store::{Durability, Turn, Tx};
 
 /// So many files are seen to at once.
 const CHUNK: usize = 256;
@@ -43,9 +45,14 @@ impl Transaction {
     /// Seals a blob with this transaction: from its commit on anybody can read it, and if it does not commit it is given up. Answers
     /// what it is called, to be written to rows with [`Transaction::sql`].
     ///
-    /// [`BlobError::WrongSize`](crate::BlobError::WrongSize) when it is shorter than was announced.
+    /// [`BlobError::WrongSize`](crate::BlobError::WrongSize) when it is shorter than was announced;
+    /// [`BlobError::OtherJournal`](crate::BlobError::OtherJournal).
     pub fn seal(&mut self, blob: BlobWriter) -> Result<BlobId> {
         let draft = blob.finish()?;
+        // IMPORTANT: what it has written lies in its own journal's stage, where nobody here would look for it.
+        if !Arc::ptr_eq(&self.ground, &draft.being.ground) {
+            return Err(BlobError::OtherJournal { id: draft.id().to_string() }.into());
+        }
         self.ask("seal", &[draft.being.id.as_ref().map_or(b"", |id| id.as_str().as_bytes()), &draft.hash]);
         let id = draft.id();
         self.blobs.drafts.push(draft);
@@ -109,7 +116,7 @@ impl Draft {
 
     /// Seals it in a COMMIT with whoever may share it.
     pub(super) fn seal_alone(mut self) -> Result<BlobId> {
-        let ground = std::sync::Arc::clone(&self.being.ground);
+        let ground = Arc::clone(&self.being.ground);
         sync(&ground, std::iter::once(&self))?;
         let sealed = write_rows(&ground, ground.limits.turn_wait, |tx| self.record(&ground, tx), |_| Ok(()));
         if let Err(error) = sealed {
@@ -134,7 +141,7 @@ impl Draft {
 
     /// It is committed: nothing here turns that into a failure.
     fn committed(mut self) {
-        let ground = std::sync::Arc::clone(&self.being.ground);
+        let ground = Arc::clone(&self.being.ground);
         if self.being.has_file {
             match self.sealed {
                 Some(Sealed { content, ours: true }) => {
@@ -178,6 +185,26 @@ impl Ground {
     pub(crate) fn blob_size(&self, file: &BlobFile) -> Result<Option<u64>> {
         let placed = file.name();
         self.blobs()?.size(&*self.area(STATE_AREA)?, Names { staged: &file.staged, placed: &placed })
+    }
+
+    /// Has those hear of it who wait for a blob.
+    pub(super) fn ring_for_blobs(&self) -> Result<()> {
+        self.blobs()?.ring();
+        self.doors.committed();
+        Ok(())
+    }
+
+    /// Notes which blobs were given up, if the rows do not say so yet.
+    pub(super) fn note_given_up(&self, turn: &mut Turn<'_>) -> Result<()> {
+        let mut given_up = self.given_up();
+        if given_up.is_empty() {
+            return Ok(());
+        }
+        let session = self.session.id;
+        turn.write(Durability::Normal, |tx| given_up.iter().try_for_each(|id| blob::abort(tx, id, session)))?;
+        given_up.clear();
+        drop(given_up);
+        self.ring_for_blobs()
     }
 
     /// Moves a blob's file to where it stays.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::backlog::Backlog;
 use super::late::Late;
+use crate::blob::BlobId;
 use crate::error::{Error, Result};
 use crate::fs::area::{Area, STATE_AREA};
 use crate::fs::blobs::BlobDir;
@@ -43,6 +44,8 @@ pub(crate) struct Ground {
     pub(crate) backlog: Backlog,
     /// Opened with the first blob.
     blobs: OnceLock<BlobDir>,
+    /// Blobs whose writers have given them up, while their rows do not say so.
+    given_up: Mutex<Vec<BlobId>>,
     /// What is to be written down a little later.
     pub(crate) late: Late,
     /// Where messages are announced that this process publishes.
@@ -164,6 +167,7 @@ impl Ground {
             parts,
             backlog,
             blobs: OnceLock::new(),
+            given_up: Mutex::default(),
             late: Late::default(),
             doors: Doors::default(),
             areas: RwLock::new(vec![Arc::new(state_area)]),
@@ -227,13 +231,13 @@ impl Ground {
         self.touched.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Notes that the newest commits of this process are in the tree, if the rows do not say so yet.
+    /// Notes that the newest commits of this process are in the tree, and which blobs were given up, if the rows do not say so yet.
     pub(crate) fn write_late(&self, turn: &mut Turn<'_>) -> Result<()> {
         if let Some(span) = self.late.unnoted() {
             turn.write(Durability::Normal, |tx| journal::note_carried_out(tx, span))?;
             self.late.noted(span);
         }
-        Ok(())
+        self.note_given_up(turn)
     }
 
     /// A name in a stage that was never used and never will be.
@@ -297,6 +301,11 @@ impl Ground {
         }
         let open = BlobDir::open(&*self.area(STATE_AREA)?)?;
         Ok(self.blobs.get_or_init(|| open))
+    }
+
+    /// Blobs whose writers have given them up, while their rows do not say so.
+    pub(super) fn given_up(&self) -> MutexGuard<'_, Vec<BlobId>> {
+        self.given_up.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
     /// All areas that are open.

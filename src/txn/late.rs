@@ -129,8 +129,9 @@ impl Late {
                 return;
             }
             let locks = ground.locks.see_unrecorded();
-            let due = locks.due || (state.unnoted.is_some() && state.seen);
-            let any = locks.any || state.unnoted.is_some();
+            let given_up = !ground.given_up().is_empty();
+            let due = locks.due || given_up || (state.unnoted.is_some() && state.seen);
+            let any = locks.any || given_up || state.unnoted.is_some();
             state.seen = true;
             idle = if any { 0 } else { idle + 1 };
             state.awake = idle < IDLE_LOOKS;

@@ -88,10 +88,16 @@ pub(crate) struct Batch {
 /// Settles what is applied, batch by batch. The turn is held only for the notes, not while syncing.
 pub(crate) fn settle(ground: &Ground, deadline: Deadline) -> Result<Settled> {
     let lock = SettleLock::wait(ground, deadline)?;
-    settle_blobs(ground)?;
+    // What is wrong with the directory of blobs is told, and does not keep the tree from being settled.
+    let blobs = settle_blobs(ground);
+    let settled = settle_tree(ground, &lock)?;
+    blobs.map(|()| settled)
+}
+
+fn settle_tree(ground: &Ground, lock: &SettleLock) -> Result<Settled> {
     let mut settled = Settled::default();
     loop {
-        let mut batch = begin(ground, &mut Turns::Each(ground), &lock)?;
+        let mut batch = begin(ground, &mut Turns::Each(ground), lock)?;
         if batch.txns.is_empty() && !batch.more {
             return Ok(settled);
         }

@@ -2,12 +2,13 @@
 #![allow(unsafe_code, reason = "no safe crate forks")]
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 use journal_kb::inspect::Inspector;
-use journal_kb::{Acquire, Begin, Ended, Error, Journal, Started};
+use journal_kb::{Acquire, Begin, Ended, Error, Journal, NewBlob, Started};
 
 use crate::support::{Tree, child, child_root, wait_for_word};
 
@@ -173,12 +174,22 @@ fn a_parent_whose_child_tries_everything() {
     let unused = Journal::open(&root).unwrap();
     let Started::Running(run) = journal.run("job", "").unwrap() else { panic!("somebody has it") };
     run.record("first").unwrap();
+    // Large enough that another thread hashes it, and with a rest that is not written yet.
+    let mut blob = journal.blobs().create_with(NewBlob::new().id("blob").size(6_000_000)).unwrap();
+    blob.write_all(&[7; 6_000_000]).unwrap();
+    let mut sealed_with = Some(journal.blobs().create().unwrap());
+    sealed_with.as_mut().unwrap().write_all(&[8; 300_000]).unwrap();
     staged.record(&run, "staged").unwrap();
     let of_root = root.clone();
     // The fork copies all of it, and the child drops its copies.
-    let mut open = Some((journal, staged, guarding, alone, inspector, unused, run));
+    let mut open = Some((journal, staged, guarding, alone, inspector, unused, run, blob));
     let forked = fork(|| {
-        let (journal, mut staged, mut guarding, alone, inspector, unused, run) = open.take().unwrap();
+        let (journal, mut staged, mut guarding, alone, inspector, unused, run, blob) = open.take().unwrap();
+        refused("create a blob", journal.blobs().create());
+        refused("open a blob", journal.blobs().open("blob"));
+        refused("sweep blobs", journal.blobs().sweep(false));
+        refused("seal with a transaction", staged.seal(sealed_with.take().unwrap()));
+        refused("seal", blob.seal());
         refused("run", journal.run("other", ""));
         refused("record", run.record("of a child"));
         refused("begin an item", run.begin("of a child"));
@@ -217,7 +228,11 @@ fn a_parent_whose_child_tries_everything() {
         0
     });
     assert_eq!(wait(forked), 0);
-    let (journal, mut staged, guarding, alone, _, unused, run) = open.unwrap();
+    let (journal, mut staged, guarding, alone, _, unused, run, blob) = open.unwrap();
+    assert_eq!(blob.seal().unwrap().as_str(), "blob");
+    let opened = journal.blobs().opener().verify(true).open("blob").unwrap();
+    assert_eq!(opened.read_at(&mut [0; 1], 0).unwrap(), 1);
+    let sealed_with = staged.seal(sealed_with.unwrap()).unwrap();
     assert_eq!(fs::read(root.join("guarded")).unwrap(), b"after", "nothing was put back");
     let other = Journal::open(&root).unwrap();
     assert!(alone.is_held() && other.try_lock("alone").unwrap().is_none());
@@ -230,6 +245,7 @@ fn a_parent_whose_child_tries_everything() {
     unused.transact(|txn| txn.write("unused", b"x")).unwrap();
     staged.sql(|rows| rows.execute("CREATE TABLE t (x)", ()).map(drop)).unwrap();
     staged.commit().unwrap();
+    assert_eq!(journal.blobs().open(&sealed_with).unwrap().len(), 300_000);
     guarding.commit().unwrap();
     run.record("second").unwrap();
     assert_eq!(run.finish().unwrap(), Ended::Finished { banked: 3, set_aside: 0 });

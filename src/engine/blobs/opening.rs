@@ -119,8 +119,8 @@ impl BlobOpener {
     }
 
     /// Opens the blob that a record names, which `resolve` reads; none where it names none yet. Where that blob will never be sealed,
-    /// because its writer has died or given it up, or was removed, the record is read again with each commit until it names another
-    /// one: the old one is never asked for again. At the deadline: why the newest could not be opened, or [`Error::Busy`].
+    /// because its writer has died or given it up, the record is read again with each commit until it names another one: the old one
+    /// is never asked for again. One that there is not, or not yet, is looked for again as well. At the deadline: why the newest could not be opened, or [`Error::Busy`].
     ///
     /// `resolve` runs in a read of its own, as with [`Journal::read`].
     pub fn open_with(
@@ -134,12 +134,15 @@ impl BlobOpener {
         let deadline = Deadline::after(deadline);
         let opened = self.until(deadline, listener, |opener, listener| {
             let named = opener.journal.read(&mut resolve)?;
-            let stale = |id: &BlobId| over.as_ref().is_some_and(|(old, _)| old == id);
+            // One that there is not yet may come.
+            let stale = |id: &BlobId| {
+                over.as_ref().is_some_and(|(old, why)| old == id && !matches!(why, BlobError::NotFound { .. }))
+            };
             let Some(id) = named.filter(|id| !stale(id)) else {
                 listener.wake_at_end_of(None);
                 return Ok(Step { what: "a record that names a blob".to_owned(), look: None });
             };
-            let mut looked = opener.look(&id)?;
+            let looked = opener.look(&id)?;
             listener.wake_at_end_of(looked.writer());
             let what = format!("blob {id}");
             if let Look::Over(error) = looked {
@@ -149,7 +152,7 @@ impl BlobOpener {
                 over = Some((id, error));
                 return Ok(Step { what, look: None });
             }
-            if let Look::Pending { .. } = &mut looked {
+            if let Look::Pending { .. } = looked {
                 over = None;
             }
             Ok(Step { what, look: Some(looked) })
