@@ -220,3 +220,133 @@ fn damaged_bytes_are_mended_as_the_error_says() {
     assert_eq!(write(&journal, &content), id);
     assert_eq!(verified().unwrap(), content);
 }
+
+#[test]
+fn the_same_content_sealed_removed_settled_and_read_by_many_at_once_is_whole_or_not_there() {
+    let _watchdog = Watchdog::new("the same content by many at once", LIMIT);
+    let rounds: usize = std::env::var("BLOB_REVIEW_ROUNDS").map_or(60, |rounds| rounds.parse().unwrap());
+    let tree = Tree::new();
+    let small = || Journal::options().inline_blob(100).open(tree.root()).unwrap();
+    let journals = [small(), small()];
+    std::thread::scope(|scope| {
+        for n in 0..6_usize {
+            let journal = &journals[n % 2];
+            scope.spawn(move || {
+                let mut random = n as u64 + 1;
+                for round in 0..rounds {
+                    random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    let kind = (random >> 33) as usize;
+                    let content = vec![(kind % 3) as u8; if kind.is_multiple_of(5) { 50 } else { 5000 }];
+                    let id = BlobId::new(&format!("blake3:{}", blake3::hash(&content).to_hex())).unwrap();
+                    match kind / 16 % 5 {
+                        0 => assert_eq!(write(journal, &content), id),
+                        1 => {
+                            let mut blob = journal.blobs().create().unwrap();
+                            blob.write_all(&content).unwrap();
+                            let mut txn = journal.begin_with(journal_kb::Begin::new("").lock(format!("{n}"))).unwrap();
+                            txn.seal(blob).unwrap();
+                            if round.is_multiple_of(2) {
+                                txn.remove_blob(&id).unwrap();
+                            }
+                            txn.commit().unwrap();
+                        }
+                        2 => match journal.blobs().remove(&id) {
+                            Err(Error::Blob(BlobError::NotFound { .. })) | Ok(()) => {}
+                            other => panic!("{other:?}"),
+                        },
+                        3 => drop(journal.settle().unwrap()),
+                        _ => match journal.blobs().opener().verify(true).open(&id) {
+                            Err(Error::Blob(BlobError::NotFound { .. })) => {}
+                            opened => {
+                                let mut read = Vec::new();
+                                opened.unwrap().read_to_end(&mut read).unwrap();
+                                assert_eq!(read, content);
+                            }
+                        },
+                    }
+                }
+            });
+        }
+    });
+    let [journal, other] = journals;
+    drop(other);
+    for of in 0..3_u8 {
+        for size in [50, 5000] {
+            let id = BlobId::new(&format!("blake3:{}", blake3::hash(&vec![of; size]).to_hex())).unwrap();
+            while journal.blobs().remove(&id).is_ok() {}
+        }
+    }
+    journal.settle().unwrap();
+    assert_eq!(placed(&tree), [] as [PathBuf; 0]);
+    assert_eq!(fs::read_dir(tree.path(".journal/stage")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_repeat_of_a_key_seals_and_removes_nothing_and_leaves_nothing() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    let old = write(&journal, &[5; LARGE]);
+    assert_eq!(write(&journal, &[5; LARGE]), old);
+    let import = || {
+        let mut blob = journal.blobs().create().unwrap();
+        blob.write_all(&[6; LARGE]).unwrap();
+        let mut txn = journal.begin_with(journal_kb::Begin::new("import").key("one")).unwrap();
+        let id = txn.seal(blob).unwrap();
+        txn.remove_blob(&old).unwrap();
+        (id, txn.commit().unwrap().repeated())
+    };
+    let (id, repeated) = import();
+    assert!(!repeated);
+    assert_eq!(import(), (id.clone(), true));
+    assert_eq!(read(&journal, &old), [5; LARGE], "it was there twice, and removed once");
+    journal.blobs().remove(&id).unwrap();
+    assert!(matches!(refused(journal.blobs().open(&id)), BlobError::NotFound { .. }), "it was sealed once");
+    journal.blobs().remove(&old).unwrap();
+    journal.settle().unwrap();
+    assert_eq!(placed(&tree), [] as [PathBuf; 0]);
+    assert_eq!(fs::read_dir(tree.path(".journal/stage")).unwrap().count(), 0);
+}
+
+#[test]
+fn rows_that_nobody_of_ours_has_written_are_refused_and_harm_nothing() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    let kept = write(&journal, &[7; LARGE]);
+    let spoil = |sql: &str| {
+        let database = journal_kb::rusqlite::Connection::open(tree.path(".journal/journal.db")).unwrap();
+        database.execute_batch(sql).unwrap();
+    };
+    for (n, set) in ["size = -1", "name = '../../page'", "name = '..'", "name = ''", "hash = x'00'", "name = NULL"]
+        .into_iter()
+        .enumerate()
+    {
+        let mut blob = journal.blobs().create_with(NewBlob::new().id(format!("{n}"))).unwrap();
+        blob.write_all(&[8 + n as u8; LARGE]).unwrap();
+        let id = blob.seal().unwrap();
+        journal.transact(|txn| txn.write("page", b"text")).unwrap();
+        for state in ["staged", "placed", "unwanted"] {
+            spoil(&format!(
+                "UPDATE journal_blob_content SET {set}, state = '{state}' WHERE id = (SELECT max(id) FROM journal_blob_content)"
+            ));
+            assert!(journal.blobs().open(&id).is_err(), "{set} {state}");
+            let _ = journal.settle();
+            journal.recover().unwrap();
+            journal.blobs().sweep(true).unwrap();
+        }
+        journal.blobs().remove(&id).unwrap();
+        let _ = journal.settle();
+    }
+    spoil(
+        "INSERT INTO journal_blob (id, state, session, name, created_ms) VALUES ('a', 'writing', x'00', '../x', 0), \
+           ('b', 'writing', NULL, NULL, 0), ('c', 'sealed', NULL, NULL, 0)",
+    );
+    for id in ["a", "b", "c"] {
+        assert!(journal.blobs().open(id).is_err(), "{id}");
+    }
+    journal.recover().unwrap();
+    for id in ["a", "b"] {
+        assert!(matches!(refused(journal.blobs().open(id)), BlobError::Incomplete { .. }));
+    }
+    assert_eq!(fs::read(tree.path("page")).unwrap(), b"text");
+    assert_eq!(read(&journal, &kept), [7; LARGE]);
+}
