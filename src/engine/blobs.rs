@@ -107,7 +107,7 @@ impl Blobs {
     }
 
     /// Removes files among those of blobs that nothing refers to, and says what they were; with `dry_run`, it only says so. The
-    /// engine leaves none: they are there when the database was put back from a backup, say.
+    /// engine leaves them only where a damaged file was replaced; or the database was put back from a backup, say.
     pub fn sweep(&self, dry_run: bool) -> Result<SweptBlobs> {
         let ground = self.journal.ground();
         ground.store.refuse_forked()?;

@@ -112,7 +112,7 @@ impl BlobWriter {
         self.finish()?.seal_alone()
     }
 
-    /// Gives it up: others are told [`BlobError::Aborted`]. Dropping it does the same.
+    /// Gives it up: others are told [`BlobError::Aborted`], a moment later where somebody has the turn. Dropping it does the same.
     pub fn abort(mut self) -> Result<()> {
         self.being.give_up()
     }
