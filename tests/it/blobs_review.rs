@@ -85,7 +85,12 @@ fn who_gives_up_within_a_closure_is_heard_of_all_the_same() {
     // The last thing that the process does with it.
     let blob = journal.blobs().create_with(NewBlob::new().id("last")).unwrap();
     let mut blob = Some(blob);
-    journal.write(|_| Ok(drop(blob.take()))).unwrap();
+    journal
+        .write(|_| {
+            drop(blob.take());
+            Ok(())
+        })
+        .unwrap();
     journal.close().unwrap();
     assert_eq!(refused(tree.journal().blobs().open("last")), BlobError::Aborted { id: "last".into() });
 }
