@@ -26,7 +26,7 @@ pub(crate) fn enqueue(tx: &Tx<'_>, txn: TxnId, fence: Fence, drafts: &[Draft]) -
             (topic, key),
             |row| row.get::<_, i64>(0),
         )?;
-        let version = newest.unwrap_or(0).saturating_add(1);
+        let version = newest.unwrap_or(0).max(0).saturating_add(1);
         // What is pending of a key that is gone is not published any more.
         let floor = if payload.is_none() { version } else { 0 };
         tx.execute(

@@ -109,6 +109,19 @@ fn a_follower_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_commit_whose_names_are_no_text_is_told_like_any_other() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    ["a", "b", "c"].iter().for_each(|path| put(&journal, path));
+    let db = rusqlite::Connection::open(tree.path(".journal/journal.db")).unwrap();
+    db.execute("UPDATE journal_txn SET label = CAST(x'ff' AS TEXT), lock = CAST(x'61ff' AS TEXT) WHERE id = 2", ())
+        .unwrap();
+    let told: Vec<_> = journal.changes(TxnId::from(0)).map(Result::unwrap).collect();
+    assert_eq!(told.iter().map(|commit| commit.id.get()).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!((told[1].label.as_str(), told[1].lock.as_str()), ("\u{fffd}", "a\u{fffd}"));
+}
+
+#[test]
 fn a_message_is_applied_once() {
     let tree = Tree::new();
     let journal = tree.journal();
