@@ -42,7 +42,7 @@ struct Settings {
 }
 
 /// Publishes the messages of a topic from a thread of its own, `journal-drain`, until it is closed or dropped. What is left then
-/// stays in the outbox, for the next one.
+/// stays in the outbox, for the next one. It keeps the journal open, as a clone of it does.
 #[derive(Debug)]
 #[must_use = "dropped, it ends"]
 pub struct Drainer {
@@ -173,7 +173,9 @@ impl<P: Publisher + 'static> DrainerBuilder<P> {
 }
 
 impl Drainer {
-    /// Publishes what it can until this time is over, ends, and answers how many messages are left. They stay in the outbox.
+    /// Publishes what it can until this time is over, ends, and answers how many messages of the topic are left: those that came too
+    /// late, that the sink has refused and that are to be tried again, and all when it cannot be reached, which is not waited for.
+    /// They stay in the outbox.
     pub fn close(mut self, at_most: Duration) -> Result<u64> {
         self.journal.ground().store.refuse_forked()?;
         *self.shared.closing.lock().unwrap_or_else(PoisonError::into_inner) = Some(Deadline::after(at_most));

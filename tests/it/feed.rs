@@ -92,7 +92,7 @@ fn a_follower_goes_on_where_it_was() {
         // An error leaves both as they were.
         assert!(
             follower
-                .advance_with(TxnId::from(1000), |rows| rows.execute("INSERT INTO seen VALUES ('f0')", ()).map(drop))
+                .advance_with(TxnId::from(10), |rows| rows.execute("INSERT INTO seen VALUES ('f0')", ()).map(drop))
                 .is_err()
         );
     }
@@ -102,6 +102,9 @@ fn a_follower_goes_on_where_it_was() {
     assert_eq!(count(&tree, "SELECT count(*) FROM seen"), 4);
     let rest: Vec<_> = follower.changes().unwrap().map(told).collect();
     assert_eq!(rest[0].1, ["f4"]);
+    // Else it would miss what comes.
+    let ahead = follower.advance(TxnId::from(11)).unwrap_err();
+    assert!(matches!(ahead, journal_kb::Error::NotCommitted { txn } if txn.get() == 11), "{ahead}");
     follower.advance(TxnId::from(1)).unwrap();
     assert_eq!(follower.changes().unwrap().count(), rest.len(), "it never goes back");
     follower.forget().unwrap();
