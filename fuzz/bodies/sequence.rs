@@ -297,7 +297,8 @@ impl Live<'_> {
 
     fn check_told(&self, journal: &Journal, state: &State) {
         self.sink.check(journal, &state.said);
-        told::check_followed(journal, &state.rows);
+        let is_commit = |act: Option<&Act>| matches!(act, Some(Act::Transaction(work)) if work.end == End::Commit);
+        told::check_followed(journal, &state.rows, |n| is_commit(self.acts.get(n)));
     }
 
     fn go(&self, possible: &[State], steps: u64) {

@@ -226,14 +226,15 @@ pub(crate) fn follow(journal: &Journal, most: usize) {
     }
 }
 
-/// Holds what was followed against all that was committed: the acts of whose transactions `rows` tells are among that.
-pub(crate) fn check_followed(journal: &Journal, rows: &BTreeSet<i64>) {
+/// Holds what was followed against all that was committed: those acts alone that were to be, and all of which `rows` tells.
+pub(crate) fn check_followed(journal: &Journal, rows: &BTreeSet<i64>, was_to_be: impl Fn(usize) -> bool) {
     let position = journal.follower("follower").unwrap().position().unwrap();
     let all: Vec<(TxnId, i64)> = journal
         .changes(TxnId::from(0))
         .map(|commit| commit.map(|commit| (commit.id, commit.label.parse().unwrap())).unwrap())
         .collect();
     assert!(all.windows(2).all(|two| two[0].0 < two[1].0 && two[0].1 < two[1].1), "in the order of commits: {all:?}");
+    assert!(all.iter().all(|(_, n)| was_to_be(*n as usize)), "nobody committed all of these: {all:?}");
     assert!(rows.iter().all(|n| all.iter().any(|(_, of)| of == n)), "{rows:?} were committed: {all:?}");
     let followed =
         journal.read(|rows| rows.query_map("SELECT n FROM followed ORDER BY n", (), |row| row.get::<_, i64>(0)));
