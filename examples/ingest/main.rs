@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! cargo run --release --example ingest -- add ~/notes --kb /tmp/kb
+//! cargo run --release --example ingest -- add ~/notes --kb /tmp/kb --redis redis://127.0.0.1
 //! cargo run --release --example ingest -- search crash safety --kb /tmp/kb
 //! cargo run --release --example ingest -- check --kb /tmp/kb
 //! ```

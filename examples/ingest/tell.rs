@@ -13,7 +13,7 @@ use crate::Result;
 /// What the messages are about. In Redis `documents:<source>` holds a version, and the channel `documents` tells when it grows.
 const TOPIC: &str = "documents";
 /// How long what waits is still published once all documents are added.
-const AT_THE_END: Duration = Duration::from_secs(2);
+const AT_THE_END: Duration = Duration::from_secs(5);
 
 /// Has others told, once `txn` is committed, that the document at `source` is there. Added anew after it has changed, it has a larger
 /// version.

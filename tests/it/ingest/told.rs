@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::{Ended, Random, check, corpus, database, start_add, start_add_with};
+use super::{Ended, Random, WATCHDOG, check, corpus, database, start_add, start_add_with};
 use crate::redis::Server;
 
 fn add(docs: &Path, kb: &Path, server: &Server) -> Ended {
@@ -32,6 +32,10 @@ fn added(kb: &Path) -> BTreeMap<String, u64> {
     let Ok(mut rows) = db.prepare(sql) else { return BTreeMap::new() };
     let rows = rows.query_map((), |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64))).unwrap();
     rows.map(Result::unwrap).collect()
+}
+
+fn total(kb: &Path) -> u64 {
+    added(kb).values().sum()
 }
 
 fn waiting(kb: &Path) -> i64 {
@@ -88,12 +92,22 @@ fn killed_while_it_tells_it_ends_with_every_document_at_its_version() {
     let Some(server) = Server::start() else { return };
     let dir = tempfile::tempdir().unwrap();
     let (docs, kb) = (dir.path().join("docs"), dir.path().join("kb"));
-    corpus::documents(60, &docs);
+    corpus::documents(40, &docs);
     let start = || start_add_with(&docs, &kb, &["--tries", "1000000", "--redis", &server.url()]);
     let mut random = Random(7);
     let (mut kills, mut told, mut changed) = (0, 0, 0);
     loop {
-        match start().kill_after(random.up_to(Duration::from_millis(400))) {
+        let mut running = start();
+        let (is_early, more) = (random.below(4) == 0, 1 + random.below(6));
+        let (before, watchdog) = (total(&kb), Instant::now() + WATCHDOG);
+        // Sometimes while it starts, else at work.
+        while running.wait(Instant::now() + random.up_to(Duration::from_millis(20))).is_none() {
+            if is_early || total(&kb) >= before + more {
+                break;
+            }
+            assert!(Instant::now() < watchdog, "it hangs");
+        }
+        match running.kill_after(Duration::ZERO) {
             Ok(()) => kills += 1,
             Err(ended) => {
                 ended.exit(0);
