@@ -43,7 +43,8 @@ enum End {
 }
 
 pub(crate) fn read(input: &mut Input<'_>) -> Vec<Say> {
-    let say = |input: &mut Input<'_>| Say { key: *input.one(&["a", "b", "c"]), removal: input.below(4) == 0 };
+    let keys = ["a", "b", "c"];
+    let say = |input: &mut Input<'_>| Say { key: keys[input.below(keys.len())], removal: input.below(4) == 0 };
     (0..input.below(4)).map(|_| say(input)).collect()
 }
 
