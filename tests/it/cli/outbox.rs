@@ -166,7 +166,11 @@ fn what_is_dropped_is_named_and_never_goes() {
 fn a_drainer() {
     let Some(root) = child_root() else { return };
     let journal = Journal::open(&root).expect("open");
-    let down = |_: &Message| Err(PublishError::Unavailable("connection\nrefused".into()));
+    let mut asked = 0;
+    let down = move |_: &Message| {
+        asked += 1;
+        Err(PublishError::Unavailable(format!("connection\nrefused {asked}")))
+    };
     let _drainer = journal.drainer("t", down).start().expect("a drainer");
     println!("at work");
     // Nobody waits for a child for ever.
@@ -187,12 +191,15 @@ fn a_topic_is_paused_while_its_drainer_lives_and_not_longer() {
         let all = topic(root, "t");
         (all["state"] == "paused").then_some(all)
     });
-    assert_eq!((&paused["reason"], &paused["holder"]["pid"]), (&json!("connection\nrefused"), &json!(pid)), "{paused}");
+    let reason = &paused["reason"];
+    assert!(reason.as_str().is_some_and(|reason| reason.starts_with("connection\nrefused")), "{paused}");
+    assert_eq!(paused["holder"]["pid"], pid, "{paused}");
     assert!(paused["paused_ms"].as_i64() >= paused["oldest_ms"].as_i64(), "{paused}");
     let words = [&format!("[{pid}] paused"), "connection\\nrefused"];
     at(root, &["outbox"]).code(0).says(&words);
     at(root, &["status"]).code(0).says(&words);
-    assert_eq!(topic(root, "t")["paused_ms"], paused["paused_ms"], "since the first time");
+    let later = until("it is asked once", || Some(topic(root, "t")).filter(|later| later["reason"] != *reason));
+    assert_eq!(later["paused_ms"], paused["paused_ms"], "since the first time");
     // A sink that cannot be reached is no reason to keep anybody from setting it right.
     let id = word(first_of(1));
     assert_eq!(at(root, &["outbox", "retry", &id, "--json"]).code(0).json()[0]["waiting"], 1);
