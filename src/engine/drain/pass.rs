@@ -1,5 +1,6 @@
 //! One pass over what waits, under the topic's lock.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -195,11 +196,12 @@ impl<P: Publisher> Pass<P> {
             }
             // IMPORTANT: nothing of a key goes out before what is older, even when that may be tried by now. What a person has
             // tried again is older than what waits, and goes first.
-            if self
-                .blocked
-                .get(&message.key)
-                .is_some_and(|(head, until)| *head < id || (*head == id && !until.passed()))
-            {
+            let waits = |(head, until): &(i64, Deadline)| match head.cmp(&id) {
+                Ordering::Less => true,
+                Ordering::Equal => !until.passed(),
+                Ordering::Greater => false,
+            };
+            if self.blocked.get(&message.key).is_some_and(waits) {
                 continue;
             }
             let (why, park) = match self.call(&message) {
