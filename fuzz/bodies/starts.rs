@@ -133,7 +133,7 @@ fn told(root: &Path) {
     sql(
         root,
         "UPDATE journal_outbox SET state = 'parked', attempts = 20, error = 'no' WHERE key = 'bad';
-         INSERT INTO journal_outbox_topic VALUES ('t', 3, 1);
+         INSERT INTO journal_outbox_topic (topic, published, published_ms) VALUES ('t', 3, 1);
          INSERT INTO journal_applied VALUES ('consumer', 't', 'a', 1);
          INSERT INTO journal_follower VALUES ('follower', 1, 1)",
     );
