@@ -1,0 +1,2 @@
+pub(crate) mod promise;
+pub(crate) mod sink;
