@@ -14,7 +14,7 @@ mod group;
 pub(crate) mod guards;
 mod locks;
 pub(crate) mod manifest;
-mod messages;
+pub(crate) mod messages;
 mod plain;
 pub(crate) mod registry;
 mod runs;

@@ -38,14 +38,17 @@ pub(crate) fn registered() -> Vec<Workload> {
 }
 
 /// Messages that nobody has delivered: of keys of their own, of one key in a row, and behind such as are not taken.
-fn prepare(root: &Path) {
+pub(crate) fn prepare(root: &Path) {
     super::prepare(root).unwrap();
     let journal = super::open(root);
     let pairs = [["taken", "taken"], ["later", "taken"], ["poison", "never"], ["taken", "later"]];
     for (n, words) in pairs.iter().enumerate() {
         let mut txn = journal.begin("past").unwrap();
         for (key, word) in ["a", "b"].iter().zip(words) {
-            TOPICS.iter().try_for_each(|topic| sink::send(&mut txn, topic, key, &format!("{word}-{n}"), false)).unwrap();
+            TOPICS
+                .iter()
+                .try_for_each(|topic| sink::send(&mut txn, topic, key, &format!("{word}-{n}"), false))
+                .unwrap();
         }
         txn.commit().unwrap();
     }

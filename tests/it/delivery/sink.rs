@@ -93,6 +93,12 @@ pub(crate) fn publisher(
     }
 }
 
+/// That a message comes before the file that it tells of.
+pub(crate) fn early(root: &Path, event: &Event) -> Option<Event> {
+    let Event::Offered(who, Offer { id, text: Some(text), .. }) = event else { return None };
+    (text.starts_with("file") && !root.join(file(text)).exists()).then_some(Event::Early(*who, *id))
+}
+
 /// As drainers are in these tests: a sink that says no is asked again soon.
 pub(crate) fn drainer<P: Publisher + 'static>(journal: &Journal, topic: &str, publisher: P) -> DrainerBuilder<P> {
     let coalesce = if topic == NEWEST { Coalesce::LatestPerKey } else { Coalesce::EachMessage };
@@ -135,13 +141,10 @@ impl Sink {
         move |event| {
             let told = || {
                 let mut file = File::options().append(true).create(true).open(&path)?;
-                if let Event::Offered(who, Offer { id, text: Some(text), .. }) = event
-                    && text.contains("file")
-                    && !root.join(self::file(text)).exists()
-                {
-                    file.write_all(format!("{}\n", Event::Early(*who, *id)).as_bytes())?;
-                }
-                file.write_all(format!("{event}\n").as_bytes())
+                early(&root, event)
+                    .iter()
+                    .chain([event])
+                    .try_for_each(|event| file.write_all(format!("{event}\n").as_bytes()))
             };
             told().is_ok()
         }
