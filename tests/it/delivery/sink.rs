@@ -154,6 +154,11 @@ impl Sink {
         fs::read_to_string(self.path()).unwrap_or_default()
     }
 
+    /// Of the log, in bytes.
+    pub(crate) fn length(&self) -> usize {
+        fs::metadata(self.path()).map_or(0, |meta| meta.len() as usize)
+    }
+
     /// What of the promise is broken, once all that is left was drained by `who`. Nobody else may be at it any more.
     pub(crate) fn broken(&self, who: u32, counts: impl Fn(&Event) -> bool) -> Vec<String> {
         let journal = crate::crash_points::open(&self.root);
