@@ -12,6 +12,8 @@ pub(crate) mod sink;
 
 use std::time::Duration;
 
+use journal_kb::Journal;
+
 use self::crew::Crew;
 use self::promise::{Event, Offer};
 use self::sink::{TOPICS, answer, drainer, publisher};
@@ -69,17 +71,12 @@ fn nobody_publishes_beside_a_drainer_that_is_stopped() {
     for dies in [false, true] {
         let mut crew = Crew::start(0);
         let topic = TOPICS[0];
-        let (journal, sink) = (crate::crash_points::open(&crew.root()), crew.sink());
-        let send = |names: &[&str]| {
-            let all = |txn: &mut journal_kb::Transaction| {
-                names.iter().try_for_each(|name| self::sink::send(txn, topic, "a", name, false))
-            };
-            journal.transact(all).unwrap();
-        };
-        send(&["taken-1", "taken-2"]);
-        let other = crew.starts_one_that_stops();
+        let (root, sink) = (crew.root(), crew.sink());
+        let journal = Journal::options().turn_wait(Duration::from_millis(500)).open(&root).unwrap();
+        let send = |name: &str| journal.transact(|txn| self::sink::send(txn, topic, "a", name, false));
+        (1..=2).for_each(|n| _ = send(&format!("taken-{n}")).unwrap());
+        let other = crew.starts_one_that_stops(|| send("taken-3").is_ok());
         let own = drainer(&journal, topic, publisher(100, sink.tells(), answer)).start().unwrap();
-        send(&["taken-3"]);
         std::thread::sleep(Duration::from_millis(300));
         let offers = || Event::all(&sink.log()).iter().filter(|event| matches!(event, Event::Offered(..))).count();
         assert_eq!(offers(), 1, "it is in the middle of its first message");

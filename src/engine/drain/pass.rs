@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::{Settings, Shared};
 use crate::engine::{Journal, Lock};
 use crate::error::Result;
+use crate::fault::{Fault, planted};
 use crate::journal;
 use crate::outbox::{self, Coalesce, Message, PublishError, Publisher, Waiting};
 use crate::time::Deadline;
@@ -113,6 +114,10 @@ impl<P: Publisher> Pass<P> {
                 break;
             };
             after = last;
+            if planted(Fault::DroppedBeforeTold) {
+                self.unnoted.over.extend(batch.iter().map(|waiting| waiting.id));
+                self.note(lock)?;
+            }
             let progress = self.publish(batch);
             self.note(lock)?;
             match progress {
@@ -188,7 +193,11 @@ impl<P: Publisher> Pass<P> {
                 continue;
             }
             // IMPORTANT: nothing of a key goes out before what is older, even when that may be tried by now.
-            if self.blocked.get(&message.key).is_some_and(|(head, until)| *head != id || !until.passed()) {
+            let waits = |(head, until): &(i64, Deadline)| match *head == id {
+                true => !until.passed(),
+                false => !planted(Fault::RefusedOvertaken),
+            };
+            if self.blocked.get(&message.key).is_some_and(waits) {
                 continue;
             }
             let (why, park) = match self.call(&message) {
@@ -213,6 +222,9 @@ impl<P: Publisher> Pass<P> {
             self.unnoted.refused.push(Refused { id, why, park });
             if self.blocked.len() >= MOST_BLOCKED && !self.blocked.contains_key(&message.key) {
                 return Progress::Full;
+            }
+            if park && planted(Fault::ParkedNotNoted) {
+                continue;
             }
             // What is parked has to be on record before the next one of its key goes: then the key is free.
             let pause = if park { Duration::ZERO } else { self.backoff(message.attempts) };
@@ -251,13 +263,16 @@ impl<P: Publisher> Pass<P> {
         if unnoted.over.is_empty() && unnoted.refused.is_empty() {
             return Ok(());
         }
-        txn::note_under(journal.ground(), &*lock.shared_lease()?, |tx| {
+        let noted = txn::note_under(journal.ground(), &*lock.shared_lease()?, |tx| {
             unnoted.over.iter().try_for_each(|id| outbox::delivered(tx, *id))?;
             for Refused { id, why, park } in &unnoted.refused {
                 outbox::refused(tx, *id, why, *park)?;
             }
             outbox::count_published(tx, topic, unnoted.published)
-        })?;
+        });
+        if !planted(Fault::ToldNotNoted) {
+            noted?;
+        }
         *unnoted = Outcome::default();
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -139,17 +139,25 @@ impl Crew {
         offered > answered
     }
 
-    /// Starts one that stops itself in the middle of the first message that it publishes. It is stopped.
-    pub(super) fn starts_one_that_stops(&mut self) -> usize {
+    /// Starts one that stops itself in the middle of the first message that it publishes. It is stopped, and `others` are not kept
+    /// from their work: another thread of it may just have had its turn, and then it gets a little further.
+    pub(super) fn starts_one_that_stops(&mut self, others: impl Fn() -> bool) -> usize {
         let member = self.spawn(true);
         let stat = format!("/proc/{}/stat", member.child.id());
         self.places.push(Some(member));
         let place = self.places.len() - 1;
-        self.waits(place, |_| fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T ")));
-        place
+        loop {
+            self.waits(place, |_| fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T ")));
+            if others() {
+                return place;
+            }
+            self.signal(place, Signal::CONT);
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub(super) fn goes_on(&mut self, place: usize) {
+        File::create(go(&self.root())).unwrap();
         self.signal(place, Signal::CONT);
     }
 
@@ -245,13 +253,21 @@ fn commit(journal: &Journal, random: &mut Random, name: &str) -> Result<()> {
     txn.commit().map(drop)
 }
 
+/// Where it is there, nobody stops any more.
+fn go(root: &Path) -> PathBuf {
+    root.with_extension("go")
+}
+
 fn stop(journal: &Journal, who: u32) {
-    let tells = Sink::beside(journal.root()).tells();
+    let (tells, go) = (Sink::beside(journal.root()).tells(), go(journal.root()));
     let is_first = AtomicBool::new(true);
     let tell = move |event: &Event| {
         let told = tells(event);
         if is_first.swap(false, Ordering::Relaxed) {
-            kill_process(getpid(), Signal::STOP).unwrap();
+            while !go.exists() {
+                kill_process(getpid(), Signal::STOP).unwrap();
+                std::thread::sleep(Duration::from_millis(50));
+            }
         }
         told
     };
