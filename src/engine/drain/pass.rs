@@ -10,6 +10,7 @@ use crate::engine::{Journal, Lock};
 use crate::error::Result;
 use crate::fault::{Fault, planted};
 use crate::journal;
+use crate::lock::Lease;
 use crate::outbox::{self, Coalesce, Message, PublishError, Publisher, Waiting};
 use crate::time::Deadline;
 use crate::txn;
@@ -69,7 +70,7 @@ struct Refused {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     Through,
-    /// It is to end.
+    /// It is to end, or has lost its lock.
     Over,
     /// Too many keys are blocked for one more.
     Full,
@@ -102,6 +103,7 @@ impl<P: Publisher> Pass<P> {
     pub(super) fn run(&mut self, lock: &Lock) -> Result<Ended> {
         // IMPORTANT: before anything is published. What could not be written down would go out again, as often as that fails.
         self.note(lock)?;
+        let lease = lock.shared_lease()?;
         let mut after = self.start()?;
         let mut all = None;
         loop {
@@ -118,7 +120,7 @@ impl<P: Publisher> Pass<P> {
                 self.unnoted.over.extend(batch.iter().map(|waiting| waiting.id));
                 self.note(lock)?;
             }
-            let progress = self.publish(batch);
+            let progress = self.publish(batch, &lease);
             self.note(lock)?;
             match progress {
                 Progress::Through => {
@@ -173,9 +175,10 @@ impl<P: Publisher> Pass<P> {
     }
 
     /// Publishes what may be.
-    fn publish(&mut self, batch: Vec<Waiting>) -> Progress {
+    fn publish(&mut self, batch: Vec<Waiting>, lease: &Lease) -> Progress {
         for waiting in batch {
-            if self.is_over() {
+            // Somebody else may have the topic, and be further.
+            if self.is_over() || lease.refuse_lost().is_err() {
                 return Progress::Over;
             }
             let superseded = waiting.is_superseded(self.settings.coalesce == Coalesce::LatestPerKey);
