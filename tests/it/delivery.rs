@@ -1,7 +1,7 @@
 //! Messages are delivered, whoever dies: processes that commit and drain side by side are killed and stopped at random.
 //!
 //! Each ([`crew`]) sends messages, takes some back, and drains both topics. What it publishes goes into a file that it shares with
-//! the others ([`sink`]), so that the order of everything is known. In the end the rest is drained, and what was told is held
+//! the others ([`sink`]), so that the order of everything is known, and then applies it to rows of its own, once. In the end the rest is drained, and what was told is held
 //! against the application's own rows ([`promise`], itself tried with forged ones). `JOURNAL_KB_DELIVERY_SIZE` says how many
 //! processes there are, and how often one is killed: `3x30`.
 
@@ -43,6 +43,7 @@ fn what_is_committed_is_delivered_in_order_and_at_least_once_whoever_is_killed()
     }
     let (events, wrong) = crew.ends();
     assert!(wrong.is_empty(), "{} faults\n{}", wrong.len(), wrong[..wrong.len().min(12)].join("\n"));
+    assert_eq!(crew::not_applied(&crew.root(), &events), [""; 0]);
     let offers = events.iter().filter(|event| matches!(event, Event::Offered(..))).count();
     let again = repeated(&events);
     println!(

@@ -1,5 +1,6 @@
 //! Processes that send messages and drain them, and are killed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use journal_kb::{Begin, Journal, Result};
+use journal_kb::{Begin, Journal, Message, PublishError, Publisher, Result, Rows};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 
 use super::promise::{Answer, Event, Offer};
@@ -189,6 +190,37 @@ fn process() {
     journal.close().unwrap();
 }
 
+/// The row that says that a message was applied.
+fn applied(topic: &str, key: &str, version: u64) -> String {
+    format!("applied {topic} {key} {version}")
+}
+
+/// What those have had taken who lived to apply it, and did not.
+pub(super) fn not_applied(root: &Path, events: &[Event]) -> Vec<String> {
+    let database = rusqlite::Connection::open(root.join(".journal/journal.db")).unwrap();
+    let mut all = database.prepare("SELECT path FROM doc WHERE path LIKE 'applied %'").unwrap();
+    let there: BTreeSet<String> = all.query_map((), |row| row.get(0)).unwrap().map(|row| row.unwrap()).collect();
+    let ended = events.iter().filter_map(|event| match event {
+        Event::Ended(who) => Some(*who),
+        _ => None,
+    });
+    let dead: BTreeSet<u32> = ended.chain([LAST]).collect();
+    let rows: BTreeMap<i64, String> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Offered(_, Offer { id, topic, key, version, .. }) => Some((*id, applied(topic, key, *version))),
+            _ => None,
+        })
+        .collect();
+    let taken = events.iter().filter_map(|event| match event {
+        Event::Answered(who, id, Answer::Taken) if !dead.contains(who) => Some(&rows[id]),
+        _ => None,
+    });
+    let missing: Vec<String> = taken.filter(|row| !there.contains(*row)).cloned().collect();
+    assert!(!there.is_empty());
+    missing
+}
+
 /// Until it is told to end.
 fn stay() {
     let _ = std::io::stdin().read(&mut [0]);
@@ -212,7 +244,15 @@ fn work(journal: &Journal, who: u32) {
             }
             told
         };
-        let publisher = sink::publisher(who, tell, answer);
+        let (mut publishes, own) = (sink::publisher(who, tell, answer), journal.clone());
+        let publisher = move |message: &Message| {
+            publishes.publish(message)?;
+            // A second row of this name would fail.
+            let row = applied(&message.topic, &message.key, message.version);
+            let apply = |rows: &Rows<'_>| rows.execute("INSERT INTO doc VALUES (?1, '')", [&row]).map(drop);
+            let done = own.apply_once("crew", message, apply);
+            done.map(drop).map_err(|error| PublishError::Unavailable(error.to_string()))
+        };
         sink::drainer(journal, TOPICS[n], publisher).inline(inline[n]).start().unwrap()
     });
     let over = AtomicBool::new(false);
