@@ -1,5 +1,6 @@
 //! One pass over what waits, under the topic's lock.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use crate::fault::{Fault, planted};
 use crate::journal;
 use crate::lock::Lease;
 use crate::outbox::{self, Coalesce, Message, PublishError, Publisher, Waiting};
+use crate::store::{Durability, Tx};
 use crate::time::Deadline;
 use crate::txn;
 
@@ -36,6 +38,9 @@ pub(super) struct Pass<P> {
     seen: i64,
     /// How often in a row the sink could not be reached.
     unreachable: u32,
+    /// Why the topic waits, and why it does so on record.
+    pause: Option<String>,
+    noted_pause: Option<String>,
     /// What became of messages, and is not written down yet.
     unnoted: Outcome,
 }
@@ -88,6 +93,8 @@ impl<P: Publisher> Pass<P> {
             blocked: HashMap::new(),
             seen: i64::MIN,
             unreachable: 0,
+            pause: None,
+            noted_pause: None,
             unnoted: Outcome::default(),
         }
     }
@@ -170,7 +177,7 @@ impl<P: Publisher> Pass<P> {
         self.blocked.values().map(|(_, until)| until.left()).min()
     }
 
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.shared.stop.requested() || self.shared.closing().is_some_and(|closing| closing.passed())
     }
 
@@ -195,17 +202,19 @@ impl<P: Publisher> Pass<P> {
                 self.over(&message);
                 continue;
             }
-            // IMPORTANT: nothing of a key goes out before what is older, even when that may be tried by now.
-            let waits = |(head, until): &(i64, Deadline)| match *head == id {
-                true => !until.passed(),
-                false => !planted(Fault::RefusedOvertaken),
+            // IMPORTANT: nothing of a key goes out before what is older, even when that may be tried by now. What a person has
+            // tried again is older than what waits, and goes first.
+            let waits = |(head, until): &(i64, Deadline)| match head.cmp(&id) {
+                Ordering::Less => !planted(Fault::RefusedOvertaken),
+                Ordering::Equal => !until.passed(),
+                Ordering::Greater => false,
             };
             if self.blocked.get(&message.key).is_some_and(waits) {
                 continue;
             }
             let (why, park) = match self.call(&message) {
                 Ok(()) => {
-                    self.unreachable = 0;
+                    self.answered();
                     self.unnoted.published += 1;
                     self.over(&message);
                     continue;
@@ -213,17 +222,19 @@ impl<P: Publisher> Pass<P> {
                 Err(PublishError::Unavailable(why)) => {
                     self.unreachable = self.unreachable.saturating_add(1);
                     tracing::warn!(topic = self.topic, why, "a sink cannot be reached; its messages wait");
+                    self.pause = Some(why);
                     return Progress::Unreachable;
                 }
                 Err(PublishError::Refused(why)) => (why, message.attempts.saturating_add(1) >= self.settings.refusals),
                 Err(PublishError::Park(why)) => (why, true),
             };
-            self.unreachable = 0;
+            self.answered();
             if park {
                 tracing::warn!(topic = self.topic, key = message.key, why, "a message is parked");
             }
             self.unnoted.refused.push(Refused { id, why, park });
             if self.blocked.len() >= MOST_BLOCKED && !self.blocked.contains_key(&message.key) {
+                self.pause = Some(format!("the messages of {MOST_BLOCKED} keys are refused"));
                 return Progress::Full;
             }
             if park && planted(Fault::ParkedNotNoted) {
@@ -240,6 +251,12 @@ impl<P: Publisher> Pass<P> {
         let publisher = &mut self.publisher;
         catch_unwind(AssertUnwindSafe(|| publisher.publish(message)))
             .unwrap_or_else(|_| Err(PublishError::Refused("the publisher panicked".into())))
+    }
+
+    /// The sink can be reached.
+    fn answered(&mut self) {
+        self.unreachable = 0;
+        self.pause = None;
     }
 
     /// Nothing more is to be done about a message.
@@ -262,11 +279,15 @@ impl<P: Publisher> Pass<P> {
 
     /// Writes down what became of messages. Not synced: after a power cut they may go out once more.
     fn note(&mut self, lock: &Lock) -> Result<()> {
-        let Self { journal, topic, unnoted, .. } = self;
-        if unnoted.over.is_empty() && unnoted.refused.is_empty() {
+        let Self { journal, topic, unnoted, pause, noted_pause, .. } = self;
+        let turned = pause != noted_pause;
+        if unnoted.over.is_empty() && unnoted.refused.is_empty() && !turned {
             return Ok(());
         }
         let noted = txn::note_under(journal.ground(), &*lock.shared_lease()?, |tx| {
+            if turned {
+                outbox::note_pause(tx, topic, journal.ground().session.id, pause.as_deref())?;
+            }
             unnoted.over.iter().try_for_each(|id| outbox::delivered(tx, *id))?;
             for Refused { id, why, park } in &unnoted.refused {
                 outbox::refused(tx, *id, why, *park)?;
@@ -277,7 +298,18 @@ impl<P: Publisher> Pass<P> {
             noted?;
         }
         *unnoted = Outcome::default();
+        noted_pause.clone_from(pause);
         Ok(())
+    }
+
+    /// Nobody asks the sink again: the topic is not said to be paused any more. Best effort, it is for people.
+    pub(super) fn forget_pause(&self) {
+        if self.noted_pause.is_none() {
+            return;
+        }
+        let ground = self.journal.ground();
+        let forget = |tx: &Tx<'_>| outbox::note_pause(tx, &self.topic, ground.session.id, None);
+        let _ = ground.enter().and_then(|mut turn| turn.write(Durability::Normal, forget));
     }
 }
 
