@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use super::Journal;
 use crate::error::{Error, IoContext, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::bell::{Heard, Listener};
 use crate::options::Acquire;
 use crate::outbox::{self, Coalesce, Door, Publisher, check_topic};
@@ -254,7 +255,10 @@ impl<P: Publisher> Work<P> {
     /// One pass under the lock.
     fn drain(&mut self) -> Ended {
         let journal = self.pass.journal.clone();
-        let lock = outbox::lock_name(&self.pass.topic);
+        let mut lock = outbox::lock_name(&self.pass.topic);
+        if planted(Fault::TopicNotLocked) {
+            lock.push_str(&std::process::id().to_string());
+        }
         let door = Arc::clone(&self.pass.shared.door);
         let acquire = Acquire::new(lock)
             .purpose("publishing")

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Journal;
 use crate::error::{Error, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::bell::{Bell, Listener};
 use crate::id::TxnId;
 use crate::journal::{self, Commit};
@@ -106,7 +107,7 @@ impl Journal {
             let value = read(tx)?;
             Ok((value, !journal::has_unapplied(tx, ground.late.unnoted())?))
         })?;
-        if !in_place {
+        if !in_place && !planted(Fault::ToldBeforeFiles) {
             // Who commits keeps the turn for that; what is left in it is of somebody who died.
             let mut turn = ground.enter()?;
             recovery::drain(ground, &mut turn, Which::Unapplied)?;

@@ -4,6 +4,7 @@ use rusqlite::Row;
 
 use super::message::{Draft, Message};
 use crate::error::{Error, Result};
+use crate::fault::{Fault, planted};
 use crate::id::{Fence, SessionId, TxnId};
 use crate::store::Tx;
 use crate::time::now_ms;
@@ -21,14 +22,14 @@ pub(crate) fn enqueue(tx: &Tx<'_>, txn: TxnId, fence: Fence, drafts: &[Draft]) -
     };
     let now = now_ms();
     for (n, Draft { topic, key, payload }) in (0..).zip(drafts) {
-        let newest = tx.query_opt(
-            "SELECT version FROM main.journal_outbox_key WHERE topic = ?1 AND key = ?2",
-            (topic, key),
-            |row| row.get::<_, i64>(0),
-        )?;
+        let sql = match planted(Fault::VersionsOfWaiting) {
+            true => "SELECT max(version) FROM main.journal_outbox WHERE topic = ?1 AND key = ?2 HAVING count(*) > 0",
+            false => "SELECT version FROM main.journal_outbox_key WHERE topic = ?1 AND key = ?2",
+        };
+        let newest = tx.query_opt(sql, (topic, key), |row| row.get::<_, i64>(0))?;
         let version = newest.unwrap_or(0).max(0).saturating_add(1);
         // What is pending of a key that is gone is not published any more.
-        let floor = if payload.is_none() { version } else { 0 };
+        let floor = if payload.is_none() && !planted(Fault::RetiredNotSuperseded) { version } else { 0 };
         tx.execute(
             "INSERT INTO main.journal_outbox_key (topic, key, version, floor) VALUES (?1, ?2, ?3, ?4) \
              ON CONFLICT (topic, key) DO UPDATE SET version = excluded.version, floor = max(floor, excluded.floor)",

@@ -9,7 +9,9 @@ use std::time::Duration;
 use super::{Settings, Shared};
 use crate::engine::{Journal, Lock};
 use crate::error::Result;
+use crate::fault::{Fault, planted};
 use crate::journal;
+use crate::lock::Lease;
 use crate::outbox::{self, Coalesce, Message, PublishError, Publisher, Waiting};
 use crate::store::{Durability, Tx};
 use crate::time::Deadline;
@@ -73,7 +75,7 @@ struct Refused {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     Through,
-    /// It is to end.
+    /// It is to end, or has lost its lock.
     Over,
     /// Too many keys are blocked for one more.
     Full,
@@ -108,6 +110,7 @@ impl<P: Publisher> Pass<P> {
     pub(super) fn run(&mut self, lock: &Lock) -> Result<Ended> {
         // IMPORTANT: before anything is published. What could not be written down would go out again, as often as that fails.
         self.note(lock)?;
+        let lease = lock.shared_lease()?;
         let mut after = self.start()?;
         let mut all = None;
         loop {
@@ -120,7 +123,11 @@ impl<P: Publisher> Pass<P> {
                 break;
             };
             after = last;
-            let progress = self.publish(batch);
+            if planted(Fault::DroppedBeforeTold) {
+                self.unnoted.over.extend(batch.iter().map(|waiting| waiting.id));
+                self.note(lock)?;
+            }
+            let progress = self.publish(batch, &lease);
             self.note(lock)?;
             match progress {
                 Progress::Through => {
@@ -175,9 +182,10 @@ impl<P: Publisher> Pass<P> {
     }
 
     /// Publishes what may be.
-    fn publish(&mut self, batch: Vec<Waiting>) -> Progress {
+    fn publish(&mut self, batch: Vec<Waiting>, lease: &Lease) -> Progress {
         for waiting in batch {
-            if self.is_over() {
+            // Somebody else may have the topic, and be further.
+            if self.is_over() || lease.refuse_lost().is_err() {
                 return Progress::Over;
             }
             let superseded = waiting.is_superseded(self.settings.coalesce == Coalesce::LatestPerKey);
@@ -197,7 +205,7 @@ impl<P: Publisher> Pass<P> {
             // IMPORTANT: nothing of a key goes out before what is older, even when that may be tried by now. What a person has
             // tried again is older than what waits, and goes first.
             let waits = |(head, until): &(i64, Deadline)| match head.cmp(&id) {
-                Ordering::Less => true,
+                Ordering::Less => !planted(Fault::RefusedOvertaken),
                 Ordering::Equal => !until.passed(),
                 Ordering::Greater => false,
             };
@@ -228,6 +236,9 @@ impl<P: Publisher> Pass<P> {
             if self.blocked.len() >= MOST_BLOCKED && !self.blocked.contains_key(&message.key) {
                 self.pause = Some(format!("the messages of {MOST_BLOCKED} keys are refused"));
                 return Progress::Full;
+            }
+            if park && planted(Fault::ParkedNotNoted) {
+                continue;
             }
             // What is parked has to be on record before the next one of its key goes: then the key is free.
             let pause = if park { Duration::ZERO } else { self.backoff(message.attempts) };
@@ -273,7 +284,7 @@ impl<P: Publisher> Pass<P> {
         if unnoted.over.is_empty() && unnoted.refused.is_empty() && !turned {
             return Ok(());
         }
-        txn::note_under(journal.ground(), &*lock.shared_lease()?, |tx| {
+        let noted = txn::note_under(journal.ground(), &*lock.shared_lease()?, |tx| {
             if turned {
                 outbox::note_pause(tx, topic, journal.ground().session.id, pause.as_deref())?;
             }
@@ -282,7 +293,10 @@ impl<P: Publisher> Pass<P> {
                 outbox::refused(tx, *id, why, *park)?;
             }
             outbox::count_published(tx, topic, unnoted.published)
-        })?;
+        });
+        if !planted(Fault::ToldNotNoted) {
+            noted?;
+        }
         *unnoted = Outcome::default();
         noted_pause.clone_from(pause);
         Ok(())
