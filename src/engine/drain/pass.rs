@@ -1,6 +1,6 @@
 //! One pass over what waits, under the topic's lock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,8 @@ use crate::txn;
 const BATCH: usize = 256;
 /// And no more than so many bytes.
 const BATCH_BYTES: usize = 4 << 20;
+/// So long it is paused for each message that was only passed by, before they all are once more: some ten times what that takes.
+const TO_PASS_BY: Duration = Duration::from_micros(10);
 /// So many keys may wait behind a refused message before the whole topic does.
 const MOST_BLOCKED: usize = 10_000;
 /// After what time a sink that cannot be reached is asked again, in the beginning.
@@ -32,6 +34,8 @@ pub(super) struct Pass<P> {
     blocked: HashMap<String, (i64, Deadline)>,
     /// The newest message that a pass is through with, or has left behind such a key.
     seen: i64,
+    /// When all that waits behind such keys may be gone through once more, which takes as long as that is much.
+    all_again: Deadline,
     /// How often in a row the sink could not be reached.
     unreachable: u32,
     /// What became of messages, and is not written down yet.
@@ -85,6 +89,7 @@ impl<P: Publisher> Pass<P> {
             shared,
             blocked: HashMap::new(),
             seen: i64::MIN,
+            all_again: Deadline::after(Duration::ZERO),
             unreachable: 0,
             unnoted: Outcome::default(),
         }
@@ -101,49 +106,36 @@ impl<P: Publisher> Pass<P> {
     pub(super) fn run(&mut self, lock: &Lock) -> Result<Ended> {
         // IMPORTANT: before anything is published. What could not be written down would go out again, as often as that fails.
         self.note(lock)?;
-        let mut after = self.start()?;
+        let heads: Vec<i64> = self.blocked.values().map(|(head, _)| *head).collect();
+        let is_due = self.next_try().is_some_and(|left| left.is_zero());
+        self.forget_gone()?;
         let mut all = None;
-        loop {
-            let (batch, newest) = self.journal.read_in_place(|tx| {
-                let batch = outbox::next_waiting(tx, &self.topic, after, BATCH, BATCH_BYTES)?;
-                Ok((batch, journal::newest(tx)?))
-            })?;
-            let Some(last) = batch.last().map(|waiting| waiting.id) else {
-                all = Some(newest);
-                break;
-            };
-            after = last;
-            let progress = self.publish(batch);
-            self.note(lock)?;
-            match progress {
-                Progress::Through => {
-                    self.seen = self.seen.max(last);
-                    // Of that transaction there may be more.
-                    self.shared.door.tell(Some(outbox::txn_of(last) - 1), false);
-                }
-                Progress::Over => break,
-                Progress::Full => {
-                    self.shared.door.tell(None, true);
-                    return Ok(Ended::Paused(self.next_try().unwrap_or_default()));
-                }
-                Progress::Unreachable => {
-                    self.shared.door.tell(None, true);
-                    return Ok(Ended::Paused(self.probe()));
-                }
+        let mut progress = self.try_heads(lock)?;
+        if progress == Progress::Through {
+            (progress, all) = self.go_through(lock, self.start(&heads, is_due))?;
+        }
+        match progress {
+            Progress::Through | Progress::Over => {
+                self.shared.door.tell(all, false);
+                Ok(self.next_try().map_or(Ended::Idle, Ended::Blocked))
+            }
+            Progress::Full => {
+                self.shared.door.tell(None, true);
+                Ok(Ended::Paused(self.next_try().unwrap_or_default()))
+            }
+            Progress::Unreachable => {
+                self.shared.door.tell(None, true);
+                Ok(Ended::Paused(self.probe()))
             }
         }
-        self.shared.door.tell(all, false);
-        Ok(self.next_try().map_or(Ended::Idle, Ended::Blocked))
     }
 
-    /// Behind which message there may be something to publish: what waits behind keys that are blocked is not read over and over.
-    fn start(&mut self) -> Result<i64> {
+    /// A person may have dropped what a key waits behind, or it is parked.
+    fn forget_gone(&mut self) -> Result<()> {
         let Self { journal, blocked, .. } = self;
         if blocked.is_empty() {
-            return Ok(i64::MIN);
+            return Ok(());
         }
-        let before = blocked.len();
-        // A person may have dropped what a key waits behind.
         journal.ground().store.peek(|tx| {
             let mut gone = Vec::new();
             for (key, (head, _)) in blocked.iter() {
@@ -153,9 +145,68 @@ impl<P: Publisher> Pass<P> {
             }
             gone.iter().for_each(|key| _ = blocked.remove(key));
             Ok(())
-        })?;
-        let is_due = blocked.len() < before || self.next_try().is_some_and(|left| left.is_zero());
-        Ok(if is_due { i64::MIN } else { self.seen })
+        })
+    }
+
+    /// Tries again, by themselves, the messages that keys wait behind and whose time has come: however much waits behind them.
+    fn try_heads(&mut self, lock: &Lock) -> Result<Progress> {
+        let due = self.blocked.values().filter(|(_, until)| until.passed()).map(|(head, _)| *head);
+        let mut due: Vec<i64> = due.collect();
+        due.sort_unstable();
+        let mut due = due.as_slice();
+        while !due.is_empty() {
+            let ground = self.journal.ground();
+            let some = &due[..due.len().min(BATCH)];
+            let (batch, read) = ground.store.peek(|tx| outbox::these_waiting(tx, &self.topic, some, BATCH_BYTES))?;
+            due = &due[read..];
+            let progress = self.publish(batch);
+            self.note(lock)?;
+            if progress != Progress::Through {
+                return Ok(progress);
+            }
+        }
+        Ok(Progress::Through)
+    }
+
+    /// Behind which message there may be something to publish, of keys that waited behind `heads`: what still waits is not read over
+    /// and over.
+    fn start(&self, heads: &[i64], is_due: bool) -> i64 {
+        // Of what a person has tried again nobody hears otherwise.
+        if heads.is_empty() || (is_due && self.all_again.passed()) {
+            return i64::MIN;
+        }
+        let still: HashSet<i64> = self.blocked.values().map(|(head, _)| *head).collect();
+        heads.iter().copied().filter(|head| !still.contains(head)).min().map_or(self.seen, |free| free.min(self.seen))
+    }
+
+    /// Publishes what waits behind a message, in order. Answers also up to which transaction all was tried, if it was.
+    fn go_through(&mut self, lock: &Lock, from: i64) -> Result<(Progress, Option<i64>)> {
+        let (mut after, mut behind) = (from, 0);
+        loop {
+            // Of a sink that could not be reached one message finds out as much as many.
+            let most = if self.unreachable > 0 { 1 } else { BATCH };
+            let (batch, newest) = self.journal.read_in_place(|tx| {
+                let batch = outbox::next_waiting(tx, &self.topic, after, most, BATCH_BYTES)?;
+                Ok((batch, journal::newest(tx)?))
+            })?;
+            let Some(last) = batch.last().map(|waiting| waiting.id) else {
+                if from == i64::MIN {
+                    self.all_again = Deadline::after(TO_PASS_BY.saturating_mul(behind));
+                }
+                return Ok((Progress::Through, Some(newest)));
+            };
+            let read = batch.len();
+            after = last;
+            let progress = self.publish(batch);
+            behind = u32::saturating_add(behind, (read - self.unnoted.over.len().min(read)) as u32);
+            self.note(lock)?;
+            if progress != Progress::Through {
+                return Ok((progress, None));
+            }
+            self.seen = self.seen.max(last);
+            // Of that transaction there may be more.
+            self.shared.door.tell(Some(outbox::txn_of(last) - 1), false);
+        }
     }
 
     /// After what time the first of the keys that wait is to be tried.
