@@ -14,11 +14,11 @@ use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use common::{in_sqlite, plain_sqlite, settings};
+use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use journal_kb::Journal;
-use journal_kb_peers::shared::{DIRECTORIES, Homes, Place, SIZE, content, path, places};
 use journal_kb_peers::Kind;
+use journal_kb_peers::shared::{DIRECTORIES, Homes, Place, SIZE, content, path, places};
 
 const SCHEMA: &str = "CREATE TABLE doc (id INTEGER PRIMARY KEY, path TEXT NOT NULL, title TEXT NOT NULL) STRICT";
 const INSERT: &str = "INSERT INTO doc (path, title) VALUES (?1, ?2)";

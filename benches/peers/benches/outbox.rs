@@ -16,7 +16,8 @@ use rusqlite::{Connection, TransactionBehavior};
 
 const SCHEMA: &str = "CREATE TABLE doc (id INTEGER PRIMARY KEY, path TEXT NOT NULL) STRICT";
 const INSERT: &str = "INSERT INTO doc (path) VALUES (?1)";
-const OUTBOX: &str = "CREATE TABLE outbox (id INTEGER PRIMARY KEY, topic TEXT NOT NULL, key TEXT NOT NULL, payload BLOB) STRICT";
+const OUTBOX: &str =
+    "CREATE TABLE outbox (id INTEGER PRIMARY KEY, topic TEXT NOT NULL, key TEXT NOT NULL, payload BLOB) STRICT";
 const SEND: &str = "INSERT INTO outbox (topic, key, payload) VALUES ('documents', ?1, ?2)";
 /// So many messages go out at a time.
 const MESSAGES: usize = 2_000;

@@ -9,9 +9,9 @@ use super::{Most, NO_ROOM, PRINT, ROUNDS, allocations, journal, statements, syst
 use crate::support::{Tree, child, child_root};
 
 const LONG: Duration = Duration::from_secs(60);
-/// Messages that wait, of so many bytes: more than SQLite keeps in memory.
-const WAITING: usize = 5_000;
-const PAYLOAD: usize = 1_000;
+/// Messages that wait, of so many bytes: more than SQLite keeps in memory, and so is a batch of them.
+const WAITING: usize = 2_000;
+const PAYLOAD: usize = 10_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Work {
@@ -38,7 +38,7 @@ const STATEMENTS: Most<6> =
 const CALLS: Most<6> = Most { what: "system calls of the thread", most: [27, 31, 31, 44, 50, 50], room: ROOM };
 const ALLOCATIONS: Most<6> = Most { what: "allocations of the thread", most: [34, 39, 39, 66, 73, 72], room: ROOM };
 /// Of a drainer, between one try and the next: taking the lock, reading one message, writing down what became of it.
-const TRIES: Most<2> = Most { what: "system calls of a drainer that tries again", most: [32, 9], room: ROOM };
+const TRIES: Most<2> = Most { what: "system calls of a drainer that tries again", most: [38, 11], room: ROOM };
 
 /// Does every work some times, each through `around`.
 fn work_all(journal: &Journal, mut around: impl FnMut(Work, &mut dyn FnMut())) {

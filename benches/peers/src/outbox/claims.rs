@@ -93,7 +93,9 @@ fn drained(measured: &Measured, found: &Found) -> Result<Vec<Claim>> {
 fn waited(measured: &Measured, found: &Found) -> Result<Vec<Claim>> {
     let (small, large) = (measured.scale.small, measured.scale.large);
     let mut claims = Vec::new();
-    for (refuses, what) in [(false, "a sink that is down is asked once more"), (true, "a refused message is tried again")] {
+    for (refuses, what) in
+        [(false, "a sink that is down is asked once more"), (true, "a refused message is tried again")]
+    {
         let of = |messages| {
             let wanted = found.waited.iter().find(|waited| waited.refuses == refuses && waited.messages == messages);
             wanted.ok_or("a sink that takes nothing was not asked")
@@ -122,7 +124,8 @@ pub const WAYS: [(&str, Way); 5] = [
 fn queues(found: &Found) -> Result<Vec<Claim>> {
     let mut claims = Vec::new();
     for (work, way) in WAYS {
-        for peer in Side::ALL.into_iter().filter(|side| *side != Side::Journal) {
+        // Beside who syncs nothing the page shows what that takes, and claims nothing.
+        for peer in [Side::Huey, Side::HueyDurable, Side::Effectum] {
             // Where it could not be had the page says so.
             let Some(that) = queued(found, peer, way) else { continue };
             let ours = queued(found, Side::Journal, way).ok_or("the journal was not measured as a queue")?;
@@ -181,9 +184,9 @@ pub fn until_returned(times: &[Times]) -> Option<f64> {
 pub fn beyond_commit(found: &Found, who: Who) -> Option<Span> {
     let of = |who: Who| found.heard.iter().filter(move |heard| heard.who == who);
     let rounds = of(who).zip(of(Who::Nobody));
-    Span::median(rounds.filter_map(|(heard, alone)| {
-        Some(until_published(&heard.times)? - until_returned(&alone.times)?)
-    }))
+    Span::median(
+        rounds.filter_map(|(heard, alone)| Some(until_published(&heard.times)? - until_returned(&alone.times)?)),
+    )
 }
 
 fn backlogs(found: &Found, kind: draining::Kind, messages: usize) -> impl Iterator<Item = &Drained> {

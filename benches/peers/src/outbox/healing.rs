@@ -1,5 +1,6 @@
 //! How soon what waits is published once the sink is back, with no other traffic.
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -89,7 +90,9 @@ impl Sink {
 }
 
 pub fn measure(place: &Place, homes: &mut Homes, scale: &Scale) -> Result<Vec<f64>> {
-    let roots = (0..scale.sinks).map(|_| homes.make(place)).collect::<std::io::Result<_>>()?;
+    let home = homes.make(place)?;
+    let roots: Vec<_> = (0..scale.sinks).map(|sink| home.join(format!("sink-{sink}"))).collect();
+    roots.iter().try_for_each(fs::create_dir)?;
     let task = work::Task::Heal(Task { roots, probe_ms: scale.probe_ms });
     child::answer_of(child::command(&[], &child::Task::Outbox(task))?)
 }

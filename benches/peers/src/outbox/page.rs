@@ -58,7 +58,10 @@ fn sides(measured: &Measured) -> String {
     let peers = measured.peers.iter().map(|(side, standing)| match standing {
         Ok(What { version, journal_mode, synchronous }) => {
             let synchronous = synchronous.map_or_else(String::new, |level| format!(", synchronous={level}"));
-            format!("{} is of version {version}, its database says journal_mode={journal_mode}{synchronous}.", side.name())
+            format!(
+                "{} is of version {version}, its database says journal_mode={journal_mode}{synchronous}.",
+                side.name()
+            )
         }
         Err(why) => format!("**{} was not measured, because it could not be had here: {}.**", side.name(), why.trim()),
     });
@@ -164,7 +167,8 @@ fn stuck(measured: &Measured) -> String {
     let mut rows = Vec::new();
     for found in &measured.places {
         for waited in &found.waited {
-            let what = if waited.refuses { "a refused message tried again" } else { "a sink that is down asked once more" };
+            let what =
+                if waited.refuses { "a refused message tried again" } else { "a sink that is down asked once more" };
             rows.push([
                 format!("{}, {what}, {} messages wait", found.place, grouped(waited.messages)),
                 Quantity(waited.each, Unit::Nanoseconds).to_string(),
@@ -172,7 +176,11 @@ fn stuck(measured: &Measured) -> String {
             ]);
         }
         let healed = Span::median(found.healed.iter().copied());
-        rows.push([format!("{}, sinks that were down until all is published", found.place), time(healed), "–".to_owned()]);
+        rows.push([
+            format!("{}, sinks that were down until all is published", found.place),
+            time(healed),
+            "–".to_owned(),
+        ]);
     }
     table(["", "time (of a processor, where it is asked)", "memory, more than before"], rows)
 }

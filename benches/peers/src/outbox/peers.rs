@@ -1,6 +1,6 @@
 //! Those who have queues, each measured in processes of its own.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use journal_kb_peers::Result;
@@ -111,9 +111,10 @@ impl Side {
     }
 
     /// The system calls that sync of each message that is put in by itself; none where they cannot be counted.
-    fn syncs(self, roots: [PathBuf; 2]) -> Result<Option<f64>> {
+    fn syncs(self, place: &Place, homes: &mut Homes) -> Result<Option<f64>> {
         let mut counted = Vec::new();
-        for (root, messages) in roots.into_iter().zip(TRACED) {
+        for messages in TRACED {
+            let root = homes.make(place)?;
             let command = |before: &[&str]| self.command(before, &root, messages, 1, true);
             let Some((None::<Queued>, trace)) = strace::traced(command)? else { return Ok(None) };
             counted.push(strace::syncs(&trace) as f64);
@@ -142,7 +143,7 @@ pub fn measure(
         }
     }
     for side in sides {
-        syncs.extend(side.syncs([homes.make(place)?, homes.make(place)?])?.map(|counted| (*side, counted)));
+        syncs.extend(side.syncs(place, homes)?.map(|counted| (*side, counted)));
     }
     Ok((queued, syncs))
 }

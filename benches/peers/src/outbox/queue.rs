@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use journal_kb::{Journal, Message};
+use journal_kb::{Begin, Journal, Message};
 use journal_kb_peers::Result;
 use serde::{Deserialize, Serialize};
 
 use super::work::{Answer, Keys, LONG, TOPIC, nanoseconds, payload, send_all};
+
+const LOCK: &str = "sender";
 
 /// So many messages in each way, and so many threads that put some in at once.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,7 +41,7 @@ impl Task {
     pub fn run(&self) -> Result<Option<Queued>> {
         let &Self { messages, crowd, .. } = self;
         let journal = Journal::open(&self.root)?;
-        let one = one_by_one(&journal, 0, messages)?;
+        let one = one_by_one(&journal, LOCK, 0, messages)?;
         if self.only_one {
             return Ok(journal.close().map(|()| None)?);
         }
@@ -49,8 +51,9 @@ impl Task {
             let threads: Vec<_> = (0..crowd)
                 .map(|thread| {
                     let journal = &journal;
-                    let sends = move || one_by_one(journal, messages + thread * share, share).map_err(|e| e.to_string());
-                    scope.spawn(sends)
+                    // Who waits for nobody's lock shares a sync with others.
+                    let (lock, from) = (format!("{LOCK}-{thread}"), messages + thread * share);
+                    scope.spawn(move || one_by_one(journal, &lock, from, share).map_err(|error| error.to_string()))
                 })
                 .collect();
             threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?.map(drop))
@@ -66,10 +69,12 @@ impl Task {
     }
 }
 
-fn one_by_one(journal: &Journal, from: usize, messages: usize) -> Result<f64> {
+fn one_by_one(journal: &Journal, lock: &str, from: usize, messages: usize) -> Result<f64> {
     let start = Instant::now();
     for number in from..from + messages {
-        journal.transact(|txn| txn.send_bytes(TOPIC, &Keys::Different.key(number), payload(number)))?;
+        let mut txn = journal.begin_with(Begin::new("measured").lock(lock))?;
+        txn.send_bytes(TOPIC, &Keys::Different.key(number), payload(number))?;
+        txn.commit()?;
     }
     Ok(nanoseconds(start) / messages as f64)
 }
@@ -90,7 +95,7 @@ fn drain(journal: &Journal, waiting: usize, messages: usize) -> Result<(f64, f64
     hears.recv_timeout(LONG)?;
     let drain = nanoseconds(start) / waiting as f64;
     let start = Instant::now();
-    one_by_one(journal, waiting, messages)?;
+    one_by_one(journal, LOCK, waiting, messages)?;
     hears.recv_timeout(LONG)?;
     let through = nanoseconds(start) / messages as f64;
     match drainer.close(LONG)? {

@@ -31,17 +31,17 @@ impl Scale {
     pub fn full() -> Self {
         Self {
             quick: false,
-            rounds: 5,
-            commits: 1_000,
+            rounds: 3,
+            commits: 500,
             small: 10_000,
             large: 1_000_000,
-            large_rounds: 3,
+            large_rounds: 1,
             small_rounds: 2,
-            asks: 1_000,
-            heard: 200,
+            asks: 300,
+            heard: 100,
             probe_ms: 10_000,
             sinks: 8,
-            queued: 4_000,
+            queued: 304,
             crowd: 8,
         }
     }

@@ -81,7 +81,8 @@ pub fn payload(number: usize) -> Vec<u8> {
 pub fn send_all(journal: &Journal, keys: Keys, from: usize, messages: usize) -> Result<()> {
     for first in (from..from + messages).step_by(BATCH) {
         let mut numbers = first..(from + messages).min(first + BATCH);
-        journal.transact(|txn| numbers.try_for_each(|number| txn.send_bytes(TOPIC, &keys.key(number), payload(number))))?;
+        journal
+            .transact(|txn| numbers.try_for_each(|number| txn.send_bytes(TOPIC, &keys.key(number), payload(number))))?;
     }
     Ok(())
 }
