@@ -3,6 +3,7 @@
 mod drain;
 mod feed;
 mod locking;
+mod outbox;
 mod plan;
 mod quarantine;
 mod run;
@@ -34,6 +35,7 @@ use crate::txn::{
 pub use drain::{Drainer, DrainerBuilder};
 pub use feed::{Changes, Follow, Follower};
 pub use locking::{Flight, Lock, LockFence};
+pub use outbox::{Outbox, Retried};
 pub use plan::{PlannedStep, recovery_plan};
 pub use quarantine::Quarantine;
 pub use run::{Attempt, Begun, Ended, Pending, Run, Started, Verdict};

@@ -27,7 +27,8 @@ pub use rusqlite;
 
 pub use engine::{
     Attempt, Begun, Changes, Committed, Drainer, DrainerBuilder, Ended, Flight, Follow, Follower, Journal, Lock,
-    LockFence, Pending, PlannedStep, Quarantine, Recovered, Run, Runs, Started, Verdict, recovery_plan,
+    LockFence, Outbox, Pending, PlannedStep, Quarantine, Recovered, Retried, Run, Runs, Started, Verdict,
+    recovery_plan,
 };
 pub use error::{Error, Result, Retry};
 pub use fs::clone::Way;

@@ -236,7 +236,9 @@ impl<P: Publisher> Work<P> {
         let shared = &shut.0;
         loop {
             let ended = self.drain();
-            if shared.is_ending() {
+            // What stood behind a message that is parked by now is free to go.
+            let goes_on = ended == Ended::Blocked(Duration::ZERO) && !self.pass.is_over();
+            if shared.is_ending() && !goes_on {
                 break;
             }
             self.wait(ended);
@@ -244,12 +246,13 @@ impl<P: Publisher> Work<P> {
                 break;
             }
         }
+        self.pass.forget_pause();
     }
 
     /// One pass under the lock.
     fn drain(&mut self) -> Ended {
         let journal = self.pass.journal.clone();
-        let lock = format!("outbox:{}", self.pass.topic);
+        let lock = outbox::lock_name(&self.pass.topic);
         let door = Arc::clone(&self.pass.shared.door);
         let acquire = Acquire::new(lock)
             .purpose("publishing")

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ pub(crate) struct Listener {
     bell: Bell,
     /// None where there are too many watches already: then nobody hears of other processes.
     written: Option<OwnedFd>,
+    /// A file that goes, and comes again: watched anew before each look.
+    fleeting: Option<PathBuf>,
 }
 
 /// Why somebody who waited goes on.
@@ -69,12 +71,25 @@ impl Bell {
     pub(crate) fn listen(&self, path: &Path) -> Listener {
         let watch = || -> rustix::io::Result<OwnedFd> {
             let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-            inotify::add_watch(&events, path, WatchFlags::MODIFY | WatchFlags::DONT_FOLLOW)?;
+            inotify::add_watch(&events, path, WRITES)?;
             Ok(events)
         };
-        Listener { bell: self.clone(), written: watch().ok() }
+        Listener { bell: self.clone(), written: watch().ok(), fleeting: None }
+    }
+
+    /// The same where the file need not be there, and may be another one later.
+    pub(crate) fn listen_on(&self, path: &Path) -> Listener {
+        let watch = || -> rustix::io::Result<OwnedFd> {
+            let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+            let directory = path.parent().unwrap_or(Path::new("/"));
+            inotify::add_watch(&events, directory, WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR)?;
+            Ok(events)
+        };
+        Listener { bell: self.clone(), written: watch().ok(), fleeting: Some(path.to_owned()) }
     }
 }
+
+const WRITES: WatchFlags = WatchFlags::MODIFY.union(WatchFlags::DONT_FOLLOW);
 
 impl WeakBell {
     /// False when nobody has it any more.
@@ -97,7 +112,11 @@ impl Listener {
     pub(crate) fn wait_until(&self, deadline: Deadline, others: bool, mut found: impl FnMut(Heard) -> bool) {
         let longest = if self.written.is_some() { LOOK } else { LOOK_BLIND };
         let (mut pause, mut heard) = (longest, Heard::Nothing);
-        while !found(heard) && !deadline.passed() {
+        loop {
+            self.watch_anew();
+            if found(heard) || deadline.passed() {
+                break;
+            }
             let listens = others && pause >= QUIET;
             let at_most = if others { pause.min(longest) } else { Duration::MAX };
             heard = self.wait(deadline.left().min(at_most), listens);
@@ -131,6 +150,13 @@ impl Listener {
         if written { Heard::Written } else { Heard::Nothing }
     }
 
+    /// A watch is of the file, not of its name. While it is not there, that it comes is heard.
+    fn watch_anew(&self) {
+        if let (Some(written), Some(path)) = (&self.written, &self.fleeting) {
+            let _ = inotify::add_watch(written, path, WRITES);
+        }
+    }
+
     fn forget_writes(&self) {
         let Some(written) = &self.written else { return };
         let mut buffer = [0; 4096];
@@ -161,6 +187,32 @@ mod tests {
         assert_eq!(listener.wait(Duration::ZERO, false), Heard::Nothing, "it is of no interest");
         assert_eq!(listener.wait(LONG, true), Heard::Written);
         assert_eq!(listener.wait(Duration::from_millis(5), true), Heard::Nothing);
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a file of a test")]
+    fn a_file_is_heard_that_comes_goes_and_comes_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let listener = Bell::new().unwrap().listen_on(&path);
+        for _ in 0..2 {
+            let mut looks = Vec::new();
+            listener.wait_until(Deadline::after(LONG), true, |heard| {
+                looks.push(heard);
+                match looks.len() {
+                    1 => std::fs::write(&path, "").unwrap(),
+                    // The watch of the directory says nothing of that one.
+                    2 => std::fs::write(&path, "a").unwrap(),
+                    _ => {}
+                }
+                looks.len() == 3
+            });
+            assert_eq!(looks[1], Heard::Written, "it came");
+            listener.forget_writes();
+            std::fs::write(&path, "ab").unwrap();
+            assert_eq!(listener.wait(LONG, true), Heard::Written, "it was written to");
+            std::fs::remove_file(&path).unwrap();
+        }
     }
 
     #[test]

@@ -125,3 +125,8 @@ pub(crate) fn check_topic(topic: &str) -> Result<()> {
         _ => Err(Error::BadTopic { topic: topic.to_owned(), reason: "it has more than 72 bytes" }),
     }
 }
+
+/// The lock under which a topic is published.
+pub(crate) fn lock_name(topic: &str) -> String {
+    format!("outbox:{topic}")
+}

@@ -4,7 +4,7 @@ use rusqlite::Row;
 
 use super::message::{Draft, Message};
 use crate::error::{Error, Result};
-use crate::id::{Fence, TxnId};
+use crate::id::{Fence, SessionId, TxnId};
 use crate::store::Tx;
 use crate::time::now_ms;
 
@@ -185,6 +185,26 @@ pub(crate) fn count_published(tx: &Tx<'_>, topic: &str, published: u64) -> Resul
         "INSERT INTO main.journal_outbox_topic (topic, published, published_ms) VALUES (?1, ?2, ?3) \
          ON CONFLICT (topic) DO UPDATE SET published = published + excluded.published, published_ms = excluded.published_ms",
         (topic, published, now_ms()),
+    )
+    .map(drop)
+}
+
+/// How many messages of a topic people have had tried again.
+pub(crate) fn retried(tx: &Tx<'_>, topic: &str) -> Result<i64> {
+    let sql = "SELECT retried FROM main.journal_outbox_topic WHERE topic = ?1";
+    Ok(tx.query_opt(sql, [topic], |row| row.get(0))?.unwrap_or(0))
+}
+
+/// Records for people why a topic waits, or that it waits no more.
+pub(crate) fn note_pause(tx: &Tx<'_>, topic: &str, session: SessionId, why: Option<&str>) -> Result<()> {
+    let paused_ms = why.map(|_| now_ms());
+    // Since when: while the very same drainer cannot reach its sink, from the first time on.
+    tx.execute(
+        "INSERT INTO main.journal_outbox_topic (topic, paused_ms, session, reason) VALUES (?1, ?2, ?3, ?4) \
+         ON CONFLICT (topic) DO UPDATE SET session = excluded.session, reason = excluded.reason, paused_ms = \
+           CASE WHEN excluded.paused_ms IS NULL OR session IS NOT excluded.session THEN excluded.paused_ms \
+             ELSE coalesce(paused_ms, excluded.paused_ms) END",
+        (topic, paused_ms, why.map(|_| session.as_bytes().to_vec()), why.unwrap_or_default()),
     )
     .map(drop)
 }

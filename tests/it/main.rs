@@ -32,6 +32,7 @@ mod locks_model;
 mod model;
 mod opening;
 mod outbox;
+mod outbox_hand;
 mod outbox_review;
 mod overlay_model;
 mod planted;

@@ -38,7 +38,7 @@ const STATEMENTS: Most<6> =
 const CALLS: Most<6> = Most { what: "system calls of the thread", most: [27, 31, 31, 44, 50, 50], room: ROOM };
 const ALLOCATIONS: Most<6> = Most { what: "allocations of the thread", most: [34, 39, 39, 66, 73, 72], room: ROOM };
 /// Of a drainer, between one try and the next: taking the lock, reading one message, writing down what became of it.
-const TRIES: Most<2> = Most { what: "system calls of a drainer that tries again", most: [38, 11], room: ROOM };
+const TRIES: Most<2> = Most { what: "system calls of a drainer that tries again", most: [32, 11], room: ROOM };
 
 /// Does every work some times, each through `around`.
 fn work_all(journal: &Journal, mut around: impl FnMut(Work, &mut dyn FnMut())) {
