@@ -327,13 +327,15 @@ fn what_waits_behind_a_message_goes_when_that_has_gone_though_the_sink_goes_away
     let journal = tree.journal();
     journal.transact(|txn| ["a", "a", "b", "b", "c"].iter().try_for_each(|key| txn.send("t", key, "x"))).unwrap();
     let (told, hears) = mpsc::channel();
-    let mut tries = std::collections::BTreeMap::new();
+    let (mut tries, mut a_is_through) = (std::collections::BTreeMap::new(), false);
     let publisher = move |message: &Message| {
         let tried = tries.entry(name(message)).or_insert(0);
         *tried += 1;
         match (name(message).as_str(), *tried) {
             ("a1" | "b1", 1) => return Err(PublishError::Refused("not yet".into())),
             ("b1", 2) => return Err(PublishError::Unavailable("gone for a moment".into())),
+            ("b1", _) if !a_is_through => return Err(PublishError::Refused("not yet".into())),
+            ("a2", _) => a_is_through = true,
             // Until both of them are due.
             ("c1", 1) => std::thread::sleep(Duration::from_millis(50)),
             _ => {}
@@ -341,7 +343,8 @@ fn what_waits_behind_a_message_goes_when_that_has_gone_though_the_sink_goes_away
         told.send(name(message)).unwrap();
         Ok(())
     };
-    let drainer = journal.drainer("t", publisher).backoff(Duration::from_millis(1)).start().unwrap();
+    let often = Duration::from_millis(1);
+    let drainer = journal.drainer("t", publisher).backoff(often).probe(often).refusals(u32::MAX).start().unwrap();
     let mut heard: Vec<_> = (0..5).map(|_| hears.recv_timeout(LONG).expect("all of them")).collect();
     assert_eq!(heard[..2], ["c1", "a1"]);
     heard.sort();
