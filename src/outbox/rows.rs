@@ -4,6 +4,7 @@ use rusqlite::Row;
 
 use super::message::{Draft, Message};
 use crate::error::{Error, Result};
+use crate::fault::{Fault, planted};
 use crate::id::{Fence, SessionId, TxnId};
 use crate::store::Tx;
 use crate::time::now_ms;
@@ -22,14 +23,16 @@ pub(crate) fn enqueue(tx: &Tx<'_>, txn: TxnId, fence: Fence, drafts: &[Draft]) -
     let now = now_ms();
     for (n, Draft { topic, key, payload }) in (0..).zip(drafts) {
         // What is pending of a key that is gone is not published any more. No version is beyond the largest there can be.
+        let supersedes = payload.is_none() && !planted(Fault::RetiredNotSuperseded);
         let version: i64 = tx.query_row(
             "INSERT INTO main.journal_outbox_key (topic, key, version, floor) VALUES (?1, ?2, 1, ?3) \
-             ON CONFLICT (topic, key) DO UPDATE SET version = version + (version < 9223372036854775807), \
-               floor = CASE WHEN ?3 THEN max(floor, version + (version < 9223372036854775807)) ELSE floor END \
+             ON CONFLICT (topic, key) DO UPDATE SET version = max(version, 0) + (version < 9223372036854775807), \
+               floor = CASE WHEN ?3 THEN max(floor, max(version, 0) + (version < 9223372036854775807)) ELSE floor END \
              RETURNING version",
-            (topic, key, payload.is_none()),
+            (topic, key, supersedes),
             |row| row.get(0),
         )?;
+        let version = if planted(Fault::VersionsOfWaiting) { version_of_waiting(tx, topic, key)? } else { version };
         tx.execute(
             "INSERT INTO main.journal_outbox (id, topic, key, version, payload, fence, state, enqueued_ms) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'pending', ?7)",
@@ -37,6 +40,14 @@ pub(crate) fn enqueue(tx: &Tx<'_>, txn: TxnId, fence: Fence, drafts: &[Draft]) -
         )?;
     }
     Ok(())
+}
+
+/// Counts from what still waits: a version that was published comes again.
+fn version_of_waiting(tx: &Tx<'_>, topic: &str, key: &str) -> Result<i64> {
+    let sql = "SELECT coalesce(max(version), 0) + 1 FROM main.journal_outbox WHERE topic = ?1 AND key = ?2";
+    let version = tx.query_row(sql, (topic, key), |row| row.get(0))?;
+    let sql = "UPDATE main.journal_outbox_key SET version = ?3 WHERE topic = ?1 AND key = ?2";
+    tx.execute(sql, (topic, key, version)).map(|_| version)
 }
 
 /// A message that waits, and which versions of its key there are.

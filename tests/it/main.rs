@@ -7,6 +7,7 @@ mod contention;
 mod corpus;
 mod counts;
 mod crash_points;
+mod delivery;
 mod feed;
 mod figures;
 mod filesystems;

@@ -9,7 +9,9 @@ use std::time::Duration;
 use super::{Settings, Shared};
 use crate::engine::{Journal, Lock};
 use crate::error::Result;
+use crate::fault::{Fault, planted};
 use crate::journal;
+use crate::lock::Lease;
 use crate::outbox::{self, Coalesce, Message, PublishError, Publisher, Waiting};
 use crate::store::{Durability, Tx};
 use crate::time::Deadline;
@@ -75,7 +77,7 @@ struct Refused {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     Through,
-    /// It is to end.
+    /// It is to end, or has lost its lock.
     Over,
     /// Too many keys are blocked for one more.
     Full,
@@ -113,16 +115,17 @@ impl<P: Publisher> Pass<P> {
     pub(super) fn run(&mut self, lock: &Lock) -> Result<Ended> {
         // IMPORTANT: before anything is published. What could not be written down would go out again, as often as that fails.
         self.note(lock)?;
+        let lease = lock.shared_lease()?;
         let (mut progress, mut all) = (Progress::Through, None);
         let mut from = i64::MIN;
         if !self.blocked.is_empty() {
             self.forget_gone()?;
-            if let Some(tried) = self.try_heads(lock)? {
+            if let Some(tried) = self.try_heads(lock, &lease)? {
                 (progress, from) = (tried, self.seen);
             }
         }
         if progress == Progress::Through {
-            (progress, all) = self.go_through(lock, from)?;
+            (progress, all) = self.go_through(lock, &lease, from)?;
         }
         match progress {
             Progress::Through | Progress::Over => {
@@ -158,7 +161,7 @@ impl<P: Publisher> Pass<P> {
 
     /// Tries again, by themselves, the messages that keys wait behind and whose time has come: however much waits behind them.
     /// None when a person has had others tried again since, which may have to go before them: that shows when all is gone through.
-    fn try_heads(&mut self, lock: &Lock) -> Result<Option<Progress>> {
+    fn try_heads(&mut self, lock: &Lock, lease: &Lease) -> Result<Option<Progress>> {
         let due = self.blocked.values().filter(|(_, until)| until.passed()).map(|(head, _)| *head);
         let mut due: Vec<i64> = due.collect();
         due.sort_unstable();
@@ -174,7 +177,7 @@ impl<P: Publisher> Pass<P> {
                 return Ok(None);
             }
             due = &due[read..];
-            let progress = self.publish(batch);
+            let progress = self.publish(batch, lease);
             self.note(lock)?;
             if progress != Progress::Through || due.is_empty() {
                 return Ok(Some(progress));
@@ -183,7 +186,7 @@ impl<P: Publisher> Pass<P> {
     }
 
     /// Publishes what waits behind a message, in order. Answers also up to which transaction all was tried, if it was.
-    fn go_through(&mut self, lock: &Lock, from: i64) -> Result<(Progress, Option<i64>)> {
+    fn go_through(&mut self, lock: &Lock, lease: &Lease, from: i64) -> Result<(Progress, Option<i64>)> {
         let mut after = from;
         let mut retried = None;
         loop {
@@ -203,7 +206,11 @@ impl<P: Publisher> Pass<P> {
                 return Ok((Progress::Through, Some(newest)));
             };
             after = last;
-            let progress = self.publish(batch);
+            if planted(Fault::DroppedBeforeTold) {
+                self.unnoted.over.extend(batch.iter().map(|waiting| waiting.id));
+                self.note(lock)?;
+            }
+            let progress = self.publish(batch, lease);
             self.note(lock)?;
             if progress != Progress::Through {
                 return Ok((progress, None));
@@ -224,9 +231,10 @@ impl<P: Publisher> Pass<P> {
     }
 
     /// Publishes what may be.
-    fn publish(&mut self, batch: Vec<Waiting>) -> Progress {
+    fn publish(&mut self, batch: Vec<Waiting>, lease: &Lease) -> Progress {
         for waiting in batch {
-            if self.is_over() {
+            // Somebody else may have the topic, and be further.
+            if self.is_over() || lease.refuse_lost().is_err() {
                 return Progress::Over;
             }
             let superseded = waiting.is_superseded(self.settings.coalesce == Coalesce::LatestPerKey);
@@ -246,7 +254,7 @@ impl<P: Publisher> Pass<P> {
             // IMPORTANT: nothing of a key goes out before what is older, even when that may be tried by now. What a person has
             // tried again is older than what waits, and goes first.
             let waits = |(head, until): &(i64, Deadline)| match head.cmp(&id) {
-                Ordering::Less => true,
+                Ordering::Less => !planted(Fault::RefusedOvertaken),
                 Ordering::Equal => !until.passed(),
                 Ordering::Greater => false,
             };
@@ -277,6 +285,9 @@ impl<P: Publisher> Pass<P> {
             if self.blocked.len() >= MOST_BLOCKED && !self.blocked.contains_key(&message.key) {
                 self.pause = Some(format!("the messages of {MOST_BLOCKED} keys are refused"));
                 return Progress::Full;
+            }
+            if park && planted(Fault::ParkedNotNoted) {
+                continue;
             }
             // What is parked has to be on record before the next one of its key goes: then the key is free.
             let pause = if park { Duration::ZERO } else { self.backoff(message.attempts) };
@@ -324,7 +335,7 @@ impl<P: Publisher> Pass<P> {
         if unnoted.over.is_empty() && unnoted.refused.is_empty() && !turned {
             return Ok(());
         }
-        txn::note_under(journal.ground(), &*lock.shared_lease()?, |tx| {
+        let noted = txn::note_under(journal.ground(), &*lock.shared_lease()?, |tx| {
             if turned {
                 outbox::note_pause(tx, topic, journal.ground().session.id, pause.as_deref())?;
             }
@@ -333,7 +344,10 @@ impl<P: Publisher> Pass<P> {
                 outbox::refused(tx, *id, why, *park)?;
             }
             outbox::count_published(tx, topic, unnoted.published)
-        })?;
+        });
+        if !planted(Fault::ToldNotNoted) {
+            noted?;
+        }
         *unnoted = Outcome::default();
         noted_pause.clone_from(pause);
         Ok(())
