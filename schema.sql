@@ -252,7 +252,8 @@ CREATE TABLE journal_outbox_topic (
     published_ms INTEGER,                       -- when the newest of them was
     paused_ms    INTEGER,                       -- since when its sink cannot be reached, or refuses too much
     session      BLOB,                          -- whose drainer found that
-    reason       TEXT NOT NULL DEFAULT ''       -- what the sink says
+    reason       TEXT NOT NULL DEFAULT '',      -- what the sink says
+    retried      INTEGER NOT NULL DEFAULT 0     -- messages that people had tried again, ever
 ) STRICT, WITHOUT ROWID;
 
 -- Who applies messages to rows of this database, and how far it is.

@@ -16,7 +16,9 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use crate::error::{IoContext, Result};
 use crate::time::Deadline;
 
-/// How long who was woken by a write is not woken by another one, and after what time they look once more.
+/// After what time who was woken by a write looks once more; then after twice that, and so on. A disk has it by then.
+const AGAIN: Duration = Duration::from_micros(250);
+/// Once that is so much, they are woken by writes again.
 const QUIET: Duration = Duration::from_millis(5);
 /// So often they look however quiet it is.
 const LOOK: Duration = Duration::from_secs(10);
@@ -115,11 +117,11 @@ impl Listener {
             if found(heard) || deadline.passed() {
                 break;
             }
-            let listens = others && heard != Heard::Written;
+            let listens = others && pause >= QUIET;
             let at_most = if others { pause.min(longest) } else { Duration::MAX };
             heard = self.wait(deadline.left().min(at_most), listens);
             pause = match heard {
-                Heard::Written => QUIET,
+                Heard::Written => AGAIN,
                 Heard::Nothing => pause.saturating_mul(2).min(longest),
                 Heard::Rung => pause,
             };

@@ -67,7 +67,14 @@ pub(crate) fn wait_again(tx: &Tx<'_>, id: i64) -> Result<Again> {
         return discard(tx, id).map(|_| Again::Dropped);
     }
     let sql = "UPDATE main.journal_outbox SET state = 'pending', attempts = 0 WHERE id = ?1";
-    tx.execute(sql, [id]).map(|_| Again::Waits { outdated })
+    tx.execute(sql, [id])?;
+    // A drainer that has passed by it looks again.
+    tx.execute(
+        "INSERT INTO main.journal_outbox_topic (topic, retried) SELECT topic, 1 FROM main.journal_outbox WHERE id = ?1 \
+         ON CONFLICT (topic) DO UPDATE SET retried = retried + (retried < 9223372036854775807)",
+        [id],
+    )?;
+    Ok(Again::Waits { outdated })
 }
 
 /// Removes a message. False when it is not there.

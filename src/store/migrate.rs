@@ -136,7 +136,8 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
         published_ms INTEGER,
         paused_ms    INTEGER,
         session      BLOB,
-        reason       TEXT NOT NULL DEFAULT ''
+        reason       TEXT NOT NULL DEFAULT '',
+        retried      INTEGER NOT NULL DEFAULT 0
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE journal_applied (
         consumer TEXT NOT NULL,

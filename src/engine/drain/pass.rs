@@ -34,8 +34,10 @@ pub(super) struct Pass<P> {
     pub(super) shared: Arc<Shared>,
     /// Keys whose oldest message was refused: which one that is, and until when it waits.
     blocked: HashMap<String, (i64, Deadline)>,
-    /// The newest message that a pass is through with, or has left behind such a key.
+    /// The newest message that a pass is through with, or has left behind such a key. None before it waits for anything else.
     seen: i64,
+    /// How many messages people had tried again when everything was last gone through.
+    retried: i64,
     /// How often in a row the sink could not be reached.
     unreachable: u32,
     /// Why the topic waits, and why it does so on record.
@@ -92,6 +94,7 @@ impl<P: Publisher> Pass<P> {
             shared,
             blocked: HashMap::new(),
             seen: i64::MIN,
+            retried: 0,
             unreachable: 0,
             pause: None,
             noted_pause: None,
@@ -99,77 +102,123 @@ impl<P: Publisher> Pass<P> {
         }
     }
 
-    /// True when something waits that no pass has left behind.
+    /// True when something waits that no pass has left behind, or that a person has had tried again.
     pub(super) fn has_news(&self) -> bool {
-        // Numbers only grow, but for what a person has tried again.
-        let after = if self.blocked.is_empty() { i64::MIN } else { self.seen };
-        let waits = self.journal.ground().store.peek(|tx| outbox::is_waiting(tx, &self.topic, after));
-        waits.unwrap_or(true)
+        let news = self.journal.ground().store.peek(|tx| {
+            let after = if self.blocked.is_empty() { i64::MIN } else { self.seen };
+            Ok(outbox::is_waiting(tx, &self.topic, after)?
+                || (!self.blocked.is_empty() && outbox::retried(tx, &self.topic)? != self.retried))
+        });
+        news.unwrap_or(true)
     }
 
     pub(super) fn run(&mut self, lock: &Lock) -> Result<Ended> {
         // IMPORTANT: before anything is published. What could not be written down would go out again, as often as that fails.
         self.note(lock)?;
         let lease = lock.shared_lease()?;
-        let mut after = self.start()?;
-        let mut all = None;
+        let (mut progress, mut all) = (Progress::Through, None);
+        let mut from = i64::MIN;
+        if !self.blocked.is_empty() {
+            self.forget_gone()?;
+            if let Some(tried) = self.try_heads(lock, &lease)? {
+                (progress, from) = (tried, self.seen);
+            }
+        }
+        if progress == Progress::Through {
+            (progress, all) = self.go_through(lock, &lease, from)?;
+        }
+        match progress {
+            Progress::Through | Progress::Over => {
+                self.shared.door.tell(all, false);
+                Ok(self.next_try().map_or(Ended::Idle, Ended::Blocked))
+            }
+            Progress::Full => {
+                self.shared.door.tell(None, true);
+                Ok(Ended::Paused(self.next_try().unwrap_or_default()))
+            }
+            Progress::Unreachable => {
+                self.shared.door.tell(None, true);
+                Ok(Ended::Paused(self.probe()))
+            }
+        }
+    }
+
+    /// A person may have dropped what a key waits behind, or it is parked.
+    fn forget_gone(&mut self) -> Result<()> {
+        let Self { journal, blocked, seen, .. } = self;
+        journal.ground().store.peek(|tx| {
+            let mut gone = Vec::new();
+            for (key, (head, _)) in blocked.iter() {
+                if !outbox::still_waits(tx, *head)? {
+                    *seen = (*seen).min(*head);
+                    gone.push(key.clone());
+                }
+            }
+            gone.iter().for_each(|key| _ = blocked.remove(key));
+            Ok(())
+        })
+    }
+
+    /// Tries again, by themselves, the messages that keys wait behind and whose time has come: however much waits behind them.
+    /// None when a person has had others tried again since, which may have to go before them: that shows when all is gone through.
+    fn try_heads(&mut self, lock: &Lock, lease: &Lease) -> Result<Option<Progress>> {
+        let due = self.blocked.values().filter(|(_, until)| until.passed()).map(|(head, _)| *head);
+        let mut due: Vec<i64> = due.collect();
+        due.sort_unstable();
+        let mut due = due.as_slice();
         loop {
+            let ground = self.journal.ground();
+            let some = &due[..due.len().min(BATCH)];
+            let (retried, (batch, read)) = ground.store.peek(|tx| {
+                let batch = outbox::these_waiting(tx, &self.topic, some, BATCH_BYTES)?;
+                Ok((outbox::retried(tx, &self.topic)?, batch))
+            })?;
+            if retried != self.retried {
+                return Ok(None);
+            }
+            due = &due[read..];
+            let progress = self.publish(batch, lease);
+            self.note(lock)?;
+            if progress != Progress::Through || due.is_empty() {
+                return Ok(Some(progress));
+            }
+        }
+    }
+
+    /// Publishes what waits behind a message, in order. Answers also up to which transaction all was tried, if it was.
+    fn go_through(&mut self, lock: &Lock, lease: &Lease, from: i64) -> Result<(Progress, Option<i64>)> {
+        let mut after = from;
+        let mut retried = None;
+        loop {
+            // Of a sink that could not be reached one message finds out as much as many.
+            let most = if self.unreachable > 0 { 1 } else { BATCH };
             let (batch, newest) = self.journal.read_in_place(|tx| {
-                let batch = outbox::next_waiting(tx, &self.topic, after, BATCH, BATCH_BYTES)?;
+                if retried.is_none() {
+                    retried = Some(outbox::retried(tx, &self.topic)?);
+                }
+                let batch = outbox::next_waiting(tx, &self.topic, after, most, BATCH_BYTES)?;
                 Ok((batch, journal::newest(tx)?))
             })?;
             let Some(last) = batch.last().map(|waiting| waiting.id) else {
-                all = Some(newest);
-                break;
+                if from == i64::MIN {
+                    self.retried = retried.unwrap_or_default();
+                }
+                return Ok((Progress::Through, Some(newest)));
             };
             after = last;
             if planted(Fault::DroppedBeforeTold) {
                 self.unnoted.over.extend(batch.iter().map(|waiting| waiting.id));
                 self.note(lock)?;
             }
-            let progress = self.publish(batch, &lease);
+            let progress = self.publish(batch, lease);
             self.note(lock)?;
-            match progress {
-                Progress::Through => {
-                    self.seen = self.seen.max(last);
-                    // Of that transaction there may be more.
-                    self.shared.door.tell(Some(outbox::txn_of(last) - 1), false);
-                }
-                Progress::Over => break,
-                Progress::Full => {
-                    self.shared.door.tell(None, true);
-                    return Ok(Ended::Paused(self.next_try().unwrap_or_default()));
-                }
-                Progress::Unreachable => {
-                    self.shared.door.tell(None, true);
-                    return Ok(Ended::Paused(self.probe()));
-                }
+            if progress != Progress::Through {
+                return Ok((progress, None));
             }
+            self.seen = self.seen.max(last);
+            // Of that transaction there may be more.
+            self.shared.door.tell(Some(outbox::txn_of(last) - 1), false);
         }
-        self.shared.door.tell(all, false);
-        Ok(self.next_try().map_or(Ended::Idle, Ended::Blocked))
-    }
-
-    /// Behind which message there may be something to publish: what waits behind keys that are blocked is not read over and over.
-    fn start(&mut self) -> Result<i64> {
-        let Self { journal, blocked, .. } = self;
-        if blocked.is_empty() {
-            return Ok(i64::MIN);
-        }
-        let before = blocked.len();
-        // A person may have dropped what a key waits behind.
-        journal.ground().store.peek(|tx| {
-            let mut gone = Vec::new();
-            for (key, (head, _)) in blocked.iter() {
-                if !outbox::still_waits(tx, *head)? {
-                    gone.push(key.clone());
-                }
-            }
-            gone.iter().for_each(|key| _ = blocked.remove(key));
-            Ok(())
-        })?;
-        let is_due = blocked.len() < before || self.next_try().is_some_and(|left| left.is_zero());
-        Ok(if is_due { i64::MIN } else { self.seen })
     }
 
     /// After what time the first of the keys that wait is to be tried.
@@ -263,6 +312,8 @@ impl<P: Publisher> Pass<P> {
     fn over(&mut self, message: &Message) {
         if self.blocked.get(&message.key).is_some_and(|(head, _)| *head == message.id) {
             self.blocked.remove(&message.key);
+            // What it kept back is read again.
+            self.seen = self.seen.min(message.id);
         }
         self.unnoted.over.push(message.id);
     }

@@ -279,8 +279,8 @@ fn rows_of_messages_that_make_no_sense_hide_nothing() {
            (-9223372036854775808, printf('%.100000c', 't'), printf('%.100000c', 'k'), 1, 1, 'pending', 1, 0, 0, printf('%.100000c', 'e'), zeroblob(200000)),
            (3, CAST(x'ff62' AS TEXT), CAST(x'ff' AS TEXT), 1, 1, 'parked', 1, 1, 1, CAST(x'ff' AS TEXT), CAST(char(27) || ']0;x' AS BLOB));
          INSERT INTO journal_outbox_key VALUES ('', '', -5, 9223372036854775807);
-         INSERT INTO journal_outbox_topic VALUES ('nobody', -5, -5, 9223372036854775807, x'00', char(27) || '[2J'),
-           ('', 9223372036854775807, NULL, -1, zeroblob(100000), printf('%.100000c', 'r'));
+         INSERT INTO journal_outbox_topic VALUES ('nobody', -5, -5, 9223372036854775807, x'00', char(27) || '[2J', -1),
+           ('', 9223372036854775807, NULL, -1, zeroblob(100000), printf('%.100000c', 'r'), 9223372036854775807);
          INSERT INTO journal_follower VALUES ('', -9223372036854775808, -1), (char(27), 9223372036854775807, 9223372036854775807),
            (printf('%.100000c', 'f'), 0, 0), (CAST(x'ff' AS TEXT), 1, 1)",
     );
