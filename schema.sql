@@ -219,21 +219,22 @@ CREATE TABLE journal_run_try (
     error TEXT NOT NULL DEFAULT ''              -- of the newest try
 ) STRICT;
 
--- A message that waits to be published, or was refused too often.
+-- A message that waits to be published, or was refused too often. What it says stands last: a row is judged without reading that.
 CREATE TABLE journal_outbox (
     id          INTEGER PRIMARY KEY,            -- transaction * 2^20 + number of the message
     topic       TEXT NOT NULL,
     key         TEXT NOT NULL,
     version     INTEGER NOT NULL,               -- counts the messages of the key
-    payload     BLOB,                           -- NULL: what the key stands for is gone
     fence       INTEGER NOT NULL,
     state       TEXT NOT NULL CHECK (state IN ('pending', 'parked')),
     attempts    INTEGER NOT NULL DEFAULT 0,     -- how often it was refused
     enqueued_ms INTEGER NOT NULL,
     tried_ms    INTEGER,                        -- when it was refused
-    error       TEXT NOT NULL DEFAULT ''
+    error       TEXT NOT NULL DEFAULT '',
+    payload     BLOB                            -- NULL: what the key stands for is gone
 ) STRICT;
 CREATE INDEX journal_outbox_pending ON journal_outbox (topic) WHERE state = 'pending';
+CREATE INDEX journal_outbox_parked ON journal_outbox (id) WHERE state <> 'pending';
 
 -- A key that messages were ever sent for.
 CREATE TABLE journal_outbox_key (
@@ -247,8 +248,12 @@ CREATE TABLE journal_outbox_key (
 -- A topic that messages were ever published of, for people.
 CREATE TABLE journal_outbox_topic (
     topic        TEXT PRIMARY KEY,
-    published    INTEGER NOT NULL,              -- messages, ever
-    published_ms INTEGER NOT NULL               -- when the newest of them was
+    published    INTEGER NOT NULL DEFAULT 0,    -- messages, ever
+    published_ms INTEGER,                       -- when the newest of them was
+    paused_ms    INTEGER,                       -- since when its sink cannot be reached, or refuses too much
+    session      BLOB,                          -- whose drainer found that
+    reason       TEXT NOT NULL DEFAULT '',      -- what the sink says
+    retried      INTEGER NOT NULL DEFAULT 0     -- messages that people had tried again, ever
 ) STRICT, WITHOUT ROWID;
 
 -- Who applies messages to rows of this database, and how far it is.

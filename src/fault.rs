@@ -74,6 +74,24 @@ pub(crate) enum Fault {
     FlushedAfterRelease,
     /// An item that a transaction records is written before its COMMIT, by itself.
     ItemBesideCommit,
+    /// A message goes from the outbox before a sink has it.
+    DroppedBeforeTold,
+    /// Others are told of a commit before it is synced.
+    ToldBeforeSync,
+    /// Others are told of a commit before its files are in place.
+    ToldBeforeFiles,
+    /// The versions of a key are counted by the messages that wait.
+    VersionsOfWaiting,
+    /// What is newer goes out before a message of its key that was refused.
+    RefusedOvertaken,
+    /// What waits is published, though its key was retired.
+    RetiredNotSuperseded,
+    /// A drainer has a lock of its own, not that of the topic.
+    TopicNotLocked,
+    /// What could not be written down of deliveries is forgotten.
+    ToldNotNoted,
+    /// The next one of a key goes before it is on record that a message is parked.
+    ParkedNotNoted,
 }
 
 /// True when a test has planted this fault in this process.

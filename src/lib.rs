@@ -29,8 +29,8 @@ pub use rusqlite;
 pub use blob::BlobId;
 pub use engine::{
     Attempt, Begun, BlobOpener, BlobReader, BlobWait, Blobs, Changes, Committed, Drainer, DrainerBuilder, Ended,
-    Flight, Follow, Follower, Journal, Lock, LockFence, NewBlob, Pending, PlannedStep, Quarantine, Recovered, Run,
-    Runs, Started, SweptBlobs, Verdict, recovery_plan,
+    Flight, Follow, Follower, Journal, Lock, LockFence, NewBlob, Outbox, Pending, PlannedStep, Quarantine, Recovered,
+    Retried, Run, Runs, Started, SweptBlobs, Verdict, recovery_plan,
 };
 pub use error::{BlobError, Damage, Error, Result, Retry};
 pub use fs::clone::Way;

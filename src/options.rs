@@ -100,9 +100,9 @@ impl Options {
         self
     }
 
-    /// The largest blob that stands in the database, in bytes; a larger one gets a file. Default: 64 KiB.
+    /// The largest blob that stands in the database, in bytes; a larger one gets a file. Default: 64 KiB; at most 16 MiB.
     pub fn inline_blob(mut self, bytes: u64) -> Self {
-        self.inline_blob = bytes;
+        self.inline_blob = bytes.min(16 << 20);
         self
     }
 

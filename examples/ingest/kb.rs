@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use journal_kb::{Error, Journal, Receipt, Run};
 
 use crate::convert::{PAGE_LIMIT, Page, convert};
-use crate::{Document, Result, index};
+use crate::{Document, Result, index, tell};
 
 const SCHEMA: &[&str] = &["
     CREATE TABLE document (
@@ -76,8 +76,9 @@ impl Kb {
         Ok(())
     }
 
-    /// Takes in a document: its files, its rows, its line in the index and that it is done, or nothing at all.
-    pub(crate) fn add(&self, document: &Document, run: &Run) -> Result<Added> {
+    /// Takes in a document: its files, its rows, its line in the index, that it is done, and with `tell` that others hear of it; or
+    /// nothing at all.
+    pub(crate) fn add(&self, document: &Document, run: &Run, tell: bool) -> Result<Added> {
         let Document { path, source, .. } = document;
         let mut file = File::open(path)?;
         let mut start = Vec::new();
@@ -117,6 +118,9 @@ impl Kb {
         txn.write(index::path(&shard), list)?;
         txn.write(index::TOP, top)?;
         txn.record(run, document)?;
+        if tell {
+            tell::added(&mut txn, source, &page, &title)?;
+        }
         let source = source.to_owned();
         txn.sql(move |rows| {
             rows.execute(

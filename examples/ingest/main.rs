@@ -6,11 +6,13 @@
 //!
 //! ```text
 //! cargo run --release --example ingest -- add ~/notes --kb /tmp/kb
+//! cargo run --release --example ingest -- add ~/notes --kb /tmp/kb --redis redis://127.0.0.1
 //! cargo run --release --example ingest -- search crash safety --kb /tmp/kb
 //! cargo run --release --example ingest -- check --kb /tmp/kb
 //! ```
 //!
-//! [`add`] is where a run is used, [`kb`] where the journal is; [`convert`] turns a document into a page; [`check`] compares tree and rows.
+//! [`add`] is where a run is used, [`kb`] where the journal is, [`tell`] where others hear of it; [`convert`] turns a document into a page;
+//! [`check`] compares tree and rows.
 
 #![expect(clippy::disallowed_methods, reason = "an application changes files outside the knowledge base as it likes")]
 
@@ -18,6 +20,7 @@ mod check;
 mod convert;
 mod index;
 mod kb;
+mod tell;
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -29,11 +32,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use journal_kb::{Begun, Ended, ItemKey, Job, Started, StopToken, Verdict};
+use journal_kb::{Begun, Ended, ItemKey, Job, RedisPublisher, Started, StopToken, Verdict};
 use walkdir::{DirEntry, WalkDir};
 
 use crate::convert::Kind;
 use crate::kb::{Added, Kb};
+use crate::tell::{Teller, Told};
 
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
@@ -68,6 +72,11 @@ enum Verb {
         /// How often a document is tried that fails, or kills this process, before it is set aside.
         #[arg(long, default_value_t = 3, value_name = "TIMES")]
         tries: u32,
+        /// Tell Redis of each document that is added, in the commit that adds it: `documents:<path below DIR>` is set to its
+        /// version, 1 and more each time it was added anew, and the channel `documents` says so. Where Redis cannot be reached,
+        /// documents are added all the same, and the next run with this option tells of them.
+        #[arg(long, value_name = "URL")]
+        redis: Option<String>,
     },
     /// Show the pages that contain all WORDS, best first.
     Search {
@@ -84,7 +93,7 @@ enum Verb {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.verb {
-        Verb::Add { dir, fresh, tries, .. } => add(&dir, &cli.kb, fresh, tries),
+        Verb::Add { dir, fresh, tries, redis, .. } => add(&dir, &cli.kb, fresh, tries, redis.as_deref()),
         Verb::Search { words, n } => search(&words, n, &cli.kb),
         Verb::Check => check(&cli.kb),
     };
@@ -98,9 +107,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Takes in what lies below `dir`.
-fn add(dir: &Path, root: &Path, fresh: bool, tries: u32) -> Result<u8> {
+/// Takes in what lies below `dir`, and tells Redis if there is one.
+fn add(dir: &Path, root: &Path, fresh: bool, tries: u32, redis: Option<&str>) -> Result<u8> {
     let stop = StopToken::on_signals()?;
+    let redis = redis.map(RedisPublisher::new).transpose()?;
     let dir = fs::canonicalize(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     if !dir.is_dir() {
         return Err(format!("{}: not a directory", dir.display()).into());
@@ -122,6 +132,7 @@ fn add(dir: &Path, root: &Path, fresh: bool, tries: u32) -> Result<u8> {
             return Ok(BUSY);
         }
     };
+    let teller = redis.map(|redis| Teller::start(&kb.journal, redis)).transpose()?;
     let mut skipped = documents.iter().filter(|document| run.is_done(*document)).count();
     if let Begun::Resumed { .. } = run.begun() {
         eprintln!("{skipped} of {} documents were done before", documents.len());
@@ -136,7 +147,7 @@ fn add(dir: &Path, root: &Path, fresh: bool, tries: u32) -> Result<u8> {
     for document in run.pending(&documents) {
         let source = &document.source;
         bar.set_message(source.clone());
-        match kb.add(document, &run) {
+        match kb.add(document, &run, teller.is_some()) {
             Ok(Added::New(receipt)) => {
                 added += 1;
                 receipt.warnings().iter().for_each(|warning| say(format!("{source}: warning: {warning}")));
@@ -162,8 +173,10 @@ fn add(dir: &Path, root: &Path, fresh: bool, tries: u32) -> Result<u8> {
     }
     bar.finish_and_clear();
     let ended = run.finish()?;
+    let told = teller.map(Teller::finish).transpose()?;
     kb.journal.close()?; // makes the tree itself durable
     println!("{added} added, {skipped} skipped, {failed} failed");
+    told.iter().for_each(Told::print);
     match ended {
         Ended::Partial { reason, .. } if stop.requested() => {
             let done = added + skipped;

@@ -54,7 +54,7 @@ fn tables(database: &Connection) -> &'static [Table] {
 }
 
 /// Words that the engine knows.
-const WORDS: [&str; 26] = [
+const WORDS: [&str; 33] = [
     "committed",
     "pending",
     "applied",
@@ -79,6 +79,13 @@ const WORDS: [&str; 26] = [
     "trying",
     "aside",
     "run:open",
+    "parked",
+    "t",
+    "gone",
+    "other",
+    "outbox:t",
+    "consumer",
+    "follower",
     "main",
     "",
 ];

@@ -7,14 +7,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use journal_kb::inspect::{InspectOptions, Inspector, TransactionFilter};
-use journal_kb::{Attempt, Begin, Error, Journal, Started, recovery_plan};
+use journal_kb::{Attempt, Begin, Error, Journal, Message, PublishError, Started, StopToken, TxnId, recovery_plan};
 
 use super::edits::{Depth, damage};
 use super::input::Input;
 use super::starts::{self, UNTOUCHED};
+
+/// Nothing here takes that long.
+const LONG: Duration = Duration::from_secs(15);
 
 pub(crate) fn run(bytes: &[u8]) {
     let home = home();
@@ -119,6 +123,8 @@ fn work(root: &Path, depth: Depth, person: u8) {
     expect("recovery", depth, journal.recover());
     decide(&journal, depth, person);
     expect("runs", depth, resume(&journal, person));
+    expect("telling others", depth, tell(&journal, depth));
+    expect("following", depth, follow(&journal));
     expect("closing", depth, journal.close());
 }
 
@@ -137,6 +143,51 @@ fn resume(journal: &Journal, person: u8) -> journal_kb::Result<()> {
         let _ = run.finish()?;
     }
     Ok(())
+}
+
+/// Publishes what there is: each message goes, or is parked, and the drainer comes to an end.
+fn tell(journal: &Journal, depth: Depth) -> journal_kb::Result<()> {
+    for topic in ["t", "other"] {
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let takes = Arc::clone(&taken);
+        let publisher = move |message: &Message| {
+            takes.lock().unwrap().push(message.clone());
+            if message.attempts % 2 == 1 { Err(PublishError::Refused("odd".into())) } else { Ok(()) }
+        };
+        let drainer = journal.drainer(topic, publisher).refusals(1).start()?;
+        let left = drainer.close(LONG);
+        let taken = Arc::try_unwrap(taken).expect("the drainer comes to an end").into_inner().unwrap();
+        assert_eq!(left.as_ref().ok().filter(|left| **left > 0 && depth == Depth::Rows), None, "what waits goes");
+        left?;
+        for message in taken.iter().take(3) {
+            let of_key = |other: &&Message| other.key == message.key;
+            assert_eq!(message.topic, topic);
+            assert_eq!(taken.iter().filter(of_key).filter(|other| other.id == message.id).count(), 1, "it goes once");
+            journal.apply_once("consumer", message, |_| Ok(()))?;
+            assert!(!journal.apply_once("consumer", message, |_| Ok(()))?, "it is applied once");
+        }
+    }
+    Ok(())
+}
+
+/// Goes through all that was committed, to its end.
+fn follow(journal: &Journal) -> journal_kb::Result<()> {
+    let follower = journal.follower("follower")?;
+    for commit in follower.changes()? {
+        let id = commit?.id;
+        assert!(follower.position()? < id);
+        follower.advance(id)?;
+        assert_eq!(follower.position()?, id);
+    }
+    let stop = StopToken::new();
+    assert!(follower.follow(&stop)?.next_within(Duration::ZERO)?.is_none(), "there is no end of what was committed");
+    let mut last = TxnId::from(i64::MIN);
+    for commit in journal.changes(TxnId::from(i64::MIN)) {
+        let commit = commit?;
+        assert!(commit.id > last || last == TxnId::from(i64::MIN));
+        last = commit.id;
+    }
+    follower.forget()
 }
 
 /// The next one to come finds nothing locked either.

@@ -93,7 +93,7 @@ fn home() -> &'static Path {
 /// Puts arbitrary values where people's own go, and a few anywhere.
 fn put(input: &mut Input<'_>, database: &Connection) {
     database.execute_batch("PRAGMA ignore_check_constraints = ON; PRAGMA synchronous = OFF; BEGIN").unwrap();
-    const TEXTS: [&str; 16] = [
+    const TEXTS: [&str; 21] = [
         "journal_txn SET label",
         "journal_txn SET lock",
         "journal_txn SET key",
@@ -110,6 +110,11 @@ fn put(input: &mut Input<'_>, database: &Connection) {
         "journal_run SET reason",
         "journal_run SET cursor",
         "journal_run_try SET error",
+        "journal_outbox SET topic",
+        "journal_outbox SET key",
+        "journal_outbox SET error",
+        "journal_outbox_topic SET topic",
+        "journal_follower SET name",
     ];
     const PATHS: [&str; 8] = [
         "journal_change SET path",
@@ -121,7 +126,7 @@ fn put(input: &mut Input<'_>, database: &Connection) {
         "journal_run_try SET item",
         "journal_run_item SET item",
     ];
-    const NUMBERS: [&str; 12] = [
+    const NUMBERS: [&str; 15] = [
         "journal_change SET size",
         "journal_change SET old_size",
         "journal_txn SET committed_ms",
@@ -134,6 +139,9 @@ fn put(input: &mut Input<'_>, database: &Connection) {
         "journal_run SET started_at",
         "journal_run SET expected",
         "journal_run_item SET at_ms",
+        "journal_outbox SET enqueued_ms",
+        "journal_outbox_topic SET published",
+        "journal_follower SET position",
     ];
     while !input.is_empty() {
         let (what, value) = match input.byte() {
@@ -157,7 +165,9 @@ fn put(input: &mut Input<'_>, database: &Connection) {
         let (table, column) = what.split_once(" SET ").expect("a table and its column");
         let value_is = if is_text { "CAST(?1 AS TEXT)" } else { "?1" };
         // All rows, or every other one where they are numbered.
-        let numbered = matches!(table, "journal_txn" | "journal_event" | "journal_redo" | "journal_preimage");
+        const NUMBERED: [&str; 5] =
+            ["journal_txn", "journal_event", "journal_redo", "journal_preimage", "journal_outbox"];
+        let numbered = NUMBERED.contains(&table);
         let some = if numbered && input.byte() > 127 { "WHERE id % 2 = 0" } else { "" };
         let _ = database.execute(&format!("UPDATE {table} SET {column} = {value_is} {some}"), params![value]);
     }

@@ -11,3 +11,4 @@ pub(crate) mod record;
 pub(crate) mod reference;
 pub(crate) mod sequence;
 pub(crate) mod starts;
+pub(crate) mod told;

@@ -2,7 +2,8 @@
 //!
 //! The sequence runs in processes that are killed at any step of the engine, and in recovery too; the next one goes on.
 //! After each crash tree and rows are together as before what was being done, or as after it, and what was acknowledged
-//! is there. What somebody wrote between a crash and the recovery is in the tree or kept in the state directory.
+//! is there. What somebody wrote between a crash and the recovery is in the tree or kept in the state directory. What others are
+//! told of it is held against a model by [`told`].
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,6 +19,7 @@ use super::fork::{self, Ending};
 use super::input::Input;
 use super::reference::{NAMES, Node, Op, Tree};
 use super::starts;
+use super::told::{self, Publish, Said, Say, Sink};
 
 /// Transactions and what else happens, one after the other.
 #[derive(Clone, Debug)]
@@ -26,6 +28,9 @@ enum Act {
     ByHand(Op),
     Settle,
     Reopen,
+    Publish(Publish),
+    /// Somebody follows so many changes.
+    Follow(usize),
     /// The process is killed here.
     Kill,
     /// It is killed at so many steps of the engine from here.
@@ -41,6 +46,7 @@ struct Work {
     /// Done by hand, under the guard.
     guarded: Vec<Op>,
     staged: Vec<Op>,
+    says: Vec<Say>,
     row: bool,
     end: End,
 }
@@ -70,7 +76,9 @@ fn read(input: &mut Input<'_>) -> Vec<Act> {
     let mut acts = Vec::new();
     while !input.is_empty() && acts.len() < ACTS {
         let n = acts.len();
-        acts.push(match input.byte() % 16 {
+        acts.push(match input.byte() % 20 {
+            16..=18 => Act::Publish(Publish::read(input)),
+            19 => Act::Follow(1 + input.below(8)),
             0..=8 => Act::Transaction(Work::read(input, n)),
             9 => Act::ByHand(Op::read(input, &format!("by hand {n}, "))),
             10 => Act::Settle,
@@ -97,6 +105,7 @@ impl Work {
             guarded: if guard.is_some() { some(input, "guarded") } else { Vec::new() },
             staged: if guard.is_none() || choices & 8 != 0 { some(input, "staged") } else { Vec::new() },
             guard,
+            says: told::read(input),
             row: choices & 16 != 0,
             end: match choices >> 5 {
                 0 => End::Drop,
@@ -124,10 +133,19 @@ impl Work {
 }
 
 /// What there should be.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 struct State {
     tree: Tree,
     rows: BTreeSet<i64>,
+    said: Said,
+}
+
+/// What there is.
+#[derive(Debug)]
+struct Found {
+    tree: Tree,
+    rows: BTreeSet<i64>,
+    keys: told::Keys,
 }
 
 impl State {
@@ -144,6 +162,7 @@ impl State {
                 if work.row {
                     after.rows.insert(n as i64);
                 }
+                after.said.add(n, &work.says);
             }
             Act::ByHand(op) if op.is_one_call(&self.tree) => drop(after.tree.apply(op)),
             _ => {}
@@ -151,10 +170,16 @@ impl State {
         after
     }
 
-    fn differences(&self, found: &Self) -> String {
-        let rows = |one: &Self, other: &Self| one.rows.difference(&other.rows).copied().collect::<Vec<_>>();
-        let (missing, more) = (rows(self, found), rows(found, self));
-        format!("{}; rows missing: {missing:?}, rows too many: {more:?}", self.tree.differences(&found.tree))
+    fn is(&self, found: &Found) -> bool {
+        self.tree == found.tree && self.rows == found.rows && self.said.keys() == found.keys
+    }
+
+    fn differences(&self, found: &Found) -> String {
+        let rows = |one: &BTreeSet<i64>, other: &BTreeSet<i64>| one.difference(other).copied().collect::<Vec<_>>();
+        let (missing, more) = (rows(&self.rows, &found.rows), rows(&found.rows, &self.rows));
+        let (keys, said) = (&found.keys, self.said.keys());
+        let tree = self.tree.differences(&found.tree);
+        format!("{tree}; rows missing: {missing:?}, rows too many: {more:?}; keys {keys:?}, said {said:?}")
     }
 }
 
@@ -164,11 +189,15 @@ pub(crate) fn run(bytes: &[u8]) {
     let root = home.join("root");
     let _ = fs::remove_dir_all(&root);
     fs::create_dir(&root).unwrap();
-    let acts = read(&mut Input::new(bytes));
+    let mut input = Input::new(bytes);
+    let mut sink = Sink { path: home.join("sink"), life: 0, latest: input.byte() > 127 };
+    let _ = fs::remove_file(&sink.path);
+    let acts = read(&mut input);
     let (mut possible, mut at) = (vec![State::default()], 0);
     let (mut dead_recoveries, mut steps, mut written) = (0, 0, None);
     loop {
-        let live = Live { root: &root, acts: &acts, at, written: &written };
+        sink.life += 1;
+        let live = Live { root: &root, acts: &acts, at, written: &written, sink: &sink };
         let ending = fork::run(|| live.go(&possible, steps));
         let told = fork::told();
         let found = told.found.load(Ordering::SeqCst) as usize;
@@ -251,18 +280,25 @@ struct Live<'a> {
     acts: &'a [Act],
     at: usize,
     written: &'a Option<(String, Vec<u8>)>,
+    sink: &'a Sink,
 }
 
 impl Live<'_> {
     fn open(&self) -> Journal {
         let journal = starts::options().open(self.root).unwrap_or_else(|error| panic!("opening the journal: {error}"));
-        journal.migrate(&["CREATE TABLE done (n INTEGER PRIMARY KEY) STRICT"]).unwrap();
+        journal.migrate(&["CREATE TABLE done (n INTEGER PRIMARY KEY) STRICT", told::TABLES]).unwrap();
         journal
     }
 
-    fn look(&self, journal: &Journal) -> State {
+    fn look(&self, journal: &Journal) -> Found {
         let rows = journal.read(|rows| rows.query_map("SELECT n FROM done", (), |row| row.get(0))).unwrap();
-        State { tree: Tree::read(self.root), rows: rows.into_iter().collect() }
+        Found { tree: Tree::read(self.root), rows: rows.into_iter().collect(), keys: told::keys(journal) }
+    }
+
+    fn check_told(&self, journal: &Journal, state: &State) {
+        self.sink.check(journal, &state.said);
+        let is_commit = |act: Option<&Act>| matches!(act, Some(Act::Transaction(work)) if work.end == End::Commit);
+        told::check_followed(journal, &state.rows, |n| is_commit(self.acts.get(n)));
     }
 
     fn go(&self, possible: &[State], steps: u64) {
@@ -274,7 +310,7 @@ impl Live<'_> {
         let recovered = journal.recover().unwrap_or_else(|error| panic!("recovery: {error}"));
         die_at_step(0, fork::last_words);
         let found = self.look(&journal);
-        let is = possible.iter().position(|state| *state == found);
+        let is = possible.iter().position(|state| state.is(&found));
         let Some(is) = is else {
             let told: Vec<_> = possible.iter().map(|state| state.differences(&found)).collect();
             panic!("after a crash ({recovered:?}) there is neither of what may be there:\n- {}", told.join("\n- "));
@@ -285,6 +321,7 @@ impl Live<'_> {
             None => assert_eq!(recovered.moved_aside, 0, "{recovered:?}"),
         }
         let mut state = possible[is].clone();
+        self.check_told(&journal, &state);
         told.found.store(is as u64 + 1, Ordering::SeqCst);
         for (n, act) in self.acts.iter().enumerate().skip(self.at) {
             told.begun.fetch_add(1, Ordering::SeqCst);
@@ -301,6 +338,8 @@ impl Live<'_> {
                     journal.close().unwrap();
                     journal = self.open();
                 }
+                Act::Publish(how) => self.sink.publish(&journal, *how),
+                Act::Follow(most) => told::follow(&journal, *most),
                 Act::WhenDead(..) => {}
                 Act::Kill => {
                     told.ended.fetch_add(1, Ordering::SeqCst);
@@ -310,7 +349,8 @@ impl Live<'_> {
             }
             state = after;
             let found = self.look(&journal);
-            assert!(state == found, "after act {n}, {act:?}: {}", state.differences(&found));
+            assert!(state.is(&found), "after act {n}, {act:?}: {}", state.differences(&found));
+            self.check_told(&journal, &state);
             told.ended.fetch_add(1, Ordering::SeqCst);
         }
         journal.close().unwrap();
@@ -350,6 +390,7 @@ impl Live<'_> {
                 stage(&mut txn, op).unwrap_or_else(|error| failed("staging", &error));
             }
         }
+        told::send(&mut txn, n, &work.says).unwrap_or_else(|error| failed("telling", &error));
         if work.row {
             let n = n as i64;
             txn.sql(move |rows| rows.execute("INSERT INTO done VALUES (?1)", [n]).map(drop)).unwrap();

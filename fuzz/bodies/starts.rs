@@ -96,9 +96,18 @@ fn commits(root: &Path) -> Journal {
     txn.remove("b").unwrap();
     txn.symlink("a", "f/link").unwrap();
     txn.create_dir_all("g/h").unwrap();
+    for (topic, key) in [("t", "a"), ("t", "gone"), ("t", "a"), ("t", "bad"), ("other", "a")] {
+        txn.send(topic, key, "new").unwrap();
+    }
     txn.commit().unwrap();
-    journal.transact(|txn| txn.write("a", "newer").and_then(|()| txn.write("f/w", "new"))).unwrap();
+    journal
+        .transact(|txn| {
+            txn.write("a", "newer").and_then(|()| txn.write("f/w", "new"))?;
+            txn.send("t", "a", "newer").and_then(|()| txn.retire("t", "gone"))
+        })
+        .unwrap();
     jobs(root, &journal);
+    told(root);
     journal
 }
 
@@ -116,6 +125,17 @@ fn jobs(root: &Path, journal: &Journal) {
         "UPDATE journal_run SET session = (SELECT max(id) FROM journal_session), reason = '' WHERE job = 'open';
          INSERT INTO journal_run_try SELECT id + 1, CAST('two' AS BLOB), 1, 'trying', at_ms, '' FROM journal_run_try
            ORDER BY id DESC LIMIT 1",
+    );
+}
+
+/// Of the messages one is parked, and one was applied; somebody follows.
+fn told(root: &Path) {
+    sql(
+        root,
+        "UPDATE journal_outbox SET state = 'parked', attempts = 20, error = 'no' WHERE key = 'bad';
+         INSERT INTO journal_outbox_topic (topic, published, published_ms) VALUES ('t', 3, 1);
+         INSERT INTO journal_applied VALUES ('consumer', 't', 'a', 1);
+         INSERT INTO journal_follower VALUES ('follower', 1, 1)",
     );
 }
 

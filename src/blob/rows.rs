@@ -229,8 +229,8 @@ pub(crate) fn seal(tx: &Tx<'_>, blob: &Sealing<'_>, is_whole: impl Fn(&BlobFile,
 }
 
 /// Removes a blob. What it said goes once no other blob says so: bytes in the database now, a file after this COMMIT.
-/// [`BlobError::NotFound`]; [`Error::Busy`] while it is being written.
-pub(crate) fn remove(tx: &Tx<'_>, id: &BlobId) -> Result<()> {
+/// [`BlobError::NotFound`]; [`Error::Busy`] while somebody writes it.
+pub(crate) fn remove(tx: &Tx<'_>, id: &BlobId, is_alive: impl Fn(SessionId) -> bool) -> Result<()> {
     let gone = || Error::from(BlobError::NotFound { id: id.to_string() });
     let content: i64 = match id.hash() {
         Some(hash) => {
@@ -239,11 +239,14 @@ pub(crate) fn remove(tx: &Tx<'_>, id: &BlobId) -> Result<()> {
             tx.query_opt(sql, [&hash[..]], |row| row.get(0))?.ok_or_else(gone)?
         }
         None => {
-            let sql = "SELECT state, content FROM main.journal_blob WHERE id = ?1";
-            let row = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, Option<i64>>(1)?));
+            let sql = "SELECT state, content, session FROM main.journal_blob WHERE id = ?1";
+            let row = |row: &Row<'_>| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, Option<i64>>(1)?, row.get::<_, Option<Vec<u8>>>(2)?))
+            };
+            let writes = |session: &[u8]| SessionId::from_slice(session).is_some_and(&is_alive);
             let content = match tx.query_opt(sql, [id.as_str()], row)? {
-                Some((state, Some(content))) if state == "sealed" => content,
-                Some((state, _)) if state == "writing" => {
+                Some((state, Some(content), _)) if state == "sealed" => content,
+                Some((state, _, Some(session))) if state == "writing" && writes(&session) => {
                     let (what, holder) = (format!("blob {id}"), "its writer".to_owned());
                     return Err(Error::Busy { what, holder, waited: std::time::Duration::ZERO });
                 }

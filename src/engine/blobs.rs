@@ -5,6 +5,7 @@ mod reader;
 
 use crate::blob::{self, BlobFile, BlobId};
 use crate::error::Result;
+use crate::store::Tx;
 use crate::txn::{self, BlobWriter};
 
 use super::Journal;
@@ -99,9 +100,10 @@ impl Blobs {
     }
 
     /// Removes a blob, in a commit of its own; otherwise as [`Transaction::remove_blob`](crate::Transaction::remove_blob) does.
-    pub fn remove(&self, id: &BlobId) -> Result<()> {
-        let ground = self.journal.ground();
-        txn::write_rows(ground, ground.limits.turn_wait, |tx| blob::remove(tx, id), |_| Ok(()))?;
+    pub fn remove(&self, id: impl AsRef<str>) -> Result<()> {
+        let (ground, id) = (self.journal.ground(), BlobId::new(id.as_ref())?);
+        let remove = |tx: &Tx<'_>| blob::remove(tx, &id, |session| ground.is_alive(session));
+        txn::write_rows(ground, ground.limits.turn_wait, remove, |_| Ok(()))?;
         ground.backlog.add_files(0, 0);
         Ok(())
     }

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use super::Journal;
 use crate::error::{Error, IoContext, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::bell::{Heard, Listener};
 use crate::options::Acquire;
 use crate::outbox::{self, Coalesce, Door, Publisher, check_topic};
@@ -42,7 +43,7 @@ struct Settings {
 }
 
 /// Publishes the messages of a topic from a thread of its own, `journal-drain`, until it is closed or dropped. What is left then
-/// stays in the outbox, for the next one.
+/// stays in the outbox, for the next one. It keeps the journal open, as a clone of it does.
 #[derive(Debug)]
 #[must_use = "dropped, it ends"]
 pub struct Drainer {
@@ -173,7 +174,9 @@ impl<P: Publisher + 'static> DrainerBuilder<P> {
 }
 
 impl Drainer {
-    /// Publishes what it can until this time is over, ends, and answers how many messages are left. They stay in the outbox.
+    /// Publishes what it can until this time is over, ends, and answers how many messages of the topic are left: those that came too
+    /// late, that the sink has refused and that are to be tried again, and all when it cannot be reached, which is not waited for.
+    /// They stay in the outbox.
     pub fn close(mut self, at_most: Duration) -> Result<u64> {
         self.journal.ground().store.refuse_forked()?;
         *self.shared.closing.lock().unwrap_or_else(PoisonError::into_inner) = Some(Deadline::after(at_most));
@@ -236,7 +239,9 @@ impl<P: Publisher> Work<P> {
         let shared = &shut.0;
         loop {
             let ended = self.drain();
-            if shared.is_ending() {
+            // What stood behind a message that is parked by now is free to go.
+            let goes_on = ended == Ended::Blocked(Duration::ZERO) && !self.pass.is_over();
+            if shared.is_ending() && !goes_on {
                 break;
             }
             self.wait(ended);
@@ -244,12 +249,16 @@ impl<P: Publisher> Work<P> {
                 break;
             }
         }
+        self.pass.forget_pause();
     }
 
     /// One pass under the lock.
     fn drain(&mut self) -> Ended {
         let journal = self.pass.journal.clone();
-        let lock = format!("outbox:{}", self.pass.topic);
+        let mut lock = outbox::lock_name(&self.pass.topic);
+        if planted(Fault::TopicNotLocked) {
+            lock.push_str(&std::process::id().to_string());
+        }
         let door = Arc::clone(&self.pass.shared.door);
         let acquire = Acquire::new(lock)
             .purpose("publishing")

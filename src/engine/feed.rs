@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Journal;
 use crate::error::{Error, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::bell::{Bell, Listener};
 use crate::id::TxnId;
 use crate::journal::{self, Commit};
@@ -106,7 +107,7 @@ impl Journal {
             let value = read(tx)?;
             Ok((value, !journal::has_unapplied(tx, ground.late.unnoted())?))
         })?;
-        if !in_place {
+        if !in_place && !planted(Fault::ToldBeforeFiles) {
             // Who commits keeps the turn for that; what is left in it is of somebody who died.
             let mut turn = ground.enter()?;
             recovery::drain(ground, &mut turn, Which::Unapplied)?;
@@ -183,7 +184,8 @@ impl Follower {
         self.journal.follow(self.position()?, stop)
     }
 
-    /// It is done with all up to this transaction: durable on return. Never goes back.
+    /// It is done with all up to this transaction: durable on return. Never goes back. [`Error::NotCommitted`] if there is no such
+    /// transaction yet.
     pub fn advance(&self, to: TxnId) -> Result<()> {
         self.advance_with(to, |_| Ok(())).map(drop)
     }
@@ -191,7 +193,11 @@ impl Follower {
     /// The same, in one commit with rows of its own: what it makes of a transaction is there exactly once. True when `work` ran;
     /// it does not where the follower is that far already, in another process, say.
     pub fn advance_with(&self, to: TxnId, work: impl FnMut(&Rows<'_>) -> Result<()>) -> Result<bool> {
-        self.journal.write_if_new(|tx| journal::advance(tx, &self.name, to), work)
+        let note = |tx: &Tx<'_>| match to.get() > journal::newest(tx)? {
+            true => Err(Error::NotCommitted { txn: to }),
+            false => journal::advance(tx, &self.name, to),
+        };
+        self.journal.write_if_new(note, work)
     }
 
     /// Forgets it: under this name somebody would begin anew.

@@ -276,6 +276,12 @@ pub enum Error {
         /// The name as given.
         name: String,
     },
+    /// A follower cannot be done with what is not committed yet: it would never hear of it.
+    #[error("no transaction {txn} is committed yet: a follower advances to the number of a commit that it was told of")]
+    NotCommitted {
+        /// The number as given.
+        txn: TxnId,
+    },
     /// No message can be sent to this topic.
     #[error("{topic:?} cannot be a topic: {reason}")]
     BadTopic {
@@ -444,7 +450,7 @@ pub enum Error {
     #[error("this journal was closed")]
     Closed,
     /// More than one transaction may hold.
-    #[error("{what} is larger than {limit}: split it")]
+    #[error("{what} is larger than {limit}: split it, or make it smaller")]
     TooLarge {
         /// What it is.
         what: &'static str,

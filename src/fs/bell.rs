@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -17,7 +17,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::error::{IoContext, Result};
 use crate::time::{Deadline, Process};
 
-/// How long who was woken by a write is not woken by another one, and after what time they look once more.
+/// After what time who was woken by a write looks once more; then after twice that, and so on. A disk has it by then.
+const AGAIN: Duration = Duration::from_micros(250);
+/// Once that is so much, they are woken by writes again.
 const QUIET: Duration = Duration::from_millis(5);
 /// So often they look however quiet it is.
 const LOOK: Duration = Duration::from_secs(10);
@@ -25,6 +27,8 @@ const LOOK: Duration = Duration::from_secs(10);
 const LOOK_BLIND: Duration = Duration::from_millis(20);
 /// And where they wait for a process that cannot be watched, one of another container, say.
 const LOOK_UNSEEN: Duration = Duration::from_millis(100);
+/// One that can be may begin another program in its place, which is no end of the process.
+const LOOK_SEEN: Duration = Duration::from_secs(1);
 
 /// Rings, from any thread. A clone is the same bell.
 #[derive(Clone, Debug)]
@@ -40,6 +44,8 @@ pub(crate) struct Listener {
     bell: Bell,
     /// Of the file that is written to.
     written: Option<OwnedFd>,
+    /// A file that goes, and comes again: watched anew before each look.
+    fleeting: Option<PathBuf>,
     /// Of the directory at which others ring.
     rung: Option<OwnedFd>,
     /// There are too many watches already: nobody tells of other processes.
@@ -83,21 +89,37 @@ impl Bell {
 
     /// Listens to it, and for writes to the file at `path`.
     pub(crate) fn listen(&self, path: &Path) -> Listener {
-        let written = watch(path, WatchFlags::MODIFY);
+        let written = watch(path, WRITES);
         Listener { blind: written.is_none(), written, ..self.listen_alone() }
+    }
+
+    /// The same where the file need not be there, and may be another one later.
+    pub(crate) fn listen_on(&self, path: &Path) -> Listener {
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let written = watch(directory, WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR);
+        Listener { blind: written.is_none(), written, fleeting: Some(path.to_owned()), ..self.listen_alone() }
     }
 
     /// Listens to it alone.
     pub(crate) fn listen_alone(&self) -> Listener {
-        Listener { bell: self.clone(), written: None, rung: None, blind: false, ends: Mutex::new(End::OfNobody) }
+        Listener {
+            bell: self.clone(),
+            written: None,
+            fleeting: None,
+            rung: None,
+            blind: false,
+            ends: Mutex::new(End::OfNobody),
+        }
     }
 }
 
 fn watch(path: &Path, what: WatchFlags) -> Option<OwnedFd> {
     let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
-    inotify::add_watch(&events, path, what | WatchFlags::DONT_FOLLOW).ok()?;
+    inotify::add_watch(&events, path, what).ok()?;
     Some(events)
 }
+
+const WRITES: WatchFlags = WatchFlags::MODIFY.union(WatchFlags::DONT_FOLLOW);
 
 impl WeakBell {
     /// False when nobody has it any more.
@@ -113,6 +135,13 @@ impl WeakBell {
 impl Listener {
     pub(crate) fn bell(&self) -> &Bell {
         &self.bell
+    }
+
+    /// A watch is of the file, not of its name. While it is not there, that it comes is heard.
+    fn watch_anew(&self) {
+        if let (Some(written), Some(path)) = (&self.written, &self.fleeting) {
+            let _ = inotify::add_watch(written, path, WRITES);
+        }
     }
 
     /// Listens at a directory, too: whoever sets its times, of whatever process, rings.
@@ -140,6 +169,7 @@ impl Listener {
         match (self.blind, &*self.ends()) {
             (true, _) => LOOK_BLIND,
             (_, End::Unseen(_)) => LOOK_UNSEEN,
+            (_, End::Of(..)) => LOOK_SEEN,
             _ => LOOK,
         }
     }
@@ -148,13 +178,17 @@ impl Listener {
     /// interest when the file is written to, some times after that, and now and then anyway.
     pub(crate) fn wait_until(&self, deadline: Deadline, others: bool, mut found: impl FnMut(Heard) -> bool) {
         let (mut pause, mut heard) = (LOOK, Heard::Nothing);
-        while !found(heard) && !deadline.passed() {
+        loop {
+            self.watch_anew();
+            if found(heard) || deadline.passed() {
+                break;
+            }
             let longest = self.longest();
-            let listens = others && heard != Heard::Written;
+            let listens = others && pause >= QUIET;
             let at_most = if others { pause.min(longest) } else { Duration::MAX };
             heard = self.wait(deadline.left().min(at_most), listens);
             pause = match heard {
-                Heard::Written => QUIET,
+                Heard::Written => AGAIN,
                 Heard::Nothing => pause.saturating_mul(2).min(longest),
                 Heard::Rung => pause,
             };
@@ -242,6 +276,32 @@ mod tests {
         assert_eq!(listener.wait(Duration::ZERO, false), Heard::Nothing, "it is of no interest");
         assert_eq!(listener.wait(LONG, true), Heard::Written);
         assert_eq!(listener.wait(Duration::from_millis(5), true), Heard::Nothing);
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a file of a test")]
+    fn a_file_is_heard_that_comes_goes_and_comes_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let listener = Bell::new().unwrap().listen_on(&path);
+        for _ in 0..2 {
+            let mut looks = Vec::new();
+            listener.wait_until(Deadline::after(LONG), true, |heard| {
+                looks.push(heard);
+                match looks.len() {
+                    1 => std::fs::write(&path, "").unwrap(),
+                    // The watch of the directory says nothing of that one.
+                    2 => std::fs::write(&path, "a").unwrap(),
+                    _ => {}
+                }
+                looks.len() == 3
+            });
+            assert_eq!(looks[1], Heard::Written, "it came");
+            listener.forget_writes();
+            std::fs::write(&path, "ab").unwrap();
+            assert_eq!(listener.wait(LONG, true), Heard::Written, "it was written to");
+            std::fs::remove_file(&path).unwrap();
+        }
     }
 
     #[test]

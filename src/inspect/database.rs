@@ -82,6 +82,11 @@ impl ReadOnly {
         &self.path
     }
 
+    /// Where the write-ahead log is, while there is one.
+    pub(super) fn log_path(&self) -> PathBuf {
+        self.beside("-wal")
+    }
+
     /// The write-ahead log's size; 0 when there is none.
     pub(super) fn wal_bytes(&self) -> u64 {
         fs::symlink_metadata(self.beside("-wal")).map_or(0, |meta| meta.len())

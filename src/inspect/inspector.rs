@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use super::database::ReadOnly;
+use super::feed::{self, FollowerInfo, Tail};
 use super::holders::{self, LockHolders};
 use super::liveness::KernelLocks;
 use super::model::{
     EventInfo, GuardInfo, LockInfo, SessionInfo, Status, TransactionDetail, TransactionFilter, TransactionSummary,
     Turnstile,
 };
+use super::outbox::{self, MessageDetail, MessageFilter, MessageInfo, TopicInfo};
 use super::quarantine::{self, QuarantineDetail, QuarantineEntry};
 use super::runs::{RunDetail, RunInfo};
 use super::{guards, locks, runs, status, transactions};
@@ -18,6 +20,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::id::{QuarantineId, RunId, TxnId};
 use crate::path::STATE_DIR;
 use crate::store::{CallerMode, SCHEMA_VERSION, TURNSTILE, Tx};
+use crate::wait::StopToken;
 
 /// Where a journal's parts lie when they are not in the usual place.
 #[derive(Clone, Debug, Default)]
@@ -125,6 +128,12 @@ impl Inspector {
         self.database.snapshot(|connection| transactions::list(connection, filter))
     }
 
+    /// The same, oldest first, and then those that come, of whatever process, until `stop` is asked to. They are told of within
+    /// some milliseconds; while nothing is written it costs next to nothing. Between two looks nothing is held open.
+    pub fn tail(&self, filter: TransactionFilter, stop: &StopToken) -> Result<Tail> {
+        Tail::new(self, filter, stop)
+    }
+
     /// One transaction in full; none when there is none of that number.
     pub fn transaction(&self, id: TxnId) -> Result<Option<TransactionDetail>> {
         self.database.snapshot(|connection| transactions::detail(connection, id))
@@ -185,6 +194,26 @@ impl Inspector {
     /// The same for the run of a job that is open, or else was the last.
     pub fn run_of(&self, job: &str, items: Option<u64>) -> Result<Option<RunDetail>> {
         runs::run(self, None, Some(job), items)
+    }
+
+    /// The topics of the outbox, by name: what of each waits, who is at it, how much is parked. The first 1000.
+    pub fn topics(&self) -> Result<Vec<TopicInfo>> {
+        outbox::topics(self)
+    }
+
+    /// The messages that wait, or those that are parked, oldest first. Of many, ask for some at a time.
+    pub fn messages(&self, filter: &MessageFilter) -> Result<Vec<MessageInfo>> {
+        self.database.snapshot(|connection| outbox::messages(connection, filter))
+    }
+
+    /// One message in full; none when there is none of that number: it was published, or dropped.
+    pub fn message(&self, id: i64) -> Result<Option<MessageDetail>> {
+        self.database.snapshot(|connection| outbox::message_detail(connection, id))
+    }
+
+    /// Those who follow the changes under a name, and how far each is. The first 1000.
+    pub fn followers(&self) -> Result<Vec<FollowerInfo>> {
+        self.database.snapshot(feed::followers)
     }
 
     /// What is in quarantine: what waits for a person, and what is kept of what is over.

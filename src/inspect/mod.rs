@@ -11,15 +11,17 @@
 //! belongs: one bad row never hides the others.
 //!
 //! Who is alive is the kernel's word, never the database's: see [`SessionInfo::alive`], [`LockInfo::held`],
-//! [`GuardInfo::alive`] and [`RunInfo::state`]. A journal of an older schema is read as it is: looking migrates nothing.
+//! [`GuardInfo::alive`], [`RunInfo::state`] and [`TopicInfo::state`]. A journal of an older schema is read as it is: looking migrates nothing.
 
 mod database;
+mod feed;
 mod guards;
 mod holders;
 mod inspector;
 mod liveness;
 mod locks;
 mod model;
+mod outbox;
 mod quarantine;
 mod runs;
 mod status;
@@ -29,6 +31,7 @@ mod value;
 mod verdict;
 
 pub use crate::lock::Holder;
+pub use feed::{FollowerInfo, Tail};
 pub use holders::{LockHolders, LockProcess, Refusal, Role};
 pub use inspector::{InspectOptions, Inspector};
 pub use model::{
@@ -36,5 +39,6 @@ pub use model::{
     StateCounts, Status, TransactionDetail, TransactionFilter, TransactionSummary, TreeInfo, Turnstile, Unsettled,
     Waiter, Waiting,
 };
+pub use outbox::{MessageDetail, MessageFilter, MessageInfo, OutboxInfo, TopicInfo};
 pub use quarantine::{KeptFile, QuarantineDetail, QuarantineEntry, QuarantinePath};
 pub use runs::{RunDetail, RunInfo, RunItem, RunTry};

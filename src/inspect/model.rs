@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::feed::FollowerInfo;
+use super::outbox::OutboxInfo;
 use super::runs::RunInfo;
 use super::value::{from_fields, lossy, optional_path_fields, path_fields};
 use crate::id::TxnId;
@@ -54,6 +56,10 @@ pub struct Status {
     pub guards: Vec<GuardInfo>,
     /// The runs that are open, and of every other job the last one if it left items set aside: the first 50.
     pub runs: Vec<RunInfo>,
+    /// What is to be told to others.
+    pub outbox: OutboxInfo,
+    /// Who follows the changes under a name.
+    pub followers: Vec<FollowerInfo>,
     /// How many transactions are in which state.
     pub transactions: StateCounts,
     /// What is committed and not yet durable in the live tree.

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rusqlite::{Connection, Row};
 
+use super::feed::{self, FollowerInfo};
 use super::inspector::Inspector;
 use super::liveness::KernelLocks;
 use super::model::{
@@ -14,7 +15,7 @@ use super::model::{
 use super::runs::{self, RunInfo};
 use super::value::{count, number_or_zero, path, text_or_empty};
 use super::verdict::{Evidence, verdict};
-use super::{guards, locks, transactions};
+use super::{guards, locks, outbox, transactions};
 use crate::error::Result;
 use crate::id::TxnId;
 use crate::path::AREA_DIR;
@@ -34,6 +35,8 @@ struct Stored {
     waits: Vec<locks::LongWait>,
     guards: Vec<GuardInfo>,
     runs: Vec<RunInfo>,
+    topics: Vec<outbox::Stored>,
+    followers: Vec<FollowerInfo>,
     transactions: StateCounts,
     unsettled: Unsettled,
     pending: Vec<Waiting>,
@@ -88,6 +91,8 @@ pub(super) fn status(inspector: &Inspector) -> Result<Status> {
         turnstile: locks::turnstile(state_dir, &kernel),
         guards: stored.guards,
         runs: stored.runs,
+        outbox: outbox::summary(outbox::judge(stored.topics, inspector, &kernel)),
+        followers: stored.followers,
         transactions: stored.transactions,
         unsettled: stored.unsettled,
         pending: stored.pending,
@@ -117,6 +122,8 @@ fn read(connection: &Connection) -> rusqlite::Result<Stored> {
         waits: locks::wait_rows(connection)?,
         guards: guards::guard_rows(connection)?,
         runs: runs::unfinished(connection)?,
+        topics: outbox::topic_rows(connection)?,
+        followers: feed::followers(connection)?,
         transactions,
         unsettled,
         pending: waiting(connection, "pending")?,

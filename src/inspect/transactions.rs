@@ -30,6 +30,36 @@ pub(super) fn list(connection: &Connection, filter: TransactionFilter) -> rusqli
     connection.prepare(&sql)?.query_map((filter.since_ms, limit), summary)?.collect()
 }
 
+/// The newest transaction there is, and the one behind which those begin that pass the filter.
+pub(super) fn tail_start(connection: &Connection, filter: TransactionFilter) -> rusqlite::Result<(TxnId, TxnId)> {
+    let number = |row: &Row<'_>| Ok(number_or_zero(row, "id"));
+    let there = connection.query_row("SELECT coalesce(max(id), 0) AS id FROM main.journal_txn", (), number)?;
+    let Some(limit) = filter.limit else { return Ok((TxnId::from(there), TxnId::from(i64::MIN))) };
+    let oldest: i64 = connection.query_row(
+        "SELECT coalesce(min(id), ?3 + 1) AS id FROM (SELECT id FROM main.journal_txn
+           WHERE ?1 IS NULL OR committed_ms >= ?1 ORDER BY id DESC LIMIT ?2)",
+        (filter.since_ms, i64::try_from(limit).unwrap_or(i64::MAX), there.min(i64::MAX - 1)),
+        number,
+    )?;
+    Ok((TxnId::from(there), TxnId::from(oldest.saturating_sub(1))))
+}
+
+/// The next transactions, oldest first, at most so many; of those up to `there` only what was committed since that time.
+pub(super) fn after(
+    connection: &Connection,
+    after: TxnId,
+    there: TxnId,
+    since_ms: Option<i64>,
+    limit: i64,
+) -> rusqlite::Result<Vec<TransactionSummary>> {
+    let columns = columns(connection)?;
+    let sql = format!(
+        "SELECT {columns} FROM main.journal_txn WHERE id > ?1 AND (id > ?2 OR ?3 IS NULL OR committed_ms >= ?3)
+         ORDER BY id LIMIT ?4"
+    );
+    connection.prepare(&sql)?.query_map((after.get(), there.get(), since_ms, limit), summary)?.collect()
+}
+
 /// The newest transaction that was not rolled back.
 pub(super) fn newest_commit(connection: &Connection) -> rusqlite::Result<Option<TransactionSummary>> {
     let columns = columns(connection)?;

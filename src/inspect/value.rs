@@ -108,6 +108,12 @@ pub(super) fn fingerprint_fields<S: Serializer>(fingerprint: &[u8], serializer: 
     two_fields(Some(Path::new(OsStr::from_bytes(fingerprint))), ["fingerprint", "fingerprint_hex"], serializer)
 }
 
+/// Writes `payload` (and `payload_hex`), or nothing.
+pub(super) fn payload_fields<S: Serializer>(payload: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
+    let payload = payload.as_deref().map(|bytes| Path::new(OsStr::from_bytes(bytes)));
+    two_fields(payload, ["payload", "payload_hex"], serializer)
+}
+
 /// Writes a path as one value, lossily.
 pub(super) fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())

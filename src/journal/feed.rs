@@ -1,5 +1,6 @@
 //! The SQL of who follows the changes.
 
+use super::guard::lossy;
 use super::record::{Change, Span};
 use super::rows::changes;
 use crate::error::Result;
@@ -37,8 +38,8 @@ pub(crate) fn commits_after(tx: &Tx<'_>, after: TxnId, most: usize, most_changes
         |row| {
             let commit = Commit {
                 id: TxnId(row.get(0)?),
-                label: row.get(1)?,
-                lock: row.get(2)?,
+                label: lossy(row, 1)?,
+                lock: lossy(row, 2)?,
                 fence: Fence(row.get(3)?),
                 committed_ms: row.get(4)?,
                 changes: Vec::new(),

@@ -139,7 +139,7 @@ pub(crate) fn guards(tx: &Tx<'_>) -> Result<Vec<GuardRow>> {
 }
 
 /// Text that somebody else may have written: one row must not hide the others.
-fn lossy(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<String> {
+pub(super) fn lossy(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<String> {
     Ok(String::from_utf8_lossy(row.get_ref(column)?.as_bytes().unwrap_or_default()).into_owned())
 }
 

@@ -39,7 +39,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// What it says, as it was given to [`Transaction::send`](crate::Transaction::send).
+    /// What it says, as it was given to [`Transaction::send`](crate::Transaction::send). An error for a removal, which says nothing.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_slice(&self.payload).map_err(Error::caller)
     }
@@ -74,7 +74,8 @@ impl std::error::Error for PublishError {}
 /// A message may come more than once: when the process dies after the sink took it and before that is known. It is the very same
 /// then, by id and version. So publish it in a way that bears repetition: "set to at least this version", never "add one".
 pub trait Publisher: Send {
-    /// Publishes a message. `Ok` means that the sink has it.
+    /// Publishes a message. `Ok` means that the sink has it. A panic counts as a refusal. Wait for no sink longer than some seconds:
+    /// meanwhile nothing else of the topic goes, and who closes the drainer leaves this thread behind.
     fn publish(&mut self, message: &Message) -> std::result::Result<(), PublishError>;
 }
 
@@ -124,4 +125,9 @@ pub(crate) fn check_topic(topic: &str) -> Result<()> {
         0 => Err(Error::BadTopic { topic: topic.to_owned(), reason: "it is empty" }),
         _ => Err(Error::BadTopic { topic: topic.to_owned(), reason: "it has more than 72 bytes" }),
     }
+}
+
+/// The lock under which a topic is published.
+pub(crate) fn lock_name(topic: &str) -> String {
+    format!("outbox:{topic}")
 }

@@ -5,15 +5,17 @@
 //!   and only grows: whoever receives one can tell whether it is news.
 //! - It goes when a sink has taken it. Until then it waits in the order of commits; refused too often it is parked.
 
+mod by_hand;
 mod door;
 mod message;
 #[cfg(feature = "redis")]
 mod redis;
 mod rows;
 
+pub(crate) use by_hand::{Again, Meant, discard, meant, topic_of, wait_again};
 pub(crate) use door::{Door, Doors, wait_at_no_door};
 pub use message::{Coalesce, Message, PublishError, Publisher};
-pub(crate) use message::{Draft, check_topic};
+pub(crate) use message::{Draft, check_topic, lock_name};
 #[cfg(feature = "redis")]
 pub use redis::RedisPublisher;
 pub(crate) use rows::*;

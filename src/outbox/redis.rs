@@ -20,6 +20,7 @@ return 1
 /// the channel `<topic>` is told so, as JSON with `id`, `key`, `version` and `removal`. Both happen on the server, at once or not at all.
 ///
 /// A server that is down, slow, loading, full or refuses this client is [unreachable](PublishError::Unavailable): messages wait.
+/// What it has taken is not told again, should it lose that: a reader that finds no version knows nothing, and has to look itself.
 #[derive(Debug)]
 pub struct RedisPublisher {
     client: Client,
@@ -40,7 +41,9 @@ impl std::fmt::Debug for Held {
 impl RedisPublisher {
     /// To the server at `url`: `redis://host:port/database`. Connects with the first message, and anew whenever that is needed.
     pub fn new(url: &str) -> Result<Self> {
-        let client = Client::open(url).map_err(Error::caller)?;
+        let client = Client::open(url).map_err(|error| {
+            Error::caller(format!("a Redis server is named as redis://host:port/database: {error}"))
+        })?;
         Ok(Self { client, connection: None, prefix: String::new(), timeout: Duration::from_secs(1) })
     }
 

@@ -4,7 +4,8 @@ use rusqlite::Row;
 
 use super::message::{Draft, Message};
 use crate::error::{Error, Result};
-use crate::id::{Fence, TxnId};
+use crate::fault::{Fault, planted};
+use crate::id::{Fence, SessionId, TxnId};
 use crate::store::Tx;
 use crate::time::now_ms;
 
@@ -21,19 +22,17 @@ pub(crate) fn enqueue(tx: &Tx<'_>, txn: TxnId, fence: Fence, drafts: &[Draft]) -
     };
     let now = now_ms();
     for (n, Draft { topic, key, payload }) in (0..).zip(drafts) {
-        let newest = tx.query_opt(
-            "SELECT version FROM main.journal_outbox_key WHERE topic = ?1 AND key = ?2",
-            (topic, key),
-            |row| row.get::<_, i64>(0),
+        // What is pending of a key that is gone is not published any more. No version is beyond the largest there can be.
+        let supersedes = payload.is_none() && !planted(Fault::RetiredNotSuperseded);
+        let version: i64 = tx.query_row(
+            "INSERT INTO main.journal_outbox_key (topic, key, version, floor) VALUES (?1, ?2, 1, ?3) \
+             ON CONFLICT (topic, key) DO UPDATE SET version = max(version, 0) + (version < 9223372036854775807), \
+               floor = CASE WHEN ?3 THEN max(floor, max(version, 0) + (version < 9223372036854775807)) ELSE floor END \
+             RETURNING version",
+            (topic, key, supersedes),
+            |row| row.get(0),
         )?;
-        let version = newest.unwrap_or(0).saturating_add(1);
-        // What is pending of a key that is gone is not published any more.
-        let floor = if payload.is_none() { version } else { 0 };
-        tx.execute(
-            "INSERT INTO main.journal_outbox_key (topic, key, version, floor) VALUES (?1, ?2, ?3, ?4) \
-             ON CONFLICT (topic, key) DO UPDATE SET version = excluded.version, floor = max(floor, excluded.floor)",
-            (topic, key, version, floor),
-        )?;
+        let version = if planted(Fault::VersionsOfWaiting) { version_of_waiting(tx, topic, key)? } else { version };
         tx.execute(
             "INSERT INTO main.journal_outbox (id, topic, key, version, payload, fence, state, enqueued_ms) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'pending', ?7)",
@@ -41,6 +40,14 @@ pub(crate) fn enqueue(tx: &Tx<'_>, txn: TxnId, fence: Fence, drafts: &[Draft]) -
         )?;
     }
     Ok(())
+}
+
+/// Counts from what still waits: a version that was published comes again.
+fn version_of_waiting(tx: &Tx<'_>, topic: &str, key: &str) -> Result<i64> {
+    let sql = "SELECT coalesce(max(version), 0) + 1 FROM main.journal_outbox WHERE topic = ?1 AND key = ?2";
+    let version = tx.query_row(sql, (topic, key), |row| row.get(0))?;
+    let sql = "UPDATE main.journal_outbox_key SET version = ?3 WHERE topic = ?1 AND key = ?2";
+    tx.execute(sql, (topic, key, version)).map(|_| version)
 }
 
 /// A message that waits, and which versions of its key there are.
@@ -55,6 +62,10 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
+    fn size(&self) -> usize {
+        self.message.as_ref().map_or(0, |message| message.payload.len())
+    }
+
     /// True when nobody needs to hear of it any more.
     pub(crate) fn is_superseded(&self, by_newer: bool) -> bool {
         self.version < if by_newer { self.newest } else { self.floor }
@@ -88,29 +99,55 @@ fn message(row: &Row<'_>) -> rusqlite::Result<Message> {
     })
 }
 
+/// The statement that reads those of the messages that wait for which this holds.
+macro_rules! waiting_where {
+    ($condition:literal) => {
+        // One whose key is not there is no less a message.
+        concat!(
+            "SELECT o.id, o.topic, o.key, o.version, o.payload, o.fence, o.attempts, o.enqueued_ms, \
+               coalesce(k.version, o.version), coalesce(k.floor, 0) \
+             FROM main.journal_outbox o LEFT JOIN main.journal_outbox_key k ON k.topic = o.topic AND k.key = o.key \
+             WHERE o.topic = ?1 AND o.state = 'pending' AND ",
+            $condition
+        )
+    };
+}
+
 /// The next messages of a topic behind `after`, in order: at most so many, and no more than so many bytes beyond the first.
 pub(crate) fn next_waiting(tx: &Tx<'_>, topic: &str, after: i64, most: usize, bytes: usize) -> Result<Vec<Waiting>> {
-    // One whose key is not there is no less a message.
-    let sql = "SELECT o.id, o.topic, o.key, o.version, o.payload, o.fence, o.attempts, o.enqueued_ms, \
-                 coalesce(k.version, o.version), coalesce(k.floor, 0) \
-               FROM main.journal_outbox o LEFT JOIN main.journal_outbox_key k ON k.topic = o.topic AND k.key = o.key \
-               WHERE o.topic = ?1 AND o.state = 'pending' AND o.id > ?2 ORDER BY o.id LIMIT ?3";
+    let mut statement = tx.prepare(waiting_where!("o.id > ?2 ORDER BY o.id LIMIT ?3"))?;
     let mut left = bytes;
-    let mut statement = tx.prepare(sql)?;
-    let op = "reading messages";
-    let mut rows = statement.query((topic, after, most)).map_err(|error| Error::sql(op, error))?;
+    let mut rows = statement.query((topic, after, most)).map_err(|error| Error::sql(READING, error))?;
     let mut found = Vec::new();
-    while let Some(row) = rows.next().map_err(|error| Error::sql(op, error))? {
+    while let Some(row) = rows.next().map_err(|error| Error::sql(READING, error))? {
         let next = waiting(row).map_err(|error| Error::corrupt("a message", error))?;
-        let size = next.message.as_ref().map_or(0, |message| message.payload.len());
-        if size > left && !found.is_empty() {
+        if next.size() > left && !found.is_empty() {
             break;
         }
-        left = left.saturating_sub(size);
+        left = left.saturating_sub(next.size());
         found.push(next);
     }
     Ok(found)
 }
+
+/// Those of a topic with these numbers that still wait, and how many numbers were looked at: no more, either, than come to so many
+/// bytes beyond the first.
+pub(crate) fn these_waiting(tx: &Tx<'_>, topic: &str, ids: &[i64], bytes: usize) -> Result<(Vec<Waiting>, usize)> {
+    let mut left = bytes;
+    let mut found: Vec<Waiting> = Vec::new();
+    for (read, id) in ids.iter().enumerate() {
+        let next = tx.query_opt(waiting_where!("o.id = ?2"), (topic, id), waiting)?;
+        let size = next.as_ref().map_or(0, Waiting::size);
+        if size > left && !found.is_empty() {
+            return Ok((found, read));
+        }
+        left = left.saturating_sub(size);
+        found.extend(next);
+    }
+    Ok((found, ids.len()))
+}
+
+const READING: &str = "reading messages";
 
 /// True when the message with this number still waits.
 pub(crate) fn still_waits(tx: &Tx<'_>, id: i64) -> Result<bool> {
@@ -159,6 +196,26 @@ pub(crate) fn count_published(tx: &Tx<'_>, topic: &str, published: u64) -> Resul
         "INSERT INTO main.journal_outbox_topic (topic, published, published_ms) VALUES (?1, ?2, ?3) \
          ON CONFLICT (topic) DO UPDATE SET published = published + excluded.published, published_ms = excluded.published_ms",
         (topic, published, now_ms()),
+    )
+    .map(drop)
+}
+
+/// How many messages of a topic people have had tried again.
+pub(crate) fn retried(tx: &Tx<'_>, topic: &str) -> Result<i64> {
+    let sql = "SELECT retried FROM main.journal_outbox_topic WHERE topic = ?1";
+    Ok(tx.query_opt(sql, [topic], |row| row.get(0))?.unwrap_or(0))
+}
+
+/// Records for people why a topic waits, or that it waits no more.
+pub(crate) fn note_pause(tx: &Tx<'_>, topic: &str, session: SessionId, why: Option<&str>) -> Result<()> {
+    let paused_ms = why.map(|_| now_ms());
+    // Since when: while the very same drainer cannot reach its sink, from the first time on.
+    tx.execute(
+        "INSERT INTO main.journal_outbox_topic (topic, paused_ms, session, reason) VALUES (?1, ?2, ?3, ?4) \
+         ON CONFLICT (topic) DO UPDATE SET session = excluded.session, reason = excluded.reason, paused_ms = \
+           CASE WHEN excluded.paused_ms IS NULL OR session IS NOT excluded.session THEN excluded.paused_ms \
+             ELSE coalesce(paused_ms, excluded.paused_ms) END",
+        (topic, paused_ms, why.map(|_| session.as_bytes().to_vec()), why.unwrap_or_default()),
     )
     .map(drop)
 }

@@ -113,15 +113,16 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
         topic       TEXT NOT NULL,
         key         TEXT NOT NULL,
         version     INTEGER NOT NULL,
-        payload     BLOB,
         fence       INTEGER NOT NULL,
         state       TEXT NOT NULL CHECK (state IN ('pending', 'parked')),
         attempts    INTEGER NOT NULL DEFAULT 0,
         enqueued_ms INTEGER NOT NULL,
         tried_ms    INTEGER,
-        error       TEXT NOT NULL DEFAULT ''
+        error       TEXT NOT NULL DEFAULT '',
+        payload     BLOB
     ) STRICT;
     CREATE INDEX journal_outbox_pending ON journal_outbox (topic) WHERE state = 'pending';
+    CREATE INDEX journal_outbox_parked ON journal_outbox (id) WHERE state <> 'pending';
     CREATE TABLE journal_outbox_key (
         topic   TEXT NOT NULL,
         key     TEXT NOT NULL,
@@ -131,8 +132,12 @@ const STEPS: [&str; SCHEMA_VERSION as usize - 1] = ["
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE journal_outbox_topic (
         topic        TEXT PRIMARY KEY,
-        published    INTEGER NOT NULL,
-        published_ms INTEGER NOT NULL
+        published    INTEGER NOT NULL DEFAULT 0,
+        published_ms INTEGER,
+        paused_ms    INTEGER,
+        session      BLOB,
+        reason       TEXT NOT NULL DEFAULT '',
+        retried      INTEGER NOT NULL DEFAULT 0
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE journal_applied (
         consumer TEXT NOT NULL,

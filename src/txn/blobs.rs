@@ -63,9 +63,10 @@ impl Transaction {
     /// has and no other blob says the same. Sealed several times under its content, it is removed as often.
     ///
     /// At commit: [`BlobError::NotFound`](crate::BlobError::NotFound), and [`Error::Busy`] while it is being written.
-    pub fn remove_blob(&mut self, id: &BlobId) -> Result<()> {
+    pub fn remove_blob(&mut self, id: impl AsRef<str>) -> Result<()> {
+        let id = BlobId::new(id.as_ref())?;
         self.ask("remove blob", &[id.as_str().as_bytes()]);
-        self.blobs.removed.push(id.clone());
+        self.blobs.removed.push(id);
         Ok(())
     }
 }
@@ -86,7 +87,7 @@ impl BlobChanges {
         for draft in &mut self.drafts {
             draft.record(ground, tx)?;
         }
-        self.removed.iter().try_for_each(|id| blob::remove(tx, id))
+        self.removed.iter().try_for_each(|id| blob::remove(tx, id, |session| ground.is_alive(session)))
     }
 
     /// It is committed.

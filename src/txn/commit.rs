@@ -150,7 +150,7 @@ fn together<'g>(
         key: request.key.map(str::to_owned),
         bytes: contents.chain(payloads).map(|bytes| bytes.len() as u64).sum::<u64>() + request.blobs.inline(),
     });
-    let durability = durability();
+    let durability = durability(request);
     ground.store.commit(ground.limits.turn_wait, durability, wish.as_ref(), |tx, comes_first| {
         let way = if comes_first { Way::Unknown } else { Way::LookedAt };
         let recorded = record(ground, tx, request, prepared, way)?;
@@ -172,7 +172,7 @@ fn by_itself(
     let paths: Vec<RelPath> = prepared.steps.iter().flat_map(Step::paths).cloned().collect();
     refuse_troubled(ground, turn, &paths)?;
     refuse_guarded(ground, turn, request.guarding.as_ref().map(|guarding| guarding.id), &paths)?;
-    let writing = turn.begin(durability())?;
+    let writing = turn.begin(durability(request))?;
     let recorded = record(ground, &writing.tx(), request, prepared, Way::Clear)?;
     if let Recorded::New(_) = recorded {
         writing.commit()?;
@@ -180,8 +180,9 @@ fn by_itself(
     Ok(recorded)
 }
 
-fn durability() -> Durability {
-    if planted(Fault::CommitNotDurable) { Durability::Normal } else { Durability::Full }
+fn durability(request: &Request<'_>) -> Durability {
+    let later = planted(Fault::ToldBeforeSync) && !request.messages.is_empty();
+    if later || planted(Fault::CommitNotDurable) { Durability::Normal } else { Durability::Full }
 }
 
 /// Waits for the turn. Whatever a dead process committed is in the tree then, and settled where directories moved.

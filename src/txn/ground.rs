@@ -17,8 +17,9 @@ use crate::fs::blobs::BlobDir;
 use crate::fs::opener::{Opener, SyncTarget};
 use crate::fs::root::{Dir, RootDir};
 use crate::fs::watch::Watch;
+use crate::id::SessionId;
 use crate::journal::{self, GuardId, GuardRow, Mark, TreeId};
-use crate::lock::{Locks, Session};
+use crate::lock::{self, Locks, Session};
 use crate::outbox::Doors;
 use crate::path::RelPath;
 use crate::store::{Durability, Store, Turn, Tx};
@@ -216,6 +217,11 @@ impl Ground {
     /// The guards of this process's living transactions.
     pub(crate) fn guarding(&self) -> MutexGuard<'_, HashSet<GuardId>> {
         self.guarding.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// True while a session has the journal open; also where that cannot be told.
+    pub(crate) fn is_alive(&self, session: SessionId) -> bool {
+        session == self.session.id || lock::lives(&self.state_path.join("sessions"), session).unwrap_or(true)
     }
 
     /// Makes files durable, several at a time. One that is gone or was replaced is passed over.

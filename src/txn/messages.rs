@@ -5,7 +5,10 @@ use serde::Serialize;
 use super::receipt::Receipt;
 use super::transaction::Transaction;
 use crate::error::{Error, Result};
+use crate::fault::{Fault, planted};
+use crate::journal::{self, Level};
 use crate::outbox::Draft;
+use crate::store::{Durability, Tx};
 
 impl Transaction {
     /// Has others told of this commit: the message is durable with it, and goes to whoever [drains](crate::Journal::drainer) the
@@ -33,6 +36,10 @@ impl Transaction {
         self.ground.doors.committed();
         if !self.messages.is_empty() && !receipt.repeated {
             self.ground.doors.knock(self.messages.iter().map(|draft| draft.topic.as_str()), receipt.id);
+            if planted(Fault::ToldBeforeSync) {
+                let event = |tx: &Tx<'_>| journal::insert_event(tx, Level::Info, "fault", None, None, "synced at last");
+                let _ = self.ground.enter().and_then(|mut turn| turn.write(Durability::Full, event));
+            }
         }
     }
 

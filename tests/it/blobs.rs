@@ -258,6 +258,7 @@ fn a_blob_of_another_process_is_waited_for_while_that_lives_and_no_longer() {
             opener.open("theirs").map(all)
         });
         let written = told.recv().unwrap();
+        assert!(journal.blobs().remove("theirs").unwrap_err().is_busy());
         match word {
             "kill" => writer.kill().unwrap(),
             _ => writeln!(writer.stdin.take().unwrap(), "{word}").unwrap(),
@@ -271,6 +272,7 @@ fn a_blob_of_another_process_is_waited_for_while_that_lives_and_no_longer() {
                 assert_eq!(refused(outcome), incomplete);
                 assert_eq!(written, 256 << 10, "what has left its buffer");
                 assert_eq!(refused(journal.blobs().open("theirs")), incomplete, "at once");
+                assert_eq!(refused(journal.blobs().remove("theirs")), BlobError::NotFound { id: "theirs".into() });
                 journal.recover().unwrap();
                 assert_eq!(refused(journal.blobs().open("theirs")), incomplete, "and when it was swept");
                 assert_eq!(files(&tree), [] as [PathBuf; 0]);

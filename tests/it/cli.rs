@@ -18,7 +18,9 @@ mod exec;
 mod guards;
 mod locks;
 mod locks_break;
+mod log_follow;
 mod looking;
+mod outbox;
 mod overlay;
 mod overlay_conflicts;
 mod overlay_database;
@@ -27,13 +29,16 @@ mod programs;
 mod runs;
 
 /// The verbs that only look.
-const READING: [&[&str]; 8] = [
+const READING: [&[&str]; 11] = [
     &["status"],
     &["log"],
     &["show", "1"],
     &["locks"],
     &["runs"],
     &["runs", "show", "sync"],
+    &["outbox"],
+    &["outbox", "show", "2097152"],
+    &["followers"],
     &["recover", "--dry-run"],
     &["quarantine"],
 ];
@@ -122,7 +127,9 @@ fn fill(journal: &Journal) {
     let mut txn = journal.begin("evil \u{1b}[31mred\nline").expect("begin");
     txn.write("index.md", "one\ntwo\n").expect("write");
     txn.write(Path::new(std::ffi::OsStr::from_bytes(b"caf\xe9.md")), "latin\n").expect("write");
+    txn.send("evil \u{1b}[31mred\nline", "\u{1b}[2J", "\u{9b}31m").expect("send");
     txn.commit().expect("commit");
+    journal.follower("evil \u{1b}[31mred\nline").expect("a follower").advance(1.into()).expect("advance");
     let run = crate::runs::running(journal.run("sync", "1"));
     run.record("evil \u{1b}[31mred\nline").expect("recorded");
     let _ = run.stop("evil \u{1b}[31mred\nline").expect("stopped");
@@ -295,7 +302,7 @@ fn errors_say_what_to_do_and_have_their_codes() {
     assert_eq!(run(&[]).code, Some(2));
     run(&["--version"]).code(0).says(&[env!("CARGO_PKG_VERSION")]);
     run(&["--help"]).code(0).says(&["Examples:", "Exit codes:"]);
-    for verb in ["init", "status", "log", "show", "locks", "recover", "settle"] {
+    for verb in ["init", "status", "log", "show", "locks", "runs", "outbox", "followers", "recover", "settle"] {
         run(&[verb, "--help"]).code(0).says(&["Example", "JSON:", "--root"]);
     }
 

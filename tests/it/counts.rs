@@ -6,13 +6,14 @@
 //! several rounds the least counts, because what the background does now and then is not the transaction's.
 
 mod allocations;
+mod outbox;
 mod runs;
 mod statements;
 mod syncs;
 pub(crate) mod system_calls;
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::{Debug, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -141,6 +142,34 @@ impl Counts {
             println!("{table}\n");
         }
         assert!(faults.is_empty(), "{of}:\n{faults}\n{table}");
+    }
+}
+
+/// How many of one thing each of some works may come to.
+struct Most<const N: usize> {
+    what: &'static str,
+    /// In the order of the works, as measured.
+    most: [usize; N],
+    /// With so many times that.
+    room: f64,
+}
+
+impl<const N: usize> Most<N> {
+    /// The least of several rounds counts.
+    fn check<W: Copy + Ord + Debug>(&self, works: [W; N], counted: impl IntoIterator<Item = (W, usize)>) {
+        let mut least = BTreeMap::new();
+        for (work, count) in counted {
+            let known = least.entry(work).or_insert(count);
+            *known = count.min(*known);
+        }
+        let most = self.most.map(|most| (most as f64 * self.room) as usize);
+        let counted = works.map(|work| least[&work]);
+        if std::env::var_os(PRINT).is_some() {
+            println!("{}: counted {counted:?}, at most {most:?}", self.what);
+        }
+        for (work, (count, most)) in works.into_iter().zip(counted.into_iter().zip(most)) {
+            assert!(count <= most, "{}, {work:?}: {count}, and not {most} at most", self.what);
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod group;
 pub(crate) mod guards;
 mod locks;
 pub(crate) mod manifest;
+pub(crate) mod messages;
 mod plain;
 pub(crate) mod registry;
 mod runs;

@@ -92,7 +92,7 @@ fn a_follower_goes_on_where_it_was() {
         // An error leaves both as they were.
         assert!(
             follower
-                .advance_with(TxnId::from(1000), |rows| rows.execute("INSERT INTO seen VALUES ('f0')", ()).map(drop))
+                .advance_with(TxnId::from(10), |rows| rows.execute("INSERT INTO seen VALUES ('f0')", ()).map(drop))
                 .is_err()
         );
     }
@@ -102,10 +102,26 @@ fn a_follower_goes_on_where_it_was() {
     assert_eq!(count(&tree, "SELECT count(*) FROM seen"), 4);
     let rest: Vec<_> = follower.changes().unwrap().map(told).collect();
     assert_eq!(rest[0].1, ["f4"]);
+    // Else it would miss what comes.
+    let ahead = follower.advance(TxnId::from(11)).unwrap_err();
+    assert!(matches!(ahead, journal_kb::Error::NotCommitted { txn } if txn.get() == 11), "{ahead}");
     follower.advance(TxnId::from(1)).unwrap();
     assert_eq!(follower.changes().unwrap().count(), rest.len(), "it never goes back");
     follower.forget().unwrap();
     assert_eq!(journal.follower("index").unwrap().changes().unwrap().count(), 10);
+}
+
+#[test]
+fn a_commit_whose_names_are_no_text_is_told_like_any_other() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    ["a", "b", "c"].iter().for_each(|path| put(&journal, path));
+    let db = rusqlite::Connection::open(tree.path(".journal/journal.db")).unwrap();
+    db.execute("UPDATE journal_txn SET label = CAST(x'ff' AS TEXT), lock = CAST(x'61ff' AS TEXT) WHERE id = 2", ())
+        .unwrap();
+    let told: Vec<_> = journal.changes(TxnId::from(0)).map(Result::unwrap).collect();
+    assert_eq!(told.iter().map(|commit| commit.id.get()).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!((told[1].label.as_str(), told[1].lock.as_str()), ("\u{fffd}", "a\u{fffd}"));
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! `ingest check` compare everything after each, and in the end compares the whole with an undisturbed run.
 
 mod stopped;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;

@@ -1,9 +1,10 @@
 //! What a lost lock means: for work that is not finished, that has finished, that has failed; and who is told.
 
 use std::fs;
+use std::sync::mpsc;
 use std::time::Duration;
 
-use journal_kb::{Begin, Error, Flight, Journal};
+use journal_kb::{Begin, Error, Flight, Journal, Message};
 
 use crate::support::Tree;
 
@@ -195,4 +196,45 @@ fn an_acquisition_that_was_undone_takes_the_lock_from_nobody() {
         }
         assert_eq!(losses(&tree), 0);
     }
+}
+
+/// Else it would go on with what it has read, beside whoever has the topic now, and behind a removal of theirs.
+#[test]
+fn who_has_lost_its_topic_publishes_nothing_more() {
+    let tree = Tree::new();
+    let journal = Journal::options().heartbeat(Duration::from_millis(30)).open(tree.root()).unwrap();
+    (0..3).for_each(|_| _ = journal.transact(|txn| txn.send("t", "a", "x")).unwrap());
+    let ((tell, told), (go_on, goes_on)) = (mpsc::channel(), mpsc::channel::<()>());
+    let publisher = move |message: &Message| {
+        tell.send(message.version).unwrap();
+        let _ = goes_on.recv();
+        Ok(())
+    };
+    let drainer = journal.drainer("t", publisher).start().unwrap();
+    assert_eq!(told.recv_timeout(LONG).unwrap(), 1);
+    // It has had its lock for long enough to be on record.
+    let is_so = |what: &str, sql: &str| {
+        let is = || raw(&tree).query_row(sql, (), |row| row.get::<_, bool>(0)).unwrap();
+        let so = (0..6000).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            is()
+        });
+        assert!(so, "{what}");
+    };
+    is_so("it is on record", "SELECT count(*) = 1 FROM journal_lock WHERE name = 'outbox:t'");
+    replace(&tree, "outbox%3at");
+    is_so("it is told", "SELECT max(losses) = 1 FROM journal_lock");
+
+    let other = tree.journal();
+    other.transact(|txn| txn.retire("t", "a")).unwrap();
+    let (tell, others) = mpsc::channel();
+    let publisher = move |message: &Message| {
+        tell.send(message.version).unwrap();
+        Ok(())
+    };
+    assert_eq!(other.drainer("t", publisher).start().unwrap().close(LONG).unwrap(), 0);
+    assert_eq!(others.iter().collect::<Vec<_>>(), [4]);
+    drop(go_on);
+    assert_eq!(drainer.close(LONG).unwrap(), 0);
+    assert_eq!(told.iter().collect::<Vec<_>>(), [0; 0], "behind the removal");
 }

@@ -172,6 +172,10 @@ fn a_row_that_makes_no_sense_is_set_aside_and_the_others_go() {
     let parked = "SELECT count(*) FROM journal_outbox WHERE state = 'parked'";
     assert_eq!(count(&tree, &format!("{parked} AND key = 'a' AND error <> ''")), 1);
     assert_eq!(count(&tree, &format!("{parked} AND key = 'c'")), 1);
+    // A key that says of itself what cannot be begins again.
+    db.execute("UPDATE journal_outbox_key SET version = -5 WHERE key = 'd'", ()).unwrap();
+    send(&journal, "d");
+    assert_eq!(count(&tree, "SELECT version FROM journal_outbox WHERE key = 'd'"), 1);
 }
 
 #[test]
@@ -317,6 +321,64 @@ fn a_change_that_cannot_be_read_is_not_passed_over_in_silence() {
     let commits: Vec<_> = journal.changes(TxnId::from(0)).map(Result::unwrap).collect();
     assert_eq!((commits.len(), commits[0].changes.len(), commits[0].unreadable), (1, 2, 1));
     // An error ends it, too: nobody goes round for ever.
-    db.execute("UPDATE journal_txn SET label = CAST(x'ff' AS TEXT)", ()).unwrap();
+    db.execute("DROP TABLE journal_change", ()).unwrap();
     assert_eq!(journal.changes(TxnId::from(0)).filter(Result::is_err).count(), 1);
+}
+
+#[test]
+fn what_waits_behind_a_message_goes_when_that_has_gone_though_the_sink_goes_away_just_then() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    journal.transact(|txn| ["a", "a", "b", "b", "c"].iter().try_for_each(|key| txn.send("t", key, "x"))).unwrap();
+    let (told, hears) = mpsc::channel();
+    let (mut tries, mut a_is_through) = (std::collections::BTreeMap::new(), false);
+    let publisher = move |message: &Message| {
+        let tried = tries.entry(name(message)).or_insert(0);
+        *tried += 1;
+        match (name(message).as_str(), *tried) {
+            ("a1" | "b1", 1) => return Err(PublishError::Refused("not yet".into())),
+            ("b1", 2) => return Err(PublishError::Unavailable("gone for a moment".into())),
+            ("b1", _) if !a_is_through => return Err(PublishError::Refused("not yet".into())),
+            ("a2", _) => a_is_through = true,
+            // Until both of them are due.
+            ("c1", 1) => std::thread::sleep(Duration::from_millis(50)),
+            _ => {}
+        }
+        told.send(name(message)).unwrap();
+        Ok(())
+    };
+    let often = Duration::from_millis(1);
+    let drainer = journal.drainer("t", publisher).backoff(often).probe(often).refusals(u32::MAX).start().unwrap();
+    let mut heard: Vec<_> = (0..5).map(|_| hears.recv_timeout(LONG).expect("all of them")).collect();
+    assert_eq!(heard[..2], ["c1", "a1"]);
+    heard.sort();
+    assert_eq!(heard, ["a1", "a2", "b1", "b2", "c1"]);
+    assert_eq!(drainer.close(LONG).unwrap(), 0);
+}
+
+#[test]
+fn what_a_person_has_tried_again_goes_before_a_newer_one_that_is_due() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    journal.transact(|txn| (0..3).try_for_each(|_| txn.send("t", "a", "x"))).unwrap();
+    let (told, hears) = mpsc::channel();
+    let healed = Arc::new(AtomicBool::new(false));
+    let is_healed = Arc::clone(&healed);
+    let publisher = move |message: &Message| {
+        let answer = match (message.version, is_healed.load(Ordering::SeqCst)) {
+            (1, false) => Err(PublishError::Park("no".into())),
+            (2, false) => Err(PublishError::Refused("not yet".into())),
+            _ => Ok(()),
+        };
+        told.send((name(message), answer.is_ok())).unwrap();
+        answer
+    };
+    // The newer one is due long after the other is heard of.
+    let drainer = journal.drainer("t", publisher).backoff(Duration::from_secs(3)).start().unwrap();
+    let next = || hears.recv_timeout(LONG).unwrap();
+    assert_eq!([next(), next()], [("a1".into(), false), ("a2".into(), false)]);
+    healed.store(true, Ordering::SeqCst);
+    assert_eq!(journal.outbox().retry_parked(None).unwrap().waiting, 1);
+    assert_eq!([next(), next(), next()], ["a1", "a2", "a3"].map(|name| (name.to_owned(), true)));
+    assert_eq!(drainer.close(LONG).unwrap(), 0);
 }

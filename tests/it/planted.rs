@@ -27,6 +27,7 @@ const FOUND_BY: &[(&str, &str, &str)] = &[
     ("ChildKeepsLocks", "fork::everything_a_dead_parent_held_is_free_while_its_child_lives", ""),
     ("CommitNotDurable", "power::btrfs_survives_power_cuts", "small"),
     ("DisplacedDropped", "recovery::somebody_elses_version_is_set_aside_when_the_commit_was_not_noted", ""),
+    ("DroppedBeforeTold", "delivery::what_is_committed_is_delivered_in_order_and_at_least_once_whoever_is_killed", ""),
     ("FailedFlushForgotten", "runs_unwritable::what_a_flush_could_not_write_goes_with_the_next_one", ""),
     ("FailedLogSyncForgotten", "trouble::a_failed_sync_of_the_log_is_cured_before_the_next_commit", ""),
     ("FailedPartKept", "group::everybody_is_answered_for_what_it_did_itself", ""),
@@ -48,7 +49,10 @@ const FOUND_BY: &[(&str, &str, &str)] = &[
     ("OldVersionsUnsynced", "power::btrfs_survives_power_cuts", "under a guard"),
     ("OldestEffectWins", "recovery::the_newest_commit_on_a_path_decides", ""),
     ("OverlappingPartsShare", "group::what_overlaps_follows_the_order_of_commits", ""),
+    ("ParkedNotNoted", "outbox_review::that_a_message_is_parked_is_on_record_before_the_next_one_of_its_key_goes", ""),
     ("PutBackUnsynced", "power::btrfs_survives_power_cuts", "under a guard"),
+    ("RefusedOvertaken", "delivery::what_is_committed_is_delivered_in_order_and_at_least_once_whoever_is_killed", ""),
+    ("RetiredNotSuperseded", "outbox::what_is_retired_is_not_resurrected", ""),
     ("SettledBeforeSync", "power::btrfs_survives_power_cuts", "in a row"),
     ("SettledNotDurable", "power::btrfs_survives_power_cuts", "edited by hand"),
     ("StagedContentUnsynced", "power::ext4_survives_power_cuts", "some large"),
@@ -56,11 +60,20 @@ const FOUND_BY: &[(&str, &str, &str)] = &[
     ("StaleMarkTrusted", "power::btrfs_survives_power_cuts", "small"),
     ("StoredPathsBelieved", "recovery::a_row_that_cannot_be_read_stops_nothing_else", ""),
     ("TimesBelieved", "guard_power::bytes_that_survived_a_power_cut_without_their_times_are_put_back", ""),
+    ("ToldBeforeFiles", "outbox_review::nobody_is_told_before_the_files_are_in_place", ""),
+    ("ToldBeforeSync", "power::btrfs_survives_power_cuts", "messages"),
+    (
+        "ToldNotNoted",
+        "outbox_review::what_was_published_is_not_published_again_because_that_could_not_be_written_down",
+        "",
+    ),
+    ("TopicNotLocked", "delivery::nobody_publishes_beside_a_drainer_that_is_stopped", ""),
     (
         "TryNotCounted",
         "runs_killed::an_item_that_kills_its_process_is_set_aside_after_three_tries_and_nothing_else_is_tried_twice",
         "",
     ),
+    ("VersionsOfWaiting", "outbox::what_is_committed_is_told_and_nothing_else", ""),
 ];
 
 fn repository(path: &str) -> PathBuf {

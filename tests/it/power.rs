@@ -19,6 +19,7 @@
 mod child;
 mod disk;
 mod machine;
+mod messages;
 mod record;
 mod refused;
 mod replay;
@@ -167,6 +168,7 @@ impl Proof {
                         states: recording.states.clone(),
                         first: (state, state),
                         opening: 0,
+                        told: recording.told(point.end),
                     });
                 }
             }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use journal_kb::{Drainer, Journal, RedisPublisher};
+use journal_kb::{Drainer, Journal, Message, Publisher, RedisPublisher};
 
 use crate::runs::count;
 use crate::skip;
@@ -18,16 +18,16 @@ use crate::support::Tree;
 const LONG: Duration = Duration::from_secs(60);
 
 /// A server on loopback, without anything on disk: started again it is empty.
-struct Server {
+pub(crate) struct Server {
     port: u16,
     child: Option<Child>,
 }
 
 impl Server {
     /// None, and it is said, where there is none to start.
-    fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         if Command::new("redis-server").arg("--version").output().is_err() {
-            skip::skip("redis-server is not installed");
+            skip::skip("to publish to Redis needs redis-server");
             return None;
         }
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -37,7 +37,7 @@ impl Server {
         Some(server)
     }
 
-    fn up(&mut self) {
+    pub(crate) fn up(&mut self) {
         let port = self.port.to_string();
         let child = Command::new("redis-server")
             .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
@@ -49,17 +49,23 @@ impl Server {
         until("the server answers", || TcpStream::connect(("127.0.0.1", self.port)).is_ok());
     }
 
-    fn down(&mut self) {
+    pub(crate) fn down(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn connection(&self) -> redis::Connection {
+        redis::Client::open(self.url()).unwrap().get_connection().unwrap()
+    }
+
     fn version(&self, key: &str) -> Option<u64> {
-        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap();
-        let mut connection = client.get_connection().unwrap();
-        redis::cmd("GET").arg(key).query(&mut connection).unwrap()
+        redis::cmd("GET").arg(key).query(&mut self.connection()).unwrap()
     }
 }
 
@@ -111,16 +117,38 @@ fn versions_follow_through_every_outage() {
     assert_eq!(drainer.close(LONG).unwrap(), 0);
 }
 
+/// As long as a minute is with pauses of 10 s, where the longest is 20 ms.
+#[test]
+fn down_for_long_it_is_asked_again_and_again_at_no_messages_cost() {
+    let Some(mut server) = Server::start() else { return };
+    server.down();
+    let tree = Tree::new();
+    let journal = tree.journal();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&asked);
+    let mut redis = RedisPublisher::new(&server.url()).unwrap();
+    let publisher = move |message: &Message| {
+        counts.fetch_add(1, Ordering::SeqCst);
+        redis.publish(message)
+    };
+    let drainer = journal.drainer("t", publisher).probe(Duration::from_millis(20)).refusals(1).start().unwrap();
+    (0..3).for_each(|_| ["a", "b"].iter().for_each(|key| send(&journal, key)));
+    until("it is asked for long", || asked.load(Ordering::SeqCst) > 30);
+    assert_eq!(count(&tree, "SELECT count(*) FROM journal_outbox WHERE state = 'pending' AND attempts = 0"), 6);
+    server.up();
+    until("it heals", || server.version("t:a") == Some(3) && server.version("t:b") == Some(3));
+    assert_eq!(drainer.close(LONG).unwrap(), 0);
+}
+
 #[test]
 fn a_key_that_is_something_else_there_holds_up_nobody_else() {
     let Some(server) = Server::start() else { return };
-    let client = redis::Client::open(format!("redis://127.0.0.1:{}", server.port)).unwrap();
-    let mut connection = client.get_connection().unwrap();
+    let mut connection = server.connection();
     let _: i64 = redis::cmd("RPUSH").arg("t:a").arg("x").query(&mut connection).unwrap();
     let tree = Tree::new();
     let journal = tree.journal();
     ["a", "b"].iter().for_each(|key| send(&journal, key));
-    let publisher = RedisPublisher::new(&format!("redis://127.0.0.1:{}", server.port)).unwrap();
+    let publisher = RedisPublisher::new(&server.url()).unwrap();
     let drainer = journal.drainer("t", publisher).refusals(2).probe(Duration::from_millis(20)).start().unwrap();
     until("the others go on", || server.version("t:b") == Some(1));
     until("it is parked", || count(&tree, "SELECT count(*) FROM journal_outbox WHERE state = 'parked'") == 1);
@@ -130,16 +158,14 @@ fn a_key_that_is_something_else_there_holds_up_nobody_else() {
 #[test]
 fn a_message_that_comes_twice_changes_nothing() {
     let Some(server) = Server::start() else { return };
-    let client = redis::Client::open(format!("redis://127.0.0.1:{}", server.port)).unwrap();
-    let mut connection = client.get_connection().unwrap();
+    let mut connection = server.connection();
     let mut hears = connection.as_pubsub();
     hears.subscribe("t").unwrap();
     hears.set_read_timeout(Some(LONG)).unwrap();
     let tree = Tree::new();
     let journal = tree.journal();
-    let mut publisher = RedisPublisher::new(&format!("redis://127.0.0.1:{}", server.port)).unwrap();
-    let twice = move |message: &journal_kb::Message| {
-        use journal_kb::Publisher;
+    let mut publisher = RedisPublisher::new(&server.url()).unwrap();
+    let twice = move |message: &Message| {
         publisher.publish(message)?;
         publisher.publish(message)
     };

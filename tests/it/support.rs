@@ -69,6 +69,16 @@ pub(crate) fn manifest_of(root: &Path) -> BTreeMap<PathBuf, Entry> {
         .collect()
 }
 
+/// In memory where that has room, and nothing else is asked for: a sync costs next to nothing there, and who is killed loses none.
+pub(crate) fn directory() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let room = rustix::fs::statvfs(memory).is_ok_and(|found| found.f_bavail * found.f_frsize > 512 << 20);
+    match room && std::env::var_os("TMPDIR").is_none() {
+        true => tempfile::tempdir_in(memory).unwrap(),
+        false => tempfile::tempdir().unwrap(),
+    }
+}
+
 const CHILD: &str = "JOURNAL_KB_TEST_CHILD";
 
 /// This test binary, to run one test as a process of its own that finds its root with [`child_root`].

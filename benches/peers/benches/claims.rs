@@ -7,16 +7,18 @@
 //! - `open/<place>`: opening where there is nothing to recover;
 //! - `sync/<quiet|busy>`: the ways to make new files durable, on the disk alone: of these settling chooses.
 
+mod common;
+
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use common::{in_sqlite, plain_sqlite, settings};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use journal_kb::Journal;
+use journal_kb_peers::Kind;
 use journal_kb_peers::shared::{DIRECTORIES, Homes, Place, SIZE, content, path, places};
-use journal_kb_peers::{Kind, QUICK};
-use rusqlite::{Connection, TransactionBehavior};
 
 const SCHEMA: &str = "CREATE TABLE doc (id INTEGER PRIMARY KEY, path TEXT NOT NULL, title TEXT NOT NULL) STRICT";
 const INSERT: &str = "INSERT INTO doc (path, title) VALUES (?1, ?2)";
@@ -68,27 +70,6 @@ fn rows(criterion: &mut Criterion, place: &Place, homes: &mut Homes) {
         bencher.iter(|| in_sqlite(&mut plain, INSERT, &[ROW]).expect("a commit"));
     });
     group.finish();
-}
-
-/// A database as those have it who want what is committed to be durable.
-fn plain_sqlite(root: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(root.join("rows.db"))?;
-    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
-    assert_eq!(mode, "wal");
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    Ok(connection)
-}
-
-fn in_sqlite<P: rusqlite::Params + Copy>(
-    connection: &mut Connection,
-    statement: &str,
-    rows: &[P],
-) -> rusqlite::Result<()> {
-    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let mut insert = tx.prepare_cached(statement)?;
-    rows.iter().try_for_each(|row| insert.execute(*row).map(drop))?;
-    drop(insert);
-    tx.commit()
 }
 
 /// What a commit that puts files in their places and makes them durable by one sync does at least: writes their bytes into
@@ -229,15 +210,6 @@ fn claims(criterion: &mut Criterion) {
         floor(criterion, &place, &mut homes);
         open(criterion, &place, &mut homes);
     }
-}
-
-fn settings() -> Criterion {
-    let criterion = Criterion::default().without_plots();
-    if std::env::var_os(QUICK).is_some() {
-        let (warm_up, measure) = (Duration::from_millis(20), Duration::from_millis(100));
-        return criterion.sample_size(10).nresamples(1001).warm_up_time(warm_up).measurement_time(measure);
-    }
-    criterion.sample_size(30).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3))
 }
 
 criterion_group! {

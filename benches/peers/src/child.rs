@@ -6,7 +6,7 @@ use journal_kb_peers::Result;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{guards, locks, memory, recovery, runs, syncs};
+use crate::{guards, locks, memory, outbox, recovery, runs, syncs};
 
 /// What a child does. It answers in JSON on its standard output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -20,6 +20,7 @@ pub enum Task {
     Locks(locks::journal::Task),
     Commits(locks::commits::Task),
     Runs(runs::work::Task),
+    Outbox(outbox::work::Task),
 }
 
 /// Does a task, in the child.
@@ -34,6 +35,7 @@ pub fn become_one(task: &str) -> Result<()> {
         Task::Locks(task) => task.run(),
         Task::Commits(task) => answer(&task.run()?),
         Task::Runs(task) => answer(&task.run()?),
+        Task::Outbox(task) => answer(&task.run()?),
     }
 }
 

@@ -48,3 +48,9 @@ fn said(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
+
+/// How many wanted a processor, on average of the last minute.
+pub fn load() -> Result<f64> {
+    let told = fs::read_to_string("/proc/loadavg")?;
+    Ok(told.split(' ').next().unwrap_or_default().parse()?)
+}

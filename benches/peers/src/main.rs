@@ -5,6 +5,7 @@
 //! - `measure-guards RESULTS` and `report-guards RESULTS PAGE` do the same for guards, with the pictures beside the page;
 //! - `measure-locks RESULTS` and `report-locks RESULTS PAGE` do the same for locks, and for many who commit at once;
 //! - `measure-runs RESULTS` and `report-runs RESULTS PAGE` do the same for runs;
+//! - `measure-outbox RESULTS` and `report-outbox RESULTS CRITERION PAGE` do the same for the outbox;
 //! - `child TASK` is a part of a measurement that needs a process of its own.
 
 mod child;
@@ -16,6 +17,8 @@ mod locks;
 mod machine;
 mod markdown;
 mod memory;
+mod outbox;
+mod page;
 mod quantity;
 mod readme;
 mod recovery;
@@ -24,6 +27,7 @@ mod results;
 mod runs;
 mod scale;
 mod series;
+mod strace;
 mod syncs;
 
 use std::path::Path;
@@ -33,7 +37,7 @@ use journal_kb_peers::Result;
 
 const USAGE: &str = "usage: journal-kb-peers measure RESULTS | report RESULTS CRITERION PERFORMANCE README | \
     measure-guards RESULTS | report-guards RESULTS PAGE | measure-locks RESULTS | report-locks RESULTS PAGE | measure-runs RESULTS | \
-    report-runs RESULTS PAGE";
+    report-runs RESULTS PAGE | measure-outbox RESULTS | report-outbox RESULTS CRITERION PAGE";
 
 fn run(arguments: &[&str]) -> Result<()> {
     match arguments {
@@ -54,6 +58,11 @@ fn run(arguments: &[&str]) -> Result<()> {
         ["measure-runs", results] => runs::results::measure(Path::new(results)),
         ["report-runs", results, page] => {
             runs::page::write(&runs::results::Measured::load(Path::new(results))?, Path::new(page))
+        }
+        ["measure-outbox", results] => outbox::results::measure(Path::new(results)),
+        ["report-outbox", results, criterion, page] => {
+            let measured = outbox::results::Measured::load(Path::new(results))?;
+            outbox::page::write(&measured, &criterion::medians(Path::new(criterion))?, Path::new(page))
         }
         ["child", task] => child::become_one(task),
         _ => Err(USAGE.into()),

@@ -97,6 +97,17 @@ impl Task {
 
 /// The most memory that this process had, in bytes.
 pub fn of_this_process() -> Result<u64> {
-    let peak = field(&fs::read_to_string("/proc/self/status")?, "VmHWM").ok_or("this kernel does not say VmHWM")?;
-    Ok(peak.trim_end_matches(" kB").parse::<u64>()? << 10)
+    status("VmHWM")
+}
+
+/// Forgets what the most was, and answers what it has now.
+pub fn forget_peak() -> Result<u64> {
+    fs::write("/proc/self/clear_refs", "5")?;
+    status("VmRSS")
+}
+
+fn status(name: &str) -> Result<u64> {
+    let kept = fs::read_to_string("/proc/self/status")?;
+    let kept = field(&kept, name).ok_or_else(|| format!("this kernel does not say {name}"))?;
+    Ok(kept.trim_end_matches(" kB").parse::<u64>()? << 10)
 }

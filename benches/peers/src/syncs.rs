@@ -15,9 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::child;
 use crate::filesystem::LoopDevice;
 use crate::scale::Scale;
-
-/// The system calls that sync, and the one that marks where a step begins and ends.
-const TRACED: &str = "trace=getppid,fsync,fdatasync,syncfs,sync_file_range,sync,msync";
+use crate::strace::TRACED;
 
 /// Who is counted: with settling after each write, or without.
 const COUNTED: [(Kind, bool); 5] = [

@@ -46,6 +46,10 @@ pub(crate) enum Failure {
     NoLock(String),
     /// No job of this name has run, and no run has this number.
     NoRun(String),
+    /// No message of this number.
+    NoMessage(i64),
+    /// Nobody follows the changes under this name.
+    NoFollower(String),
     /// Nobody was signalled, for this reason.
     LockNotBroken(String, String),
     /// A system call of this command's own failed.
@@ -83,6 +87,7 @@ impl Failure {
             Self::Output(_) | Self::System(..) => 74,
             Self::NoJournalAbove(_) | Self::NoTransaction(_) | Self::NothingInQuarantine(_) => 1,
             Self::NoLock(_) | Self::LockNotBroken(..) | Self::NoRun(_) => 1,
+            Self::NoMessage(_) | Self::NoFollower(_) => 1,
             Self::Conflict(_) | Self::NoOverlay(_) => 1,
             Self::Usage(_) => 2,
             Self::NoCommand(_, error) if error.kind() == ErrorKind::NotFound => 127,
@@ -112,6 +117,10 @@ impl Failure {
             Self::NoRun(which) => {
                 format!("no job {which:?} has a run, and no run has that number: see `journalctl-kb runs`")
             }
+            Self::NoMessage(id) => {
+                format!("no message {id} waits or is parked, it was published or dropped: see `journalctl-kb outbox`")
+            }
+            Self::NoFollower(name) => format!("nobody follows as {name:?}: see `journalctl-kb followers`"),
             Self::LockNotBroken(name, why) => format!("lock {name:?} is left as it is, nobody was signalled: {why}"),
             Self::System(what, path, error) => format!("cannot {what} {}: {error}", path.display()),
             Self::Usage(what) => format!("{what}; see --help"),

@@ -1,8 +1,8 @@
 //! `journalctl-kb`: looks inside a journal, and sets it right.
 //!
-//! `status`, `log`, `show`, `locks`, and `list` and `show` of `runs` and `quarantine` only read: they take no lock and keep no writer
-//! waiting. `init`, `recover`, `settle`, `locks break` and the rest of `runs` and `quarantine` open the journal as any program does, and
-//! change what their help says.
+//! `status`, `log`, `show`, `locks`, `followers`, and `list` and `show` of `runs`, `outbox` and `quarantine` only read: they take no lock
+//! and keep no writer waiting. `init`, `recover`, `settle`, `locks break`, `followers forget` and the rest of `runs`, `outbox` and
+//! `quarantine` open the journal as any program does, and change what their help says.
 
 mod exit;
 mod isolate;
@@ -25,6 +25,7 @@ Examples:
   journalctl-kb init kb                 make a journal for the directory kb
   journalctl-kb status                  is all well, and what to do if not
   journalctl-kb log -n 5                the newest five transactions
+  journalctl-kb log -f                  what is committed, as it is committed
   journalctl-kb --root kb show 42       what transaction 42 did to which path
   journalctl-kb log --json | jq .label  every listing as JSON, one object a line
 
@@ -86,6 +87,9 @@ enum Verb {
         /// Only what was committed since then: 2h, 3d, 2026-11-20, yesterday, or RFC 3339
         #[arg(long, value_name = "T", value_parser = time::since)]
         since: Option<i64>,
+        /// Go on with what is committed from now on, by whatever program; oldest first, and until Ctrl-C
+        #[arg(short = 'f', long)]
+        follow: bool,
     },
     /// Show what one transaction did, path by path (reads only)
     #[command(after_help = verbs::show::HELP)]
@@ -108,6 +112,20 @@ enum Verb {
         lines: Option<u64>,
         #[command(subcommand)]
         action: Option<verbs::runs::Action>,
+    },
+    /// Show what waits to be told to others, what is parked and why (reads only); have it tried again, or give it up
+    #[command(after_help = verbs::outbox::HELP)]
+    Outbox {
+        #[command(flatten)]
+        list: verbs::outbox::ListArguments,
+        #[command(subcommand)]
+        action: Option<verbs::outbox::Action>,
+    },
+    /// List who follows the changes under a name, and how far each is (reads only); forget one
+    #[command(after_help = verbs::followers::HELP)]
+    Followers {
+        #[command(subcommand)]
+        action: Option<verbs::followers::Action>,
     },
     /// Finish what a crash left: apply what was committed, drop or put back what was not
     #[command(after_help = verbs::recover::HELP)]
@@ -151,10 +169,12 @@ fn run(cli: Cli, out: &mut Out) -> Result<Outcome, Failure> {
         .map_err(|failure| if is_exec { Failure::Exec(Box::new(failure)) } else { failure })?;
     match cli.verb {
         Verb::Init { .. } | Verb::Status => verbs::status::run(out, &place),
-        Verb::Log { lines, since } => verbs::log::run(out, &place, lines, since),
+        Verb::Log { lines, since, follow } => verbs::log::run(out, &place, lines, since, follow),
         Verb::Show { txn } => verbs::show::run(out, &place, txn),
         Verb::Locks { action } => verbs::locks::run(out, &place, action.as_ref()),
         Verb::Runs { lines, action } => verbs::runs::run(out, &place, lines, action.as_ref()),
+        Verb::Outbox { list, action } => verbs::outbox::run(out, &place, &list, action.as_ref()),
+        Verb::Followers { action } => verbs::followers::run(out, &place, action.as_ref()),
         Verb::Recover { dry_run: true } => verbs::recover::dry_run(out, &place),
         Verb::Recover { dry_run: false } => verbs::recover::run(out, &place),
         Verb::Quarantine { action } => verbs::quarantine::run(out, &place, action.as_ref()),

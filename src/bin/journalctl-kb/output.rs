@@ -167,6 +167,12 @@ pub(crate) fn bold(text: impl Display) -> String {
     format!("{style}{text}{style:#}")
 }
 
+/// Faint, where that is to be had.
+pub(crate) fn dim(text: impl Display) -> String {
+    let style = Style::new().dimmed();
+    format!("{style}{text}{style:#}")
+}
+
 /// Text that somebody stored, with every control character spelled out: a label must not move the cursor.
 pub(crate) fn plain(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut out, c| {

@@ -1,10 +1,8 @@
 //! The same counts of runs: items recorded alone, inside a commit, begun and recorded with their tries counted; flushes.
 
-use std::collections::BTreeMap;
-
 use journal_kb::{Job, Journal, Run, Transaction};
 
-use super::{PRINT, ROUNDS, allocations, journal, statements, system_calls};
+use super::{Most, NO_ROOM, PRINT, ROUNDS, allocations, journal, statements, system_calls};
 use crate::runs::running;
 use crate::support::{Tree, child, child_root};
 
@@ -31,27 +29,17 @@ enum Work {
 
 const WORKS: [Work; 6] = [Work::Commit, Work::Records, Work::Tries, Work::Batch, Work::Flush, Work::Late];
 
-/// What each work may come to.
-struct Bounds {
-    what: &'static str,
-    /// In the order of [`WORKS`], as measured.
-    most: [usize; 6],
-    /// With so many times that.
-    room: f64,
-}
-
-const NO_ROOM: f64 = 1.0;
 /// For another version of std or SQLite, and what the background does in every round.
 const ROOM: f64 = 1.1;
 
-const SYNCS: Bounds = Bounds { what: "device syncs, of all threads", most: [1, 1, 1, 0, 1, 1], room: NO_ROOM };
-const STATEMENTS: Bounds = Bounds {
+const SYNCS: Most<6> = Most { what: "device syncs, of all threads", most: [1, 1, 1, 0, 1, 1], room: NO_ROOM };
+const STATEMENTS: Most<6> = Most {
     what: "SQL statements of the thread",
     most: [15, 17, 19, 0, BATCH / 32 + 11, BATCH / 32 + 11],
     room: NO_ROOM,
 };
-const CALLS: Bounds = Bounds { what: "system calls of the thread", most: [25, 27, 29, 0, 36, 36], room: ROOM };
-const ALLOCATIONS: Bounds = Bounds { what: "allocations of the thread", most: [33, 38, 45, 20, 10, 10], room: ROOM };
+const CALLS: Most<6> = Most { what: "system calls of the thread", most: [25, 27, 29, 0, 36, 36], room: ROOM };
+const ALLOCATIONS: Most<6> = Most { what: "allocations of the thread", most: [33, 38, 45, 20, 10, 10], room: ROOM };
 
 /// Does every work some times, each through `around`.
 fn work_all(journal: &Journal, mut around: impl FnMut(Work, &mut dyn FnMut())) {
@@ -90,32 +78,13 @@ fn bank(run: &Run, names: &mut impl Iterator<Item = String>, many: usize) {
     run.flush().unwrap();
 }
 
-impl Bounds {
-    /// The least of several rounds counts.
-    fn check(&self, counted: impl IntoIterator<Item = (Work, usize)>) {
-        let mut least = BTreeMap::new();
-        for (work, count) in counted {
-            let known = least.entry(work).or_insert(count);
-            *known = count.min(*known);
-        }
-        let most = self.most.map(|most| (most as f64 * self.room) as usize);
-        let counted = WORKS.map(|work| least[&work]);
-        if std::env::var_os(PRINT).is_some() {
-            println!("{}: counted {counted:?}, at most {most:?}", self.what);
-        }
-        for (work, (count, most)) in WORKS.into_iter().zip(counted.into_iter().zip(most)) {
-            assert!(count <= most, "{}, {work:?}: {count}, and not {most} at most", self.what);
-        }
-    }
-}
-
 #[test]
 fn items_add_few_allocations() {
     let tree = Tree::new();
     let journal = journal(tree.root());
     let mut counted = Vec::new();
     work_all(&journal, |work, does| counted.push((work, allocations::of(does))));
-    ALLOCATIONS.check(counted);
+    ALLOCATIONS.check(WORKS, counted);
 }
 
 #[test]
@@ -128,8 +97,8 @@ fn items_add_no_sync_and_few_system_calls() {
     assert_eq!(works.len(), order.len(), "works between marks");
     let counted = works.iter().map(|calls| system_calls::syncs_and_all(calls));
     let (syncs, calls): (Vec<_>, Vec<_>) = counted.unzip();
-    SYNCS.check(order.iter().copied().zip(syncs));
-    CALLS.check(order.iter().copied().zip(calls));
+    SYNCS.check(WORKS, order.iter().copied().zip(syncs));
+    CALLS.check(WORKS, order.iter().copied().zip(calls));
 }
 
 /// The process that strace watches.
@@ -162,5 +131,5 @@ fn traced_child() {
     statements::trace_all();
     let mut counted = Vec::new();
     work_all(&journal(&root), |work, does| counted.push((work, statements::of(does))));
-    STATEMENTS.check(counted);
+    STATEMENTS.check(WORKS, counted);
 }

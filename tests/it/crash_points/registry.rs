@@ -3,13 +3,18 @@
 use std::path::PathBuf;
 
 use super::sweep::{self, Workload};
-use super::{group, guards, locks, plain, runs};
+use super::{group, guards, locks, messages, plain, runs};
 
 pub(crate) fn workloads() -> Vec<Workload> {
-    [group::registered(), guards::registered(), locks::registered(), plain::registered(), runs::registered()]
-        .into_iter()
-        .flatten()
-        .collect()
+    let all = [
+        group::registered(),
+        guards::registered(),
+        locks::registered(),
+        messages::registered(),
+        plain::registered(),
+        runs::registered(),
+    ];
+    all.into_iter().flatten().collect()
 }
 
 /// Those whose name begins like this.
@@ -93,6 +98,16 @@ fn a_run_meets_an_error_at_every_call_and_can_be_gone_on_with() {
 }
 
 #[test]
+fn messages_killed_at_every_call_are_delivered_in_order_and_at_least_once() {
+    each(&["messages"], sweep::killed);
+}
+
+#[test]
+fn messages_meet_an_error_at_every_call_and_are_delivered_in_order_and_at_least_once() {
+    each(&["messages, drained"], fail);
+}
+
+#[test]
 fn a_recovery_killed_at_every_call_is_done_by_the_next() {
     each(
         &[
@@ -105,6 +120,7 @@ fn a_recovery_killed_at_every_call_is_done_by_the_next() {
             "settle",
             "group",
             "run",
+            "messages, drained",
         ],
         sweep::recovery_killed,
     );

@@ -10,6 +10,7 @@ use journal_kb::{Journal, Result};
 
 use super::replay::Found;
 use crate::crash_points::{manifest, open};
+use crate::delivery::sink::{self, TOPICS};
 use crate::support;
 
 /// One thing to do. The number makes it one of its kind.
@@ -26,6 +27,8 @@ pub(super) enum Act {
     Settle,
     /// Is the row of this number there?
     Has(usize),
+    /// Commits a message.
+    Tell(usize),
 }
 
 impl Act {
@@ -33,7 +36,7 @@ impl Act {
     fn number(self) -> Option<usize> {
         match self {
             Self::Small(n) | Self::Large(n) | Self::Keep(n) => Some(n),
-            Self::Undo | Self::Settle | Self::Has(_) => None,
+            Self::Undo | Self::Settle | Self::Has(_) | Self::Tell(_) => None,
         }
     }
 
@@ -45,6 +48,7 @@ impl Act {
             Self::Undo => ("undo", 0),
             Self::Settle => ("settle", 0),
             Self::Has(n) => ("has", n),
+            Self::Tell(n) => ("tell", n),
         };
         format!("{word} {n}\n")
     }
@@ -52,7 +56,8 @@ impl Act {
     fn parse(line: &str) -> Self {
         let (word, n) = line.trim_end().split_once(' ').unwrap();
         let n = n.parse().unwrap();
-        let all = [Self::Small(n), Self::Large(n), Self::Keep(n), Self::Undo, Self::Settle, Self::Has(n)];
+        let all =
+            [Self::Small(n), Self::Large(n), Self::Keep(n), Self::Undo, Self::Settle, Self::Has(n), Self::Tell(n)];
         *all.iter().find(|act| act.line().starts_with(word)).unwrap()
     }
 
@@ -259,6 +264,11 @@ fn act_on(journal: &Journal, act: Act) -> Result<&'static str> {
             txn.rollback()?;
         }
         Act::Settle => drop(journal.settle()?),
+        Act::Tell(n) => {
+            let mut txn = journal.begin("told")?;
+            sink::send(&mut txn, TOPICS[0], "k", &format!("taken-{n}"), false)?;
+            txn.commit()?;
+        }
         Act::Has(n) => {
             let path = Act::Small(n).path();
             let found: i64 = journal

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::delivery::promise;
+
 pub(super) const BLOCK: usize = 4096;
 /// What a disk writes whole or not at all.
 pub(super) const SECTOR: usize = 512;
@@ -59,12 +61,14 @@ pub(super) enum Event {
 }
 
 /// What a test promises from a point of the log on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
     /// This state of the history may be found from here on.
     Begun(usize),
     /// This state, or a later one, has to be found.
     Done(usize),
+    /// Somebody outside of the disk was told a message, and knows it for good.
+    Told(promise::Event),
 }
 
 /// Which writes are refused with an I/O error: those of which one block satisfies this.
@@ -107,6 +111,16 @@ impl Disk {
     /// How much has been remembered so far.
     pub(super) fn happened(&self) -> usize {
         self.state().log.as_ref().map_or(0, Vec::len)
+    }
+
+    /// What was told since so much had been remembered.
+    pub(super) fn told_since(&self, happened: usize) -> Vec<promise::Event> {
+        let state = self.state();
+        let told = state.log.iter().flat_map(|log| &log[happened..]).filter_map(|event| match event {
+            Event::Mark(Mark::Told(told)) => Some(told.clone()),
+            _ => None,
+        });
+        told.collect()
     }
 
     pub(super) fn mark(&self, mark: Mark) {

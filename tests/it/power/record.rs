@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use super::sys;
 use super::workloads::Workload;
 use crate::crash_points::manifest::Manifest;
 use crate::crash_points::open;
+use crate::delivery::promise;
 use crate::filesystems::image::Kind;
 
 /// The tree and the rows, as they must be together.
@@ -29,19 +31,20 @@ impl Shot {
     pub(super) fn of(journal: &Journal) -> journal_kb::Result<Self> {
         let all = "SELECT path, title FROM doc ORDER BY path";
         let mut rows = journal.read(|rows| rows.query_map(all, (), |row| Ok((row.get(0)?, row.get(1)?))))?;
-        rows.extend(runs(journal.root()));
+        rows.extend(beside(journal.root()));
         Ok(Self { tree: Manifest::of(journal.root()), rows })
     }
 }
 
-/// What is durable of runs: their items, what was tried of them, and cursors and ends.
-fn runs(root: &Path) -> Vec<(String, String)> {
+/// What is durable of runs: their items, what was tried of them, and cursors and ends; and the versions of keys of the outbox.
+fn beside(root: &Path) -> Vec<(String, String)> {
     // SQLite knows that this process has it open already.
     let database = Connection::open(root.join(".journal/journal.db")).unwrap();
     let all = "SELECT 'item ' || CAST(item AS TEXT), '' FROM journal_run_item \
                UNION ALL SELECT 'try ' || CAST(item AS TEXT), state || ' ' || tries FROM journal_run_try \
                UNION ALL SELECT 'cursor of ' || job, cursor FROM journal_run WHERE cursor IS NOT NULL \
-               UNION ALL SELECT 'run ' || job, state FROM journal_run WHERE state <> 'open' ORDER BY 1";
+               UNION ALL SELECT 'run ' || job, state FROM journal_run WHERE state <> 'open' \
+               UNION ALL SELECT 'key ' || topic || ' ' || key, version || ' ' || floor FROM journal_outbox_key ORDER BY 1";
     let mut all = database.prepare(all).unwrap();
     let rows = all.query_map((), |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
     rows.map(|row| row.unwrap()).collect()
@@ -57,6 +60,8 @@ pub(super) struct Recording {
     pub(super) first: (usize, usize),
     /// So many events happened before the work began.
     pub(super) opening: usize,
+    /// What others had been told before.
+    pub(super) told: Vec<promise::Event>,
 }
 
 impl Recording {
@@ -67,6 +72,15 @@ impl Recording {
             Event::Mark(Mark::Done(state)) => (low.max(*state), high.max(*state)),
             _ => (low, high),
         })
+    }
+
+    /// What others have been told when the power fails after so many events.
+    pub(super) fn told(&self, end: usize) -> Vec<promise::Event> {
+        let within = self.log[..end].iter().filter_map(|event| match event {
+            Event::Mark(Mark::Told(told)) => Some(told),
+            _ => None,
+        });
+        self.told.iter().chain(within).cloned().chain([promise::Event::Cut]).collect()
     }
 }
 
@@ -86,7 +100,7 @@ pub(super) enum Air {
 
 /// What a workload is done with.
 pub(super) struct Recorder<'m> {
-    disk: &'m Disk,
+    pub(super) disk: &'m Arc<Disk>,
     kernel: Kernel,
     air: Air,
     pub(super) root: PathBuf,
@@ -196,7 +210,7 @@ impl Kernel {
 
 /// Prepares a tree on a fresh disk, then does the workload with the disk remembering.
 pub(super) fn record(machine: &Machine, workload: &Workload, air: Air) -> Recording {
-    let disk = &*machine.disk;
+    let disk = &machine.disk;
     disk.insert(machine.fresh());
     let mounted = machine.boot().unwrap();
     (workload.prepare)(&mounted.root(), &mounted.outside().join("outside"));
@@ -228,7 +242,8 @@ pub(super) fn record(machine: &Machine, workload: &Workload, air: Air) -> Record
     let (states, opening) = (recorder.states.into_inner(), recorder.opening.get());
     mounted.unmount();
     let log = disk.recorded();
-    Recording { what: format!("{}, {air:?}", workload.name), base, log, states, first: (0, 0), opening }
+    let what = format!("{}, {air:?}", workload.name);
+    Recording { what, base, log, states, first: (0, 0), opening, told: Vec::new() }
 }
 
 /// What is there before anything is done.

@@ -38,7 +38,7 @@ fn block_of(act: Act) -> Refuses {
 }
 
 /// Blocks with the salts of the log as it is now: they stand in its head and in each of its frames.
-fn log_of(root: &Path) -> Refuses {
+pub(super) fn log_of(root: &Path) -> Refuses {
     let log = fs::read(root.join(".journal/journal.db-wal")).unwrap();
     let salts = log[16..24].to_vec();
     Box::new(move |block| block.windows(salts.len()).any(|bytes| bytes == salts))

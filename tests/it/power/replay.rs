@@ -11,6 +11,7 @@ use journal_kb::rusqlite::Connection;
 
 use super::disk::{Content, Event, Fate, SECTOR, crashed};
 use super::machine::Machine;
+use super::messages::untold;
 use super::record::{Recording, Shot};
 use crate::crash_points::manifest::Manifest;
 use crate::crash_points::open;
@@ -138,6 +139,7 @@ pub(super) fn cut(machine: &Machine, recording: &Recording, point: &Point) -> Ou
     let found = recovered(&mounted.root()).and_then(|found| {
         let (state, mut wrong) = found.is_one_of(&recording.states, bounds);
         wrong.extend(found.lacks(&recording.states[0].tree));
+        wrong.extend(untold(machine, &mounted.root(), recording.told(point.end)));
         if wrong.is_empty() { Ok((state, found.did)) } else { Err(wrong) }
     });
     mounted.unmount();

@@ -7,6 +7,7 @@ use std::path::Path;
 use journal_kb::rusqlite::Connection;
 use journal_kb::{Ended, Guard, Job, Journal, Result, Started, Transaction};
 
+use super::messages;
 use super::record::{Recorder, SOON, prepare_outside};
 use crate::crash_points::guards::{self, Ends};
 use crate::crash_points::{self, manifest, open};
@@ -131,6 +132,7 @@ pub(super) fn all() -> Vec<Workload> {
         Workload::new("append, rolled back", prepare_log, |recorder| append(recorder, false)),
         Workload::new("large under a guard", prepare_large, large_under_a_guard),
         Workload::new("run", |root| crash_points::prepare(root).unwrap(), run),
+        Workload::new("messages", crash_points::messages::prepare, messages::work),
     ];
     all.extend(guards::WORKLOADS.map(Workload::guarded));
     all

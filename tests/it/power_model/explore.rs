@@ -95,6 +95,7 @@ impl<'s> Explorer<'s> {
     pub(super) fn explore(mut self) -> Result<Stats, Violation> {
         let world = before(&mut self.books);
         let mut run = Run::new(world, &mut self.books, self.profile, self.fault);
+        run.tells = self.script.tells();
         run.seen = Some(Vec::new());
         let done = run.play(self.script);
         let (seen, steps, end, wrong) = (run.seen.take().unwrap_or_default(), run.steps, run.world, run.wrong);

@@ -34,6 +34,8 @@ pub(super) fn all() -> Vec<Script> {
             add(vec![guard.clone(), other], None);
         }
     }
+    scripts.extend(told());
+    let mut add = |events: Vec<Event>, after_crash: Option<Work>| scripts.push(Script { events, after_crash });
     for (first, second) in trees().iter().flat_map(|first| trees().into_iter().map(move |second| (first, second))) {
         let edit = Event::Hand(Work::Replace(CY, 21));
         add(vec![first.clone(), second.clone()], None);
@@ -46,7 +48,8 @@ pub(super) fn all() -> Vec<Script> {
 pub(super) fn sample() -> Vec<Script> {
     let all = all();
     let step = all.len() / 40;
-    all.into_iter().step_by(step).collect()
+    let told: Vec<Script> = told().into_iter().step_by(9).collect();
+    all.into_iter().step_by(step).chain(told).collect()
 }
 
 /// A script in which a fault shows.
@@ -84,10 +87,28 @@ pub(super) fn telling(fault: Fault) -> Script {
             vec![guarded(), edit, guarded()]
         }
         Fault::PutBeforeGuard => vec![Event::Absorbed(vec![(A, Some(12))])],
+        Fault::ToldBeforeSync | Fault::ToldByAnUnsyncedLog | Fault::DroppedBeforeTold => vec![write(A, 5), Event::Tell],
         _ => vec![write(A, 5)],
     };
     let after_crash = (fault == Fault::NumbersAreProof).then_some(Work::WriteInPlace(A, 17));
     Script { events, after_crash }
+}
+
+/// Transactions of which others are told, one by one and together.
+fn told() -> Vec<Script> {
+    let mut told = Vec::new();
+    let firsts = staged(5).into_iter().chain(guards().into_iter().filter(Event::commits));
+    for first in firsts {
+        for second in [write(A, 8), Event::Staged(vec![Do::WriteLarge(B, 8)])] {
+            for between in [vec![], vec![Event::Tell], vec![Event::Note], vec![Event::Settle]] {
+                let events = [vec![first.clone()], between, vec![second.clone(), Event::Tell]].concat();
+                if can_be(&events) {
+                    told.push(Script { events, after_crash: None });
+                }
+            }
+        }
+    }
+    told
 }
 
 fn write(path: Path, content: u8) -> Event {

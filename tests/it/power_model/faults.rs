@@ -1,7 +1,7 @@
 //! What the model can be told to do wrong.
 
 impl Fault {
-    pub(super) const ALL: [Self; 40] = [
+    pub(super) const ALL: [Self; 43] = [
         Self::StagedFileUnsynced,
         Self::StageUnsyncedBeforeCommit,
         Self::CommitUnsynced,
@@ -42,6 +42,9 @@ impl Fault {
         Self::ChangingNotNoted,
         Self::BaselineUnsynced,
         Self::PutBeforeGuard,
+        Self::ToldBeforeSync,
+        Self::ToldByAnUnsyncedLog,
+        Self::DroppedBeforeTold,
     ];
 }
 
@@ -96,4 +99,7 @@ pub(super) enum Fault {
     ChangingNotNoted,
     BaselineUnsynced,
     PutBeforeGuard,
+    ToldBeforeSync,
+    ToldByAnUnsyncedLog,
+    DroppedBeforeTold,
 }

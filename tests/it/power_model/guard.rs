@@ -415,5 +415,14 @@ impl Run<'_> {
 
 /// A transaction that is over, with nothing to be carried out.
 fn ended(of: Option<u8>, changes: Vec<Change>) -> Txn {
-    Txn { of, state: State::Settled, structural: false, attempts: 0, mark: false, redo: Vec::new(), changes }
+    Txn {
+        of,
+        state: State::Settled,
+        structural: false,
+        attempts: 0,
+        mark: false,
+        redo: Vec::new(),
+        changes,
+        waits: false,
+    }
 }

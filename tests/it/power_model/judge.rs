@@ -2,6 +2,7 @@
 
 use super::disk::{Dir, EMPTY, FILES, Slot, dir_of, in_history, slots};
 use super::guard::Work;
+use super::messages;
 use super::scripts::{BEFORE, Event, IS_DIRECTORY, Script, THEIRS};
 use super::staged::Do;
 use super::world::{A, B, C, CX, CY, E, EX, EY, Path, Rows, State, Txn, What, World};
@@ -42,6 +43,9 @@ pub(super) fn judge(script: &Script, found: &World, world: &World, rows: &Rows) 
     }
     if committed.len() < world.ghost.acknowledged as usize {
         return Err(format!("{} were answered with Ok, and {} are there", world.ghost.acknowledged, committed.len()));
+    }
+    if script.tells() {
+        messages::judge(world.ghost.told, &committed)?;
     }
     let expected = expected(script, found, &committed);
     for (n, path) in PATHS.into_iter().enumerate() {

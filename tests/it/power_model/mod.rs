@@ -3,7 +3,7 @@
 //!
 //! - [`disk`] is what is in memory and what is durable; [`losses`] what may become of the difference. Two profiles: changes of
 //!   names are lost from the end, in their order; or each by itself, with renames half done.
-//! - [`staged`], [`settle`], [`guard`], [`tree`] and [`recovery`] are the protocol, step by step as the engine has it, over the rows and names
+//! - [`staged`], [`settle`], [`guard`], [`tree`], [`messages`] and [`recovery`] are the protocol, step by step as the engine has it, over the rows and names
 //!   of [`world`]. What is decided about a path is the engine's own table, and so is which state may follow which. [`trace`] holds
 //!   the steps against those that the engine is seen to make.
 //! - [`scripts`] are transactions in a row with edits by hand in between, [`families`] all that there are. [`explore`] crashes each
@@ -21,6 +21,7 @@ mod found;
 mod guard;
 mod judge;
 mod losses;
+mod messages;
 mod recovery;
 mod run;
 mod scripts;

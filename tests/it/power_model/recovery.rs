@@ -27,6 +27,7 @@ impl Run<'_> {
     /// Opens the journal of a dead process, settles and closes it. What it had still to refer to goes when the next one opens it.
     pub(super) fn recover(&mut self) -> Done {
         self.open()?;
+        self.tell();
         self.close()?;
         self.open()?;
         self.close()
@@ -34,6 +35,9 @@ impl Run<'_> {
 
     fn open(&mut self) -> Done {
         self.commit(Durability::Normal, |rows| rows.sessions += 1);
+        if self.is(Fault::ToldByAnUnsyncedLog) {
+            self.tell();
+        }
         self.drain()?;
         self.sweep();
         Ok(())

@@ -24,6 +24,8 @@ pub(super) enum Step {
     SyncLog,
     /// A COMMIT at NORMAL.
     Log,
+    /// Somebody is told, who has power when we have none.
+    Tell,
 }
 
 /// Where something lies, as far as that matters.
@@ -84,6 +86,8 @@ pub(super) struct Run<'b> {
     pub(super) in_doubt: bool,
     /// Why paths could not be carried out.
     pub(super) failed: Vec<&'static str>,
+    /// Transactions have messages.
+    pub(super) tells: bool,
 }
 
 impl<'b> Run<'b> {
@@ -100,6 +104,7 @@ impl<'b> Run<'b> {
             own: 0,
             in_doubt: false,
             failed: Vec::new(),
+            tells: false,
         };
         let recorded = run.books.recorded(run.world.now());
         run.world.disk.begin_clock(recorded.iter().map(|(_, ctime)| *ctime).max().unwrap_or(0));
@@ -245,11 +250,26 @@ impl<'b> Run<'b> {
         self.world.disk.sync_all();
     }
 
+    /// Others have the message of a transaction of the script.
+    pub(super) fn publish(&mut self, of: u8) {
+        self.step(Step::Tell);
+        let told = &mut self.world.ghost.told;
+        let (is_new, later) = (*told & (1 << of) == 0, *told >> of);
+        *told |= 1 << of;
+        if is_new && later != 0 {
+            self.complain(|| format!("others are told of {of} behind what came later"));
+        }
+    }
+
     /// One COMMIT. At FULL it is durable when this returns; before that the log may be there or not.
     pub(super) fn commit(&mut self, durability: Durability, change: impl FnOnce(&mut Rows)) {
         let before = self.rows();
         let mut rows = Rows::clone(&before);
         change(&mut rows);
+        if self.tells {
+            let new = rows.txns.iter_mut().skip(before.txns.len());
+            new.for_each(|txn| txn.waits = txn.of.is_some());
+        }
         for (was, is) in before.txns.iter().zip(&rows.txns).filter(|(was, is)| was.state != is.state) {
             if !may_become(was.state.word(), is.state.word()) {
                 self.complain(|| format!("a transaction that is {} becomes {}", was.state.word(), is.state.word()));

@@ -32,6 +32,8 @@ pub(super) enum Event {
     Settle,
     /// The note "applied" is written, in the background.
     Note,
+    /// Others are told of what was committed, and so are they after each crash.
+    Tell,
 }
 
 #[derive(Clone, Debug)]
@@ -54,7 +56,7 @@ impl Event {
         match self {
             Self::Staged(_) | Self::Absorbed(_) => true,
             Self::Guarded { end, .. } | Self::Tree { end, .. } => *end == End::Commit,
-            Self::Hand(_) | Self::Sync | Self::Settle | Self::Note => false,
+            Self::Hand(_) | Self::Sync | Self::Settle | Self::Note | Self::Tell => false,
         }
     }
 
@@ -85,7 +87,18 @@ impl Event {
                 run.write_late();
                 Ok(())
             }
+            Self::Tell => {
+                run.tell();
+                Ok(())
+            }
         }
+    }
+}
+
+impl Script {
+    /// True when its transactions have messages.
+    pub(super) fn tells(&self) -> bool {
+        self.events.contains(&Event::Tell)
     }
 }
 

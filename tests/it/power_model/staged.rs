@@ -64,11 +64,21 @@ impl Run<'_> {
         let changes = redo.iter().filter_map(|redo| self.change(redo)).collect();
         let of = Some(of);
         let at = self.rows().txns.len();
-        let txn = Txn { of, state: State::Committed, structural, attempts: 0, mark: true, redo: redo.clone(), changes };
+        let txn = Txn {
+            of,
+            state: State::Committed,
+            structural,
+            attempts: 0,
+            mark: true,
+            redo: redo.clone(),
+            changes,
+            waits: false,
+        };
         if self.is(Fault::ApplyBeforeCommit) {
             self.apply(&redo, None)?;
         }
-        let durability = if self.is(Fault::CommitUnsynced) { Durability::Normal } else { Durability::Full };
+        let later = self.is(Fault::CommitUnsynced) || self.is(Fault::ToldBeforeSync);
+        let durability = if later { Durability::Normal } else { Durability::Full };
         let unnoted = self.unnoted.take();
         self.commit(durability, |rows| {
             if let Some(before) = unnoted {
@@ -76,6 +86,10 @@ impl Run<'_> {
             }
             rows.txns.push(txn);
         });
+        if self.is(Fault::ToldBeforeSync) {
+            self.tell();
+            self.commit(Durability::Full, |_| ());
+        }
         if !self.is(Fault::ApplyBeforeCommit) {
             self.apply(&redo, None)?;
         }

@@ -136,6 +136,8 @@ pub(super) struct Txn {
     pub(super) mark: bool,
     pub(super) redo: Vec<Redo>,
     pub(super) changes: Vec<Change>,
+    /// It has a message, of which is not known yet that others have it.
+    pub(super) waits: bool,
 }
 
 /// What a guarded path was.
@@ -260,6 +262,8 @@ pub(super) struct Ghost {
     pub(super) theirs: u32,
     /// Recoveries that have touched the tree for a transaction or guard that is unfinished.
     pub(super) tries: u8,
+    /// Bits of the transactions of the script that others were told of.
+    pub(super) told: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -280,9 +284,10 @@ impl World {
         buffer.clear();
         self.disk.bytes(buffer);
         self.log.iter().for_each(|number| buffer.extend_from_slice(&number.to_le_bytes()));
-        let Ghost { acknowledged, begun, cut, theirs, tries } = self.ghost;
+        let Ghost { acknowledged, begun, cut, theirs, tries, told } = self.ghost;
         buffer.extend_from_slice(&[acknowledged, begun, u8::from(cut), tries]);
         buffer.extend_from_slice(&theirs.to_le_bytes());
+        buffer.extend_from_slice(&told.to_le_bytes());
         let hash = blake3::hash(buffer);
         u128::from_le_bytes(hash.as_bytes()[..16].try_into().expect("a hash has 32 bytes"))
     }

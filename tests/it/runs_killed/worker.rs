@@ -14,7 +14,7 @@ use rusqlite::Connection;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::runs::running;
-use crate::support::{child, child_root};
+use crate::support::{child, child_root, directory};
 
 pub(super) const JOB: &str = "import";
 /// Two that follow each other, one of them the first of all, and one by itself.
@@ -51,16 +51,6 @@ impl Work {
 /// What there is to be done, in its order.
 pub(super) fn items(count: usize) -> impl Iterator<Item = String> {
     (0..count).map(|n| format!("item-{n:05}"))
-}
-
-/// In memory where that has room, and nothing else is asked for: a sync costs next to nothing there, and who is killed loses none.
-fn directory() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    let room = rustix::fs::statvfs(memory).is_ok_and(|found| found.f_bavail * found.f_frsize > 512 << 20);
-    match room && std::env::var_os("TMPDIR").is_none() {
-        true => tempfile::tempdir_in(memory).unwrap(),
-        false => tempfile::tempdir().unwrap(),
-    }
 }
 
 /// A tree, its journal, and what its processes say.

@@ -10,8 +10,8 @@ use super::curves;
 use super::results::{Found, Measured, Tree};
 use super::rounds::{End, Round, Way};
 use crate::markdown::{paragraph, table};
+use crate::page::Page;
 use crate::quantity::{Measure, Quantity, Span, Unit, grouped};
-use crate::report;
 
 /// What is said about the figures by hand.
 const NOTES: &str = include_str!("../../guards.md");
@@ -28,36 +28,24 @@ const FIGURES: &str = "Figures are medians, with the least and the greatest in b
     sides furthest apart. A claim is met when the figure before the brackets is at most the bound.";
 
 /// Writes the page, and the pictures beside it.
-pub fn write(measured: &Measured, page: &Path) -> Result<()> {
-    let mut text = format!("# Performance of guards\n\n{}", quick(measured));
-    text += "Every figure in digits on this page was measured and put here by\n\n```sh\nbash benches/run\n```\n\n";
-    text += &paragraph(&report::made(&measured.machine));
-    text += &paragraph(SIDES);
-    text += &paragraph(FIGURES);
+pub fn write(measured: &Measured, path: &Path) -> Result<()> {
+    let mut page = Page::new("Performance of guards", "bash benches/run", measured.scale.quick, &measured.machine);
+    page.say(SIDES);
+    page.say(FIGURES);
     for found in &measured.places {
-        let claims = claims::of(measured, found)?;
-        let met = claims.iter().filter(|claim| claim.is_met()).count();
-        text += &format!("## On {}\n\n", found.place);
-        text += &paragraph(&format!("{}. Of {} claims {met} are met.", found.filesystem, claims.len()));
-        text += &report::claimed(&claims);
-        text += "\n";
+        page.claims(&found.place, &found.filesystem, &claims::of(measured, found)?);
         for drawn in curves::of(&measured.scale, found)? {
-            text += &format!("![{}]({})\n\n", drawn.told, drawn.name);
-            let path = page.with_file_name(&drawn.name);
+            page.put(&format!("![{}]({})\n\n", drawn.told, drawn.name));
+            let path = path.with_file_name(&drawn.name);
             fs::write(&path, drawn.svg).map_err(|error| format!("{}: {error}", path.display()))?;
         }
     }
-    text += NOTES.trim_start();
-    text += "\n## Step by step\n\n";
-    text += &paragraph(&steps_told(measured));
+    page.put(NOTES.trim_start());
+    page.part("Step by step", &paragraph(&steps_told(measured)));
     for found in &measured.places {
-        text += &format!("### Of {}\n\n{}\n", found.place, steps(measured, found)?);
+        page.put(&format!("### Of {}\n\n{}\n", found.place, steps(measured, found)?));
     }
-    Ok(fs::write(page, text.trim_end().to_owned() + "\n").map_err(|error| format!("{}: {error}", page.display()))?)
-}
-
-fn quick(measured: &Measured) -> &'static str {
-    if measured.scale.quick { "**This page is of a quick run: too few samples to mean anything.**\n\n" } else { "" }
+    page.write(path)
 }
 
 fn steps_told(measured: &Measured) -> String {

@@ -6,9 +6,7 @@ use journal_kb_peers::Result;
 
 use super::rounds::{Ran, Task};
 use crate::child;
-
-/// The system calls that sync, and the one that marks where a step begins and ends.
-const TRACED: &str = "trace=getppid,fsync,fdatasync,syncfs,sync_file_range,sync,msync";
+use crate::strace::TRACED;
 
 /// Nanoseconds of each round in which nothing was synced. None where there is no strace, which is the one to tell.
 pub fn beside_syncs(task: Task) -> Result<Option<Vec<f64>>> {

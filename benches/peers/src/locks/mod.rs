@@ -16,4 +16,4 @@ mod scale;
 mod side;
 mod talk;
 
-pub use talk::Talk;
+pub use talk::{Talk, now};

@@ -1,6 +1,5 @@
 //! The page docs/locks-performance.md.
 
-use std::fs;
 use std::path::Path;
 
 use journal_kb_peers::Result;
@@ -10,8 +9,8 @@ use super::commits::{Crowd, How};
 use super::results::{Found, Measured};
 use super::side::Side;
 use crate::markdown::{paragraph, table};
+use crate::page::Page;
 use crate::quantity::{Measure, Quantity, Span, Unit, grouped};
-use crate::report;
 
 /// What is said about the figures by hand.
 const NOTES: &str = include_str!("../../locks.md");
@@ -25,33 +24,19 @@ const FIGURES: &str = "Figures are medians, with the least and the greatest in b
     that passed by how many were made in it, by all together unless somebody is named. A claim is met when the figure before \
     the brackets is at most the bound.";
 
-pub fn write(measured: &Measured, page: &Path) -> Result<()> {
-    let mut text = String::from("# Performance of locks, and of many at once\n\n");
-    if measured.scale.quick {
-        text += "**This page is of a quick run: too few samples to mean anything.**\n\n";
-    }
-    text +=
-        "Every figure in digits on this page was measured and put here by\n\n```sh\nbash benches/run --locks\n```\n\n";
-    text += &paragraph(&report::made(&measured.machine));
-    text += &paragraph(SIDES);
-    text += &paragraph(&peers(measured));
-    text += &paragraph(FIGURES);
+pub fn write(measured: &Measured, path: &Path) -> Result<()> {
+    let title = "Performance of locks, and of many at once";
+    let mut page = Page::new(title, "bash benches/run --locks", measured.scale.quick, &measured.machine);
+    page.say(SIDES);
+    page.say(&peers(measured));
+    page.say(FIGURES);
     for found in &measured.places {
-        let claims = claims::of(measured, found)?;
-        let met = claims.iter().filter(|claim| claim.is_met()).count();
-        text += &format!("## On {}\n\n", found.place);
-        text += &paragraph(&format!("{}. Of {} claims {met} are met.", found.filesystem, claims.len()));
-        text += &report::claimed(&claims);
-        text += "\n";
+        page.claims(&found.place, &found.filesystem, &claims::of(measured, found)?);
     }
-    text += NOTES.trim_start();
-    text += "\n## Side by side\n\n";
-    text += &paragraph(&held_told(measured));
-    text += &held(measured);
-    text += "\n## Many at once\n\n";
-    text += &paragraph(CROWDS_TOLD);
-    text += &crowds(measured);
-    Ok(fs::write(page, text.trim_end().to_owned() + "\n").map_err(|error| format!("{}: {error}", page.display()))?)
+    page.put(NOTES.trim_start());
+    page.part("Side by side", &(paragraph(&held_told(measured)) + &held(measured)));
+    page.part("Many at once", &(paragraph(CROWDS_TOLD) + &crowds(measured)));
+    page.write(path)
 }
 
 /// Which versions were measured, and which could not be.

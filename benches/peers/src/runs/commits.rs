@@ -1,6 +1,5 @@
 //! Items that are recorded inside commits: what that adds to a transaction.
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -13,11 +12,10 @@ use super::scale::Scale;
 use super::work::{self, JOB, nanoseconds, running};
 use crate::child;
 use crate::guards::rounds::mark;
+use crate::strace;
 
 const SCHEMA: &str = "CREATE TABLE entry (id INTEGER PRIMARY KEY, text TEXT NOT NULL) STRICT";
 const INSERT: &str = "INSERT INTO entry (text) VALUES (?1)";
-/// The system calls that sync, and the one that marks the beginning and the end.
-const TRACED: &str = "trace=getppid,fsync,fdatasync,syncfs,sync_file_range,sync,msync";
 
 /// A transaction with a row of the application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +56,7 @@ pub struct Committed {
     pub kind: Kind,
     /// Nanoseconds of each.
     pub took: Vec<f64>,
-    /// System calls that sync, of each; none where that cannot be told.
+    /// System calls that sync, of each; none where they are not counted.
     pub syncs: Vec<usize>,
 }
 
@@ -121,12 +119,8 @@ pub fn measure(place: &Place, homes: &mut Homes, scale: &Scale) -> Result<(Vec<V
         rounds.push(child::answer_of(child::command(&[], &task(homes.make(place)?, scale.commits))?)?);
     }
     let mut counted = Vec::new();
-    if child::has_strace() {
-        let log = tempfile::NamedTempFile::new()?;
-        let log_path = log.path().to_str().ok_or("the name of a temporary file is not UTF-8")?;
-        let tracer = ["strace", "-f", "-qq", "--seccomp-bpf", "-e", TRACED, "-o", log_path];
-        counted = child::answer_of(child::command(&tracer, &task(homes.make(place)?, SYNC_ROUNDS))?)?;
-        note_syncs(&mut counted, &fs::read_to_string(log.path())?)?;
+    if let Some(between) = strace::syncs_between_marks(&task(homes.make(place)?, SYNC_ROUNDS))? {
+        counted = note_syncs(&between)?;
     }
     Ok((rounds, counted))
 }
@@ -138,28 +132,17 @@ pub fn steps(place: &Place, homes: &mut Homes, scale: &Scale) -> Result<Vec<f64>
     Ok(all.into_iter().flat_map(|committed| committed.took).collect())
 }
 
-/// Notes the syncs between the marks of each commit.
-fn note_syncs(all: &mut [Committed], trace: &str) -> Result<()> {
-    let mut between = Vec::new();
-    let mut counted = None;
-    for line in trace.lines().filter(|line| line.contains('(') && !line.contains("resumed")) {
-        counted = match (line.contains("getppid("), counted) {
-            (true, Some(count)) => {
-                between.push(count);
-                None
-            }
-            (true, None) => Some(0),
-            (false, counted) => counted.map(|count| count + 1),
-        };
-    }
+/// What was counted of each kind.
+fn note_syncs(between: &[usize]) -> Result<Vec<Committed>> {
+    let mut all = Kind::ALL.map(|kind| Committed { kind, took: Vec::new(), syncs: Vec::new() });
     let kinds = all.len();
+    if between.len() != kinds * SYNC_ROUNDS {
+        return Err(format!("{} transactions were traced", between.len()).into());
+    }
     for (at, count) in between.iter().enumerate() {
         all[at % kinds].syncs.push(*count);
     }
-    match between.len() {
-        found if found == kinds * SYNC_ROUNDS => Ok(()),
-        found => Err(format!("{found} transactions were traced").into()),
-    }
+    Ok(all.into())
 }
 
 /// How many commits of each kind are traced.
@@ -170,14 +153,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn syncs_between_the_marks_belong_to_their_kind() {
-        let kinds = [Kind::Alone, Kind::Records];
-        let committed = |kind| Committed { kind, took: Vec::new(), syncs: Vec::new() };
-        let mut all = kinds.map(committed);
-        let (mark, sync) = ("7 getppid() = 1\n", "8 fdatasync(3) = 0\n");
-        let trace = format!("{sync}{mark}{sync}{mark}{mark}{sync}{sync}{mark}").repeat(SYNC_ROUNDS);
-        note_syncs(&mut all, &trace).unwrap();
-        assert_eq!(all.map(|committed| committed.syncs), [vec![1; SYNC_ROUNDS], vec![2; SYNC_ROUNDS]]);
-        assert!(note_syncs(&mut kinds.map(committed), mark).is_err());
+    fn syncs_belong_to_the_kinds_in_their_order() {
+        let between: Vec<_> = (0..Kind::ALL.len()).cycle().take(Kind::ALL.len() * SYNC_ROUNDS).collect();
+        let all = note_syncs(&between).unwrap();
+        let expected: Vec<_> = (0..Kind::ALL.len()).map(|count| vec![count; SYNC_ROUNDS]).collect();
+        assert_eq!(all.into_iter().map(|committed| committed.syncs).collect::<Vec<_>>(), expected);
+        assert!(note_syncs(&between[1..]).is_err());
     }
 }

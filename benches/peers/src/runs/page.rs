@@ -1,6 +1,5 @@
 //! The page docs/runs-performance.md.
 
-use std::fs;
 use std::path::Path;
 
 use journal_kb_peers::Result;
@@ -10,9 +9,9 @@ use super::commits::Kind;
 use super::dbos::Mode;
 use super::results::{Found, Measured};
 use super::work::{Resumed, Way};
-use crate::markdown::{paragraph, table};
+use crate::markdown::table;
+use crate::page::Page;
 use crate::quantity::{Measure, Span, Unit, grouped};
-use crate::report;
 
 /// What is said about the figures by hand.
 const NOTES: &str = include_str!("../../runs.md");
@@ -21,34 +20,19 @@ const FIGURES: &str = "Figures are medians of the rounds, with the least and the
     furthest apart; of memory the greatest. What is claimed of rates is said by the time that something took. A claim is met \
     when the figure before the brackets is at most the bound.";
 
-pub fn write(measured: &Measured, page: &Path) -> Result<()> {
-    let mut text = String::from("# Performance of runs\n\n");
-    if measured.scale.quick {
-        text += "**This page is of a quick run: too few samples to mean anything.**\n\n";
-    }
-    text +=
-        "Every figure in digits on this page was measured and put here by\n\n```sh\nbash benches/run --runs\n```\n\n";
-    text += &paragraph(&report::made(&measured.machine));
-    text += &paragraph(&sides(measured));
-    text += &paragraph(FIGURES);
+pub fn write(measured: &Measured, path: &Path) -> Result<()> {
+    let mut page = Page::new("Performance of runs", "bash benches/run --runs", measured.scale.quick, &measured.machine);
+    page.say(&sides(measured));
+    page.say(FIGURES);
     for found in &measured.places {
-        let claims = claims::of(measured, found)?;
-        let met = claims.iter().filter(|claim| claim.is_met()).count();
-        text += &format!("## On {}\n\n", found.place);
-        text += &paragraph(&format!("{}. Of {} claims {met} are met.", found.filesystem, claims.len()));
-        text += &report::claimed(&claims);
-        text += "\n";
+        page.claims(&found.place, &found.filesystem, &claims::of(measured, found)?);
     }
-    text += NOTES.trim_start();
-    text += &format!("\n## {} items\n\n", grouped(measured.scale.items));
-    text += &many(measured);
-    text += "\n## Inside commits\n\n";
-    text += &inside(measured);
-    text += "\n## Steps\n\n";
-    text += &steps(measured);
-    text += "\n## Starting\n\n";
-    text += &starting(measured);
-    Ok(fs::write(page, text.trim_end().to_owned() + "\n").map_err(|error| format!("{}: {error}", page.display()))?)
+    page.put(NOTES.trim_start());
+    page.part(&format!("{} items", grouped(measured.scale.items)), &many(measured));
+    page.part("Inside commits", &inside(measured));
+    page.part("Steps", &steps(measured));
+    page.part("Starting", &starting(measured));
+    page.write(path)
 }
 
 fn sides(measured: &Measured) -> String {

@@ -1,8 +1,10 @@
 //! `status`: whether all is well.
 
-use journal_kb::inspect::{AreaUsage, GuardInfo, Health, LockInfo, RunInfo, StateCounts, Status, Waiting};
+use journal_kb::inspect::{
+    AreaUsage, FollowerInfo, GuardInfo, Health, LockInfo, OutboxInfo, RunInfo, StateCounts, Status, Waiting,
+};
 
-use super::{locks, runs};
+use super::{followers, locks, outbox, runs};
 use crate::exit::{Failure, Outcome};
 use crate::output::{Out, Table, Tint, bold, bytes, cell, many, path, plain, tinted};
 use crate::place::Place;
@@ -11,7 +13,7 @@ use crate::time::{ago, local};
 pub(crate) const HELP: &str = "\
 Exits 0 when there is nothing to do, 1 when a crash left work or a path could not be written, 76 when something \
 is in quarantine. That a run stopped or died is told, and is no reason to exit with anything but 0: it goes on when its \
-job is started again.
+job is started again. The same goes for messages that are parked: nothing is held up by them.
 
 Examples:
   journalctl-kb status
@@ -20,7 +22,8 @@ Examples:
 JSON: root, state_dir, database, health (ok, needs_recovery, pending, quarantined), advice (command, why), \
 schema, app_schema, created_ms, database_bytes, wal_bytes, free_bytes, stage, history and quarantine (entries, \
 bytes, at_least), sessions (id, pid, program, since_ms, alive), locks (as `locks`), turnstile (held, pids, waiting), guards (id, label, lock, session, pid, \
-program, since_ms, paths, links, reflinks, copies, trees (path, writers, ready), attempts, alive, held, worker, quarantined, reason), runs (as `runs`: those that are open, and the last of a job that left items set aside), transactions (how \
+program, since_ms, paths, links, reflinks, copies, trees (path, writers, ready), attempts, alive, held, worker, quarantined, reason), runs (as `runs`: those that are open, and the last of a job that left items set aside), outbox (waiting, oldest_ms, parked, topics: \
+as `outbox`, those of which something waits or is parked), followers (as `followers`), transactions (how \
 many: total, committed, pending, applied, settling, settled, rolled_back, quarantined, unknown), unsettled \
 (transactions, bytes), \
 pending and quarantined (id, label, attempts, paths, more_paths, reason), last_commit (as `log`), events (id, \
@@ -125,6 +128,13 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
             "runs",
             format!("{}: see `journalctl-kb runs`", many((status.runs.len() - FEW_RUNS) as u64, "more run")),
         ));
+    }
+    facts.extend(telling(&status.outbox).map(|topic| ("outbox", topic)));
+    let followers = status.followers.iter().take(FEW_FOLLOWERS);
+    facts.extend(followers.map(|follower| ("follower", following(follower))));
+    if status.followers.len() > FEW_FOLLOWERS {
+        let more = (status.followers.len() - FEW_FOLLOWERS) as u64;
+        facts.push(("followers", format!("{}: see `journalctl-kb followers`", many(more, "more follower"))));
     }
     facts.push((
         "database",
@@ -258,6 +268,35 @@ fn running(run: &RunInfo) -> String {
         what.push_str(&format!("; see `{}`", runs::command("show", run)));
     }
     what
+}
+
+/// How many topics and followers are shown to people.
+const FEW_TOPICS: usize = 10;
+const FEW_FOLLOWERS: usize = 10;
+
+/// What waits to be told to others, and what is parked.
+fn telling(outbox: &OutboxInfo) -> impl Iterator<Item = String> {
+    let few = outbox.topics.iter().take(FEW_TOPICS).map(|topic| {
+        let oldest = topic.oldest_ms.map_or_else(String::new, |ms| format!(", the oldest from {}", ago(ms)));
+        let counts = [(topic.waiting, "waiting", &oldest), (topic.parked, "parked", &String::new())];
+        let counts = counts.iter().filter(|(n, ..)| *n > 0).map(|(n, word, more)| format!("{n} {word}{more}"));
+        let mut what = format!("{}: {}", topic.topic, counts.collect::<Vec<_>>().join("; "));
+        let why = outbox::why(topic);
+        if !why.is_empty() {
+            what.push_str(&format!("; {why}"));
+        }
+        what.push_str(&format!("; see `{}`", outbox::command("", &topic.topic)));
+        what
+    });
+    let more = outbox.topics.len().saturating_sub(FEW_TOPICS) as u64;
+    let rest = (more > 0).then(|| format!("{} more: see `journalctl-kb outbox`", many(more, "topic")));
+    few.chain(rest)
+}
+
+/// How far a follower is.
+fn following(follower: &FollowerInfo) -> String {
+    let behind = followers::behind(follower);
+    format!("{} at {}, {behind} behind; went on {}", follower.name, follower.position, ago(follower.at_ms))
 }
 
 /// How many transactions that are held up are shown to people, and how many paths of each.
