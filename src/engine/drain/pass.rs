@@ -189,9 +189,9 @@ impl<P: Publisher> Pass<P> {
     fn go_through(&mut self, lock: &Lock, lease: &Lease, from: i64) -> Result<(Progress, Option<i64>)> {
         let mut after = from;
         let mut retried = None;
+        // Of a sink that could not be reached one message finds out as much as many; unless that is one that nobody needs.
+        let mut most = if self.unreachable > 0 { 1 } else { BATCH };
         loop {
-            // Of a sink that could not be reached one message finds out as much as many.
-            let most = if self.unreachable > 0 { 1 } else { BATCH };
             let (batch, newest) = self.journal.read_in_place(|tx| {
                 if retried.is_none() {
                     retried = Some(outbox::retried(tx, &self.topic)?);
@@ -205,7 +205,7 @@ impl<P: Publisher> Pass<P> {
                 }
                 return Ok((Progress::Through, Some(newest)));
             };
-            after = last;
+            (after, most) = (last, BATCH);
             if planted(Fault::DroppedBeforeTold) {
                 self.unnoted.over.extend(batch.iter().map(|waiting| waiting.id));
                 self.note(lock)?;

@@ -42,6 +42,10 @@ const ALLOCATIONS: Most<6> = Most { what: "allocations of the thread", most: [34
 /// Of a drainer, between one try and the next: taking the lock, reading one message, writing down what became of it.
 const TRIES: Most<2> = Most { what: "system calls of a drainer that tries again", most: [32, 11], room: ROOM };
 
+/// Of a drainer whose sink is back, from where it was away to the removal of a key that 500 messages wait of.
+const PASSED: Most<1> =
+    Most { what: "system calls of a drainer on its way past what nobody needs", most: [90], room: ROOM };
+
 /// Does every work some times, each through `around`.
 fn work_all(journal: &Journal, mut around: impl FnMut(Work, &mut dyn FnMut())) {
     // One that comes first, of each.
@@ -162,4 +166,42 @@ fn trying_child() {
         while asks.recv_timeout(LONG).unwrap() <= first + 2 * TRIED {}
         drop(drainer);
     }
+}
+
+/// One at a time they would never come to an end where others send as fast.
+#[test]
+fn a_sink_that_is_back_is_not_kept_waiting_by_what_nobody_needs_any_more() {
+    let Some(passed) = system_calls::between_marks("counts::outbox::returning_child", &["-s", "0"]) else { return };
+    assert_eq!(passed.len(), 1);
+    PASSED.check(["retired"], passed.iter().map(|calls| ("retired", system_calls::syncs_and_all(calls).1)));
+}
+
+/// The process that strace watches: a `getppid` when its sink goes away, and when it is asked again.
+#[test]
+fn returning_child() {
+    let Some(root) = child_root() else { return };
+    std::fs::create_dir_all(&root).unwrap();
+    let journal = journal(&root);
+    let (others, mut times) = (journal.clone(), 0);
+    let (told, hears) = mpsc::channel();
+    let publisher = move |message: &Message| {
+        times += 1;
+        if times == 1 {
+            let retired = others.transact(|txn| {
+                (0..500).try_for_each(|_| txn.send_bytes("t", "k", [7; 100]))?;
+                txn.retire("t", "k")
+            });
+            retired.unwrap();
+        }
+        let _ = rustix::process::getppid();
+        if times == 1 {
+            return Err(PublishError::Unavailable("away".into()));
+        }
+        told.send(message.is_removal).unwrap();
+        Ok(())
+    };
+    journal.transact(|txn| txn.send_bytes("t", "k", [7; 100])).unwrap();
+    let drainer = journal.drainer("t", publisher).start().unwrap();
+    assert!(hears.recv_timeout(LONG).unwrap(), "of all that waited only the removal is news");
+    drop(drainer);
 }
