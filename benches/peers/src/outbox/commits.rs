@@ -113,12 +113,11 @@ fn stage(txn: &mut Transaction, kind: Kind, number: usize) -> Result<()> {
     Ok(())
 }
 
+/// What was measured of each, and the syncs that were counted.
+type Measured = (Vec<Vec<Committed>>, Vec<(Kind, Vec<f64>)>);
+
 /// Commits of each round, and the system calls that sync of some more.
-pub fn measure(
-    place: &Place,
-    homes: &mut Homes,
-    scale: &Scale,
-) -> Result<(Vec<Vec<Committed>>, Vec<(Kind, Vec<f64>)>)> {
+pub fn measure(place: &Place, homes: &mut Homes, scale: &Scale) -> Result<Measured> {
     let task = |root: PathBuf, times: usize| child::Task::Outbox(work::Task::Commit(Task { root, times }));
     let mut rounds = Vec::new();
     for _ in 0..scale.rounds {

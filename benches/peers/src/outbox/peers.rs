@@ -129,13 +129,11 @@ fn last_line(text: &str) -> &str {
     text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or(text)
 }
 
+/// What was measured of each side, and its syncs.
+type Measured = (Vec<(Side, Queued)>, Vec<(Side, f64)>);
+
 /// All that are here, in turns.
-pub fn measure(
-    place: &Place,
-    homes: &mut Homes,
-    scale: &Scale,
-    sides: &[Side],
-) -> Result<(Vec<(Side, Queued)>, Vec<(Side, f64)>)> {
+pub fn measure(place: &Place, homes: &mut Homes, scale: &Scale, sides: &[Side]) -> Result<Measured> {
     let (mut queued, mut syncs) = (Vec::new(), Vec::new());
     for _ in 0..scale.rounds {
         for side in sides {
