@@ -50,3 +50,14 @@ impl<T> SqlContext<T> for rusqlite::Result<T> {
         })
     }
 }
+
+/// What to do about it, to be said behind it.
+pub(super) fn io_advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC) => "; make room and try again, nothing was lost",
+        Some(libc::EDQUOT) => "; the quota is used up: make room and try again, nothing was lost",
+        Some(libc::EROFS) => "; the filesystem is read-only",
+        Some(libc::EACCES | libc::EPERM) => "; check owner and permissions of it and its directory",
+        _ => "",
+    }
+}

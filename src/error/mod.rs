@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use blob::{BlobError, Damage};
+use context::io_advice;
 pub(crate) use context::{IoContext, SqlContext};
 pub use retry::Retry;
 
@@ -488,15 +489,5 @@ impl Error {
 impl From<rusqlite::Error> for Error {
     fn from(source: rusqlite::Error) -> Self {
         Self::Sql { op: "running a statement", source }
-    }
-}
-
-fn io_advice(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::ENOSPC) => "; make room and try again, nothing was lost",
-        Some(libc::EDQUOT) => "; the quota is used up: make room and try again, nothing was lost",
-        Some(libc::EROFS) => "; the filesystem is read-only",
-        Some(libc::EACCES | libc::EPERM) => "; check owner and permissions of it and its directory",
-        _ => "",
     }
 }

@@ -297,7 +297,7 @@ mod tests {
                 looks.len() == 3
             });
             assert_eq!(looks[1], Heard::Written, "it came");
-            listener.forget_writes();
+            forget(&listener.written);
             std::fs::write(&path, "ab").unwrap();
             assert_eq!(listener.wait(LONG, true), Heard::Written, "it was written to");
             std::fs::remove_file(&path).unwrap();

@@ -296,7 +296,7 @@ fn what_is_sealed_again_while_it_is_being_removed_stays() {
         write(&journal, &content);
     }
     for content in contents() {
-        journal.blobs().remove(&BlobId::new(&format!("blake3:{}", blake3::hash(&content).to_hex())).unwrap()).unwrap();
+        journal.blobs().remove(BlobId::new(&format!("blake3:{}", blake3::hash(&content).to_hex())).unwrap()).unwrap();
     }
     // They are removed in the order in which they were made: the two meet.
     let again: Vec<_> = std::thread::scope(|scope| {
