@@ -52,6 +52,10 @@ impl BlobFile {
     /// The file of this name in `blobs/`; none when it is no name of ours.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         let (content, staged) = name.split_once('.')?;
+        // IMPORTANT: what is none is somebody's, whatever else it looks like, and nobody removes it.
+        let (session, number) = staged.split_once('-')?;
+        SessionId::parse(session).filter(|known| known.to_string() == session)?;
+        number.parse::<u64>().ok().filter(|known| known.to_string() == number)?;
         let file = Self { content: content.parse().ok()?, staged: staged.to_owned() };
         (file.name() == name).then_some(file)
     }
