@@ -64,7 +64,7 @@ pub struct BlobFilter {
     pub removed: bool,
 }
 
-/// Blobs, one after the other; from [`Inspector::blobs`]. However many there are, some hundred are in memory.
+/// Blobs, one after the other; from [`Inspector::blobs`]. However many there are, a thousand are in memory.
 #[derive(Debug)]
 #[must_use = "iterators are lazy"]
 pub struct BlobList {
@@ -85,7 +85,7 @@ enum Start {
 }
 
 /// So many are read at once.
-const PAGE: i64 = 500;
+const PAGE: i64 = 1000;
 
 /// What is longer than anybody may write is cut.
 const NAMED: &str = "SELECT b.id AS key, substr(b.id, 1, 255) AS id, substr(b.state, 1, 20) AS state, b.written,

@@ -40,7 +40,7 @@ pub struct BlobFinding {
 }
 
 /// So many rows are read at once, and so many bytes that stand in the database.
-const PAGE: i64 = 256;
+const PAGE: i64 = 2000;
 const MOST_INLINE: u64 = 8 << 20;
 /// What of that is larger is read piece by piece.
 const PIECE: i64 = 1 << 20;
@@ -52,6 +52,8 @@ const ROWS: &str = "SELECT id, substr(hash, 1, 64) AS hash, size, direct, named,
 /// A row of content.
 pub(super) struct Content {
     pub(super) id: i64,
+    /// Its hash as it stands there.
+    digits: String,
     /// None where they cannot be.
     pub(super) hash: Option<[u8; 32]>,
     pub(super) size: Option<u64>,
@@ -132,6 +134,7 @@ impl Content {
         };
         Ok(Self {
             id,
+            digits: bytes(row, "hash").map_or_else(String::new, hex),
             hash: bytes(row, "hash").and_then(|hash| hash.try_into().ok()),
             size: number(row, "size").and_then(|size| u64::try_from(size).ok()),
             direct: number_or_zero(row, "direct") > 0,
@@ -143,8 +146,7 @@ impl Content {
 
     /// What is told of it.
     pub(super) fn finding(&self, problem: Problem, inspector: &Inspector, files: &BlobFiles) -> BlobFinding {
-        let hash = self.hash.map(|hash| hex(&hash));
-        let by_content = hash.as_ref().filter(|_| self.direct).map(|hash| format!("blake3:{hash}"));
+        let by_content = self.direct.then(|| format!("blake3:{}", self.digits));
         let file = self.file.as_ref().map(|file| {
             let placed = file.name();
             let found = files.find(Names { staged: &file.staged, placed: &placed }).ok().flatten();
@@ -153,7 +155,7 @@ impl Content {
         let row = "its row has a hash, a size or a file that cannot be".to_owned();
         let mut finding = BlobFinding {
             blobs: by_content.into_iter().collect(),
-            hash,
+            hash: self.hash.map(|hash| hex(&hash)),
             bytes: self.size.unwrap_or(0),
             file,
             ..BlobFinding::new("row", row)

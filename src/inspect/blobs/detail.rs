@@ -97,7 +97,8 @@ pub(in crate::inspect) fn ids(inspector: &Inspector, prefix: &str) -> Result<Vec
         if !are_known(connection)? {
             return Ok(Vec::new());
         }
-        let sql = "SELECT hash FROM main.journal_blob_content WHERE hash BETWEEN ?1 AND ?2 ORDER BY hash LIMIT ?3";
+        let sql = "SELECT hash FROM main.journal_blob_content WHERE hash BETWEEN ?1 AND ?2 AND length(hash) = 32
+             ORDER BY hash LIMIT ?3";
         let id = |row: &Row<'_>| Ok(format!("blake3:{}", bytes(row, "hash").map_or_else(String::new, hex)));
         connection.prepare(sql)?.query_map((from, to, ALIKE), id)?.collect()
     })
