@@ -41,7 +41,8 @@ pub struct BlobInfo {
     pub state: String,
     /// Its size; of one that was not sealed how much of it had left its writer, none where nobody knows.
     pub bytes: Option<u64>,
-    /// Where a sealed one stands: `inline` in the database, `file` in `blobs/`, `stage` on its way there, `missing`.
+    /// Where a sealed one stands: `inline` in the database, `file` in `blobs/`, `stage` on its way there; `missing`; `unknown` where
+    /// that cannot be looked at.
     pub place: Option<&'static str>,
     /// How many blobs say the same, this one included.
     pub same: u64,
@@ -276,7 +277,7 @@ fn judge(page: &mut [Stored], inspector: &Inspector, files: &BlobFiles) -> Resul
             stored.info.bytes = Some(files.written(writing).unwrap_or(0));
         }
         if let Some(said) = stored.said.as_ref().filter(|said| said.is_staged) {
-            stored.info.place = said.find(files)?.map_or(Some("missing"), |found| Some(found.place()));
+            stored.info.place = Some(said.find(files).map_or("unknown", |found| place(found.as_ref())));
         }
     }
     Ok(())
@@ -292,19 +293,19 @@ impl Stored {
 }
 
 impl Said {
-    /// Its file; none where it stands in the database, or is gone. Names that are none of ours have no file.
+    /// Its file; none where it stands in the database, or is gone.
     fn find(&self, files: &BlobFiles) -> Result<Option<FoundFile>> {
         let Some(file) = &self.file else { return Ok(None) };
         let placed = file.name();
-        match files.find(Names { staged: &file.staged, placed: &placed }) {
-            Err(crate::error::Error::Corrupt { .. }) => Ok(None),
-            other => other,
-        }
+        files.find(Names { staged: &file.staged, placed: &placed })
     }
 }
 
-impl FoundFile {
-    fn place(&self) -> &'static str {
-        if self.is_staged { "stage" } else { "file" }
+/// Where a file was found.
+fn place(found: Option<&FoundFile>) -> &'static str {
+    match found {
+        None => "missing",
+        Some(found) if found.is_staged => "stage",
+        Some(_) => "file",
     }
 }

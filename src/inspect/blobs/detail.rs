@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rusqlite::{Connection, Row};
 use serde::Serialize;
 
-use super::{BY_CONTENT, BlobInfo, Said, Stored, are_known, by_name, judge, stored};
+use super::{BY_CONTENT, BlobInfo, Said, Stored, are_known, by_name, judge, place, stored};
 use crate::error::{Damage, Result};
 use crate::fs::blob_files::BlobFiles;
 use crate::inspect::inspector::Inspector;
@@ -71,7 +71,7 @@ pub(in crate::inspect) fn detail(inspector: &Inspector, id: &str) -> Result<Opti
         blob: info,
     };
     if let Some(said) = &said {
-        detail.look(said, inline, inspector, &files)?;
+        detail.look(said, inline, inspector, &files);
     }
     Ok(Some(detail))
 }
@@ -148,25 +148,32 @@ fn inline(connection: &Connection, said: &Said) -> rusqlite::Result<Option<u64>>
 }
 
 impl BlobDetail {
-    fn look(&mut self, said: &Said, inline: Option<u64>, inspector: &Inspector, files: &BlobFiles) -> Result<()> {
+    /// Looks what is there of what it says.
+    fn look(&mut self, said: &Said, inline: Option<u64>, inspector: &Inspector, files: &BlobFiles) {
+        let expected = self.blob.bytes.unwrap_or(0);
         self.found_bytes = inline;
         if let Some(file) = &said.file {
-            let found = said.find(files)?;
+            self.file = Some(inspector.state_dir.join("blobs").join(file.name()));
+            let found = match said.find(files) {
+                Ok(found) => found,
+                Err(error) => {
+                    (self.blob.place, self.found_bytes) = (Some("unknown"), None);
+                    self.damage = Some(error.to_string());
+                    return;
+                }
+            };
             self.found_bytes = found.as_ref().map(|found| found.size);
-            self.blob.place = Some(found.as_ref().map_or("missing", |found| found.place()));
-            if let Some(found) = &found {
+            self.blob.place = Some(place(found.as_ref()));
+            if let Some(found) = found {
                 self.readers = KernelLocks::read().holders(&found.path, &[]).unwrap_or_default();
+                self.file = Some(found.path);
             }
-            let to_be = || inspector.state_dir.join("blobs").join(file.name());
-            self.file = Some(found.map_or_else(to_be, |found| found.path));
         }
-        let expected = self.blob.bytes.unwrap_or(0);
         self.damage = match self.found_bytes {
             Some(found) if found == expected => None,
             Some(found) => Some(Damage::Size { expected, found }.to_string()),
             None => Some(Damage::Missing { expected }.to_string()),
         };
-        Ok(())
     }
 }
 

@@ -260,6 +260,7 @@ fn rows_of_blobs_that_make_no_sense_hide_nothing() {
            (-5, x'', -1, 9223372036854775807, 9223372036854775807, 'placed', '/etc/passwd', -1, NULL),
            (9223372036854775807, zeroblob(100000), 9223372036854775807, 1, 9223372036854775807, 'dreaming', NULL, 9223372036854775807, x'00'),
            (-9223372036854775808, zeroblob(32), 0, 1, -1, 'staged', '..', -9223372036854775808, NULL),
+           (-6, randomblob(32), 1, 1, 0, 'staged', printf('%.100000c', 'n'), 0, NULL),
            (-4, x'00', 9223372036854775807, 0, 0, 'unwanted', '../../../etc/passwd', 0, zeroblob(3000000)),
            (-3, CAST('text' AS BLOB), 3000000, 1, 0, 'inline', NULL, 0, zeroblob(3000000));",
     );
@@ -267,7 +268,7 @@ fn rows_of_blobs_that_make_no_sense_hide_nothing() {
     assert!(!ran.out.contains('\u{1b}') && ran.out.len() < 20_000, "{}", ran.out.len());
     let lines = ran.json();
     let of = |id: &str| lines.iter().find(|line| line["id"] == id).unwrap_or_else(|| panic!("no {id:?} in {lines:?}"));
-    assert_eq!(lines.iter().filter(|line| line["kind"] == "blob").count(), 10 + 4);
+    assert_eq!(lines.iter().filter(|line| line["kind"] == "blob").count(), 10 + 5);
     assert_eq!(
         (&of("sane")["state"], &of("z")["place"], &of("")["state"]),
         (&json!("sealed"), &json!("file"), &json!("dreaming"))
@@ -275,6 +276,13 @@ fn rows_of_blobs_that_make_no_sense_hide_nothing() {
     assert_eq!((&of("lost")["state"], &of("lost too")["state"]), (&json!("corrupt"), &json!("corrupt")));
     assert_eq!((&of("\u{1b}[2J")["state"], &of("\u{1b}[2J")["bytes"]), (&json!("incomplete"), &json!(0)));
     assert_eq!(lines.last().expect("a summary")["unwanted"], 1);
+    let places = ["inline", "file", "unknown"];
+    for place in places {
+        assert!(lines.iter().any(|line| line["place"] == place), "{place} in {lines:?}");
+    }
+    let unknown =
+        lines.iter().find(|line| line["place"] == "unknown").and_then(|line| line["id"].as_str()).expect("one");
+    at(root, &["blobs", "show", unknown]).code(0).says(&["unknown: ", "damaged"]);
     let text = at(root, &["blobs", "-n", "0", "--all"]).code(0).says(&["sane", "dreaming", "corrupt", "\u{fffd}b"]);
     assert!(!text.out.contains('\u{1b}') && text.out.len() < 20_000, "{} {text:?}", text.out.len());
     for id in ["sane", "z", "lost", "", "\u{1b}[2J", "blake3:0000", &of("z")["id"].as_str().expect("a name")] {
@@ -286,7 +294,8 @@ fn rows_of_blobs_that_make_no_sense_hide_nothing() {
         let found = problems(root, words);
         let rows = found.values().filter(|problem| *problem == "row").count();
         // Two that are lost, three rows that cannot be, and one whose file is called something that cannot be.
-        assert_eq!((rows, found.len()), (6, 6), "{found:?}");
+        assert_eq!((rows, found.len()), (6, 7), "{found:?}");
+        assert!(found.values().any(|problem| problem == "unreadable"), "too long a name: {found:?}");
         assert_eq!(found.get("sane").or(found.get("z")), None);
         assert_eq!(found["lost"], "row");
     }

@@ -18,7 +18,7 @@ pub(crate) const HELP: &str = "\
 First the blobs with a name, in the order of their names: \"writing\" (its writer lives, by the kernel's word; SIZE is how far it is), \
 \"sealed\", \"incomplete\" (its writer died), \"aborted\" (its writer gave it up) or \"corrupt\" (its row makes no sense). Then those that are \
 called by their content, newest first. Of a content the beginning of its hash is enough wherever a blob is named, and that is what is \
-shown to people. WHERE is \"inline\" (in the database), \"file\" (in blobs/), \"stage\" (on its way there) or \"missing\"; SAME how many blobs \
+shown to people. WHERE is \"inline\" (in the database), \"file\" (in blobs/), \"stage\" (on its way there), \"missing\", or \"unknown\" when it cannot be looked at; SAME how many blobs \
 say the same, which is kept once. Whether what they say is whole is not looked at here, but by `verify`.
 
 Examples:
@@ -30,7 +30,7 @@ Examples:
   journalctl-kb blobs --json | jq 'select(.kind == \"summary\")'
 
 JSON: lines of kind blob: id, by_content, state (writing, sealed, incomplete, aborted, removed, corrupt), bytes (of one that was not \
-sealed how far it is or was, null where nobody knows), place (inline, file, stage, missing; null when it is not sealed), same, began_ms, \
+sealed how far it is or was, null where nobody knows), place (inline, file, stage, missing, unknown; null when it is not sealed), same, began_ms, \
 ended_ms (sealed, given up or removed), writer (id, pid, program, since_ms, alive: who writes it, or has died of it); a last line of kind \
 summary: sealed, contents, bytes (of contents), saved_bytes (so much more it were if each blob had its own), writing, incomplete, aborted, \
 removed, unwanted (contents that nobody says any more, and whose files are still to go), unwanted_bytes, unwanted_read (how many of the \
@@ -201,7 +201,7 @@ fn state(blob: &BlobInfo) -> (&str, Tint) {
 }
 
 fn place_tint(place: Option<&str>) -> Tint {
-    if place == Some("missing") { Tint::Bad } else { Tint::None }
+    if matches!(place, Some("missing" | "unknown")) { Tint::Bad } else { Tint::None }
 }
 
 fn who(writer: &SessionInfo) -> String {
