@@ -309,3 +309,37 @@ fn place(found: Option<&FoundFile>) -> &'static str {
         Some(_) => "file",
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a database made by hand, to read from")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_sealed_it_and_ended_since_the_row_was_read_is_not_taken_for_dead() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(".journal")).unwrap();
+        let database = Connection::open(dir.path().join(".journal/journal.db")).unwrap();
+        database.execute_batch(include_str!("../../schema.sql")).unwrap();
+        database
+            .execute_batch(
+                "INSERT INTO journal_meta (id, schema, created_ms) VALUES (1, 1, 0);
+                 INSERT INTO journal_blob (id, state, session, name, created_ms) VALUES
+                   ('a', 'writing', zeroblob(16), 'x', 0), ('b', 'writing', zeroblob(16), 'y', 0);",
+            )
+            .unwrap();
+        let inspector = Inspector::open(dir.path()).unwrap();
+        let filter = BlobFilter::default();
+        let read = |connection: &Connection| page(connection, &filter, &Start::Name(Vec::new()));
+        let mut page = inspector.database.snapshot(read).unwrap();
+        database
+            .execute_batch(
+                "INSERT INTO journal_blob_content VALUES (7, zeroblob(32), 1, 0, 1, 'inline', NULL, 0, x'00');
+                 UPDATE journal_blob SET state = 'sealed', content = 7, session = NULL, name = NULL WHERE id = 'a'",
+            )
+            .unwrap();
+        judge(&mut page, &inspector, &BlobFiles::of(&inspector.state_dir).unwrap()).unwrap();
+        let states: Vec<_> = page.iter().map(|stored| (&*stored.info.state, stored.info.place)).collect();
+        assert_eq!(states, [("sealed", Some("inline")), ("incomplete", None)]);
+    }
+}

@@ -49,14 +49,14 @@ pub struct BlobsVerified {
 pub enum BlobNews<'n> {
     /// How far it is: some times a second.
     Progress(&'n BlobsVerified),
-    /// Something is wrong. Told some thousand at a time, with the names of those it concerns.
+    /// Something is wrong. Told up to ten thousand at a time, with the names of those it concerns.
     Finding(&'n BlobFinding),
 }
 
 /// So much of a file is read at once.
 const PIECE: usize = 1 << 20;
 /// So many findings are told at once: for each time the names of all blobs are gone through.
-const FINDINGS: usize = 2000;
+const FINDINGS: usize = 10_000;
 /// So many blobs are named with each.
 const BLOBS: usize = 20;
 /// So often a row may change while what it says is looked at.

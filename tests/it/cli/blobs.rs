@@ -266,7 +266,7 @@ fn a_sweep_says_what_nobody_refers_to_and_leaves_what_is_somebodys() {
     assert_eq!(show(root, id.as_str())["damage"], Value::Null);
 }
 
-/// A journal with so many blobs with names, and half as many that are called by their content.
+/// A journal with so many blobs with names, of which one often begins as the one before, and half as many that are called by their content.
 fn with_many(many: u64) -> TempDir {
     let dir = TempDir::new().expect("a directory");
     Journal::open(dir.path()).expect("open").close().expect("close");
@@ -277,7 +277,7 @@ fn with_many(many: u64) -> TempDir {
                WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {many})
                SELECT n, randomblob(32), 3, n % 2, 1, 'inline', n, x'010203' FROM n;
              INSERT INTO journal_blob (id, state, content, created_ms, ended_ms)
-               SELECT 'blob ' || id, 'sealed', id, 1, 2 FROM journal_blob_content"
+               SELECT printf('blob %07d', id / 7) || substr('000000', 1, id % 7), 'sealed', id, 1, 2 FROM journal_blob_content"
         ),
     );
     dir
