@@ -102,7 +102,7 @@ impl Content {
     /// The next contents of these numbers that blobs say. What stands in the database is hashed, unless it is to be fast.
     pub(super) fn page(connection: &Connection, from: i64, to: i64, fast: bool) -> rusqlite::Result<Vec<Self>> {
         let (mut page, mut inline) = (Vec::new(), 0);
-        let mut statement = connection.prepare(ROWS)?;
+        let mut statement = connection.prepare_cached(ROWS)?;
         let mut rows = statement.query((from, to, if fast { -1 } else { PIECE }, PAGE))?;
         while let Some(row) = rows.next()? {
             let content = Self::read(connection, row, fast)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rusqlite::{Connection, Row};
 use serde::Serialize;
 
-use super::{BY_CONTENT, BlobInfo, Said, Stored, are_known, by_name, judge, place, stored};
+use super::{BY_CONTENT, BlobInfo, Said, Stored, are_known, by_name, judge, place, stored, suspects};
 use crate::error::{Damage, Result};
 use crate::fs::blob_files::BlobFiles;
 use crate::inspect::inspector::Inspector;
@@ -51,9 +51,9 @@ pub(in crate::inspect) fn detail(inspector: &Inspector, id: &str) -> Result<Opti
             None => (Vec::new(), None),
             Some(said) => (others(connection, &stored, said)?, inline(connection, said)?),
         };
-        Ok(Some((stored, others, inline)))
+        Ok(Some((stored, others, inline, suspects(connection)?)))
     };
-    let Some((stored, others, inline)) = inspector.database.snapshot(read)? else { return Ok(None) };
+    let Some((stored, others, inline, suspects)) = inspector.database.snapshot(read)? else { return Ok(None) };
     let files = BlobFiles::of(&inspector.state_dir)?;
     let mut page = [stored];
     judge(&mut page, inspector, &files)?;
@@ -71,7 +71,7 @@ pub(in crate::inspect) fn detail(inspector: &Inspector, id: &str) -> Result<Opti
         blob: info,
     };
     if let Some(said) = &said {
-        detail.look(said, inline, inspector, &files);
+        detail.look(said, inline, inspector, &files, &suspects);
     }
     Ok(Some(detail))
 }
@@ -149,7 +149,7 @@ fn inline(connection: &Connection, said: &Said) -> rusqlite::Result<Option<u64>>
 
 impl BlobDetail {
     /// Looks what is there of what it says.
-    fn look(&mut self, said: &Said, inline: Option<u64>, inspector: &Inspector, files: &BlobFiles) {
+    fn look(&mut self, said: &Said, inline: Option<u64>, inspector: &Inspector, files: &BlobFiles, suspects: &[i64]) {
         let expected = self.blob.bytes.unwrap_or(0);
         self.found_bytes = inline;
         if let Some(file) = &said.file {
@@ -165,7 +165,7 @@ impl BlobDetail {
             self.found_bytes = found.as_ref().map(|found| found.size);
             self.blob.place = Some(place(found.as_ref()));
             if let Some(found) = found {
-                self.readers = KernelLocks::read().holders(&found.path, &[]).unwrap_or_default();
+                self.readers = KernelLocks::read().holders(&found.path, suspects).unwrap_or_default();
                 self.file = Some(found.path);
             }
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rusqlite::{Connection, Row};
 use serde::Serialize;
 
-use super::are_known;
+use super::{are_known, suspects};
 use crate::blob::{self, BlobFile};
 use crate::error::Result;
 use crate::fs::blob_files::BlobFiles;
@@ -40,7 +40,7 @@ pub struct BlobsInfo {
     pub unwanted: u64,
     /// The sizes of these, added up.
     pub unwanted_bytes: u64,
-    /// How many of these somebody reads, so that they stay; of the first 1000.
+    /// How many of these somebody reads, so that they stay; of the first 100.
     pub unwanted_read: u64,
     /// False where there was too much to count: then there is at least so much.
     pub exact: bool,
@@ -60,8 +60,9 @@ pub struct StrayBlob {
 /// So many rows are counted for the sums of a list, and so many for a status, which is a fraction of a second.
 const MOST_COUNTED: i64 = 2_000_000;
 pub(in crate::inspect) const FEW_COUNTED: i64 = 200_000;
-/// So many sessions that write, and files that are to go, are looked at.
-const MOST_LOOKED_AT: i64 = 1000;
+/// So many sessions that write are looked at, and so many files that are to go.
+const WRITERS: i64 = 1000;
+const UNWANTED: i64 = 100;
 /// So many names are compared with the rows at once.
 const NAMES: usize = 1000;
 
@@ -72,6 +73,8 @@ pub(in crate::inspect) struct Sums {
     /// Who writes, and how many each.
     writers: Vec<(Option<SessionInfo>, u64)>,
     unwanted: Vec<BlobFile>,
+    /// Who may read these.
+    suspects: Vec<i64>,
 }
 
 pub(in crate::inspect) fn summary(inspector: &Inspector) -> Result<BlobsInfo> {
@@ -83,7 +86,7 @@ pub(in crate::inspect) fn summary(inspector: &Inspector) -> Result<BlobsInfo> {
 pub(in crate::inspect) fn sums(connection: &Connection, most: i64) -> rusqlite::Result<Sums> {
     let mut info = BlobsInfo { exact: true, ..BlobsInfo::default() };
     if !are_known(connection)? {
-        return Ok(Sums { info, writers: Vec::new(), unwanted: Vec::new() });
+        return Ok(Sums { info, writers: Vec::new(), unwanted: Vec::new(), suspects: Vec::new() });
     }
     // `total` gives a float and cannot overflow.
     let total = |row: &Row<'_>, column: &str| row.get::<_, f64>(column).unwrap_or(0.0).max(0.0) as u64;
@@ -138,7 +141,7 @@ pub(in crate::inspect) fn sums(connection: &Connection, most: i64) -> rusqlite::
             "SELECT b.session, s.pid, count(*) AS many FROM main.journal_blob AS b
                LEFT JOIN main.journal_session AS s ON s.id = b.session WHERE b.state = 'writing' GROUP BY b.session LIMIT ?1",
         )?
-        .query_map([MOST_LOOKED_AT], writer)?
+        .query_map([WRITERS], writer)?
         .collect::<rusqlite::Result<_>>()?;
     let file = |row: &Row<'_>| Ok((number_or_zero(row, "id"), text(row, "name")));
     let unwanted: Vec<(i64, Option<String>)> = connection
@@ -146,10 +149,11 @@ pub(in crate::inspect) fn sums(connection: &Connection, most: i64) -> rusqlite::
             "SELECT id, substr(name, 1, 255) AS name FROM main.journal_blob_content WHERE state = 'unwanted'
              ORDER BY id LIMIT ?1",
         )?
-        .query_map([MOST_LOOKED_AT], file)?
+        .query_map([UNWANTED], file)?
         .collect::<rusqlite::Result<_>>()?;
     let file = |(content, staged): (i64, Option<String>)| Some(BlobFile { content, staged: staged? });
-    Ok(Sums { info, writers, unwanted: unwanted.into_iter().filter_map(file).collect() })
+    let unwanted = unwanted.into_iter().filter_map(file).collect();
+    Ok(Sums { info, writers, unwanted, suspects: suspects(connection)? })
 }
 
 impl Sums {
@@ -168,11 +172,11 @@ impl Sums {
             return Ok(info);
         }
         let files = BlobFiles::of(&inspector.state_dir)?;
-        for file in self.unwanted {
+        for file in &self.unwanted {
             let placed = file.name();
             // A name that is none of ours has no file.
             let found = files.find(Names { staged: &file.staged, placed: &placed }).ok().flatten();
-            let readers = found.and_then(|found| kernel.holders(&found.path, &[])).unwrap_or_default();
+            let readers = found.and_then(|found| kernel.holders(&found.path, &self.suspects)).unwrap_or_default();
             info.unwanted_read += u64::from(!readers.is_empty());
         }
         Ok(info)

@@ -109,11 +109,9 @@ impl Verification<'_> {
         while let Some(from) = next {
             let page = self.read(from, last)?;
             next = page.last().and_then(|content| content.id.checked_add(1));
-            for content in page {
-                if self.check.stop.requested() {
-                    return Ok(());
-                }
-                self.content(content)?;
+            self.contents(page)?;
+            if self.check.stop.requested() {
+                return Ok(());
             }
         }
         self.without_content()
@@ -162,12 +160,8 @@ impl Verification<'_> {
         contents.sort_unstable();
         contents.dedup();
         for id in contents {
-            for content in self.read(id, id)? {
-                if self.check.stop.requested() {
-                    return Ok(());
-                }
-                self.content(content)?;
-            }
+            let page = self.read(id, id)?;
+            self.contents(page)?;
         }
         Ok(())
     }
@@ -177,38 +171,58 @@ impl Verification<'_> {
         self.inspector.database.snapshot(|connection| Content::page(connection, from, to, self.check.fast))
     }
 
-    /// Looks at one content.
-    fn content(&mut self, mut content: Content) -> Result<()> {
-        let before = self.done.bytes;
+    /// Looks at contents. What is wrong with one counts if its row still says so behind it.
+    fn contents(&mut self, mut page: Vec<Content>) -> Result<()> {
         let mut tries = 0;
-        let problem = loop {
-            let problem = self.look(&content)?;
-            if self.check.stop.requested() {
+        while !page.is_empty() {
+            tries += 1;
+            let mut doubtful = Vec::new();
+            for content in page {
+                let before = self.done.bytes;
+                let problem = self.look(&content)?;
+                if self.check.stop.requested() {
+                    return Ok(());
+                }
+                self.done.bytes = before;
+                if tries == 1 {
+                    self.done.contents += 1;
+                    self.done.bytes = before.saturating_add(content.size.unwrap_or(0));
+                }
+                match problem {
+                    // What stands in the database was read with its row.
+                    Some(problem) if content.file.is_none() => self.found(content, problem)?,
+                    Some(problem) => doubtful.push((content, problem)),
+                    None => {}
+                }
+                (self.told)(BlobNews::Progress(&self.done));
+            }
+            if doubtful.is_empty() {
                 return Ok(());
             }
-            tries += 1;
-            // What stands in the database was read with its row.
-            if problem.is_none() || content.file.is_none() || tries == TRIES {
-                break problem;
-            }
-            match self.read(content.id, content.id)?.pop() {
-                // It was removed meanwhile.
-                None => break None,
-                Some(again) if again.file == content.file => break problem,
-                Some(again) => content = again,
-            }
-        };
-        self.done.contents += 1;
-        self.done.bytes = before.saturating_add(content.size.unwrap_or(0));
-        if let Some(problem) = problem {
-            self.done.findings += 1;
-            let finding = content.finding(problem, self.inspector, &self.files);
-            self.found.push((content, finding));
-            if self.found.len() == FINDINGS {
-                self.tell()?;
+            let again = self.inspector.database.snapshot(|connection| {
+                let again = |id| Ok(Content::page(connection, id, id, self.check.fast)?.pop());
+                doubtful.iter().map(|(content, _)| again(content.id)).collect::<rusqlite::Result<Vec<_>>>()
+            })?;
+            page = Vec::new();
+            for ((content, problem), again) in doubtful.into_iter().zip(again) {
+                match again {
+                    // It was removed meanwhile.
+                    None => {}
+                    Some(again) if again.file != content.file && tries < TRIES => page.push(again),
+                    Some(_) => self.found(content, problem)?,
+                }
             }
         }
-        (self.told)(BlobNews::Progress(&self.done));
+        Ok(())
+    }
+
+    fn found(&mut self, content: Content, problem: Problem) -> Result<()> {
+        self.done.findings += 1;
+        let finding = content.finding(problem, self.inspector, &self.files);
+        self.found.push((content, finding));
+        if self.found.len() == FINDINGS {
+            self.tell()?;
+        }
         Ok(())
     }
 

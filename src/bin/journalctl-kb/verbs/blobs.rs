@@ -34,7 +34,7 @@ sealed how far it is or was, null where nobody knows), place (inline, file, stag
 ended_ms (sealed, given up or removed), writer (id, pid, program, since_ms, alive: who writes it, or has died of it); a last line of kind \
 summary: sealed, contents, bytes (of contents), saved_bytes (so much more it were if each blob had its own), writing, incomplete, aborted, \
 removed, unwanted (contents that nobody says any more, and whose files are still to go), unwanted_bytes, unwanted_read (how many of the \
-first 1000 of these somebody reads), exact (false where there was too much to count: there is at least so much)";
+first 100 of these somebody reads), exact (false where there was too much to count: there is at least so much)";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {

@@ -21,7 +21,7 @@ bytes have changed, remove the file first), or put the file back from a backup.
 Examples:
   journalctl-kb blobs verify                      all there are
   journalctl-kb blobs verify 'upload 17' 4bf5     these, by name or by how their hash begins
-  journalctl-kb blobs verify --fast               sizes only: a second for a million
+  journalctl-kb blobs verify --fast               sizes only, which takes little
   journalctl-kb blobs verify --json | jq -r 'select(.kind == \"finding\") | .blobs[]'
 
 Exit codes: 0 when all is whole; 1 with findings, and when a blob that was named is not there.
