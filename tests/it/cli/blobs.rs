@@ -207,6 +207,7 @@ fn one_blob_is_shown_by_its_name_or_by_the_beginning_of_its_hash() {
     let kept = show(root, id.as_str());
     assert_eq!((&kept["state"], &kept["readers"]), (&json!("unwanted"), &json!([std::process::id()])), "{kept}");
     assert_eq!(list(root, &[]).0, [] as [Value; 0], "it is no blob");
+    at(root, &["blobs"]).code(0).says(&["no blobs but those that were removed; --all lists them"]);
     let (_, sums) = list(root, &[]);
     assert_eq!(
         (&sums["unwanted"], &sums["unwanted_bytes"], &sums["unwanted_read"]),

@@ -113,6 +113,7 @@ fn list(out: &mut Out, place: &Place, arguments: &ListArguments) -> Result<Outco
     }
     if shown == 0 {
         match &arguments.state {
+            None if summary.removed > 0 => out.line("no blobs but those that were removed; --all lists them")?,
             None => out.line("no blobs yet")?,
             Some(state) => out.line(format_args!("no blob is {state}"))?,
         }
