@@ -70,7 +70,10 @@ pub(super) fn reader(path: &Path) -> Result<Connection> {
     // Read-only by the file's own flags too.
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags).map_err(|error| understand(path, error))?;
-    prepare_reader(&conn).map(|()| conn)
+    prepare_reader(&conn)?;
+    // Reads the schema. That makes a statement expire which was prepared before it: BEGIN, say.
+    conn.execute_batch("SELECT 1 FROM main.sqlite_schema LIMIT 0").during("reading the schema")?;
+    Ok(conn)
 }
 
 /// Settings of a connection that only reads.
