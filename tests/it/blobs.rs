@@ -19,7 +19,7 @@ const LONG: Duration = Duration::from_secs(100);
 const LARGE: usize = 300_000;
 
 /// Bytes of which no two pieces are the same.
-fn bytes(seed: u8, size: usize) -> Vec<u8> {
+pub(crate) fn bytes(seed: u8, size: usize) -> Vec<u8> {
     let mut bytes = vec![0; size];
     blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
     bytes

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use super::sweep::{self, Workload};
-use super::{group, guards, locks, messages, plain, runs};
+use super::{blobs, group, guards, locks, messages, plain, runs};
 
 pub(crate) fn workloads() -> Vec<Workload> {
     let all = [
+        blobs::registered(),
         group::registered(),
         guards::registered(),
         locks::registered(),
@@ -108,6 +109,16 @@ fn messages_meet_an_error_at_every_call_and_are_delivered_in_order_and_at_least_
 }
 
 #[test]
+fn blobs_killed_at_every_call_are_whole_or_not_there_and_leave_nothing() {
+    each(&["blobs"], sweep::killed);
+}
+
+#[test]
+fn blobs_meet_an_error_at_every_call_and_are_whole_or_not_there_and_leave_nothing() {
+    each(&["blobs"], fail);
+}
+
+#[test]
 fn a_recovery_killed_at_every_call_is_done_by_the_next() {
     each(
         &[
@@ -121,6 +132,7 @@ fn a_recovery_killed_at_every_call_is_done_by_the_next() {
             "group",
             "run",
             "messages, drained",
+            "blobs",
         ],
         sweep::recovery_killed,
     );
