@@ -117,16 +117,34 @@ fn a_writer_that_is_stopped_is_waited_for() {
     }
 }
 
-/// Reads a row that says that somebody writes a blob, and is then so slow that they have sealed it and ended before it looks
+/// It has read a row that says that somebody writes a blob, and is then so slow that they have sealed it and ended before it looks
 /// whether they are alive.
 #[test]
 fn who_finds_the_writer_dead_looks_once_more_whether_it_was_sealed() {
+    let said = slow_answer(false, |mut writer, _| {
+        tell(&mut writer, "seal");
+        writer.wait().unwrap();
+    });
+    assert!(said.is_none_or(|said| said.contains("@whole")));
+}
+
+/// It has found them dead twice, and is then so slow that somebody else has recovered before it looks how far they came.
+#[test]
+fn who_is_told_that_a_blob_is_incomplete_is_told_how_far_it_came_whoever_sweeps_meanwhile() {
+    let said = slow_answer(true, |_, journal| _ = journal.recover().unwrap());
+    assert!(said.is_none_or(|said| said.contains(&format!("written: {} ", 256 << 10))), "what has left its buffer");
+}
+
+/// What a reader says that is slow to look whether the writer is alive, for the second time where that is killed before, and what
+/// happens `meanwhile`.
+fn slow_answer(dead: bool, meanwhile: impl FnOnce(Child, &Journal)) -> Option<String> {
     if !strace::usable() {
-        return skip("a slow reader needs strace, and leave to trace");
+        skip("a slow reader needs strace, and leave to trace");
+        return None;
     }
     let _watchdog = Watchdog::new("a slow reader", LIMIT);
     let tree = Tree::new();
-    tree.journal().close().unwrap();
+    let journal = tree.journal();
     let mut writer = start_writer(&tree);
     let mut reader = child("blobs_killed::slow_reader", tree.root());
     let mut reader = reader.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -136,33 +154,40 @@ fn who_finds_the_writer_dead_looks_once_more_whether_it_was_sealed() {
         line.clear();
         assert_ne!(said.read_line(&mut line).unwrap(), 0);
     }
+    // Not before: to open a journal is to sweep what the dead have left.
+    if dead {
+        writer.kill().unwrap();
+        writer.wait().unwrap();
+    }
     let thread = line["@ready ".len()..].trim();
     let status = format!("/proc/{}/task/{thread}/status", reader.id());
-    let slow = ["-qq", "-o", "/dev/null", "-e", "inject=flock:delay_enter=700ms", "-p", thread];
+    let status = || fs::read_to_string(&status).unwrap_or_default();
+    let slow = format!("inject=flock:delay_enter=100s:when={}", if dead { 2 } else { 1 });
+    let slow = ["-qq", "-o", "/dev/null", "-e", &slow, "-p", thread];
     let mut strace = Command::new("strace").args(slow).stderr(Stdio::null()).spawn().unwrap();
-    let is_stopped = || fs::read_to_string(&status).unwrap_or_default().contains("State:\tt");
-    let is_traced =
-        || fs::read_to_string(&status).unwrap_or_default().contains(&format!("TracerPid:\t{}", strace.id()));
-    while !is_traced() {
+    while !status().contains(&format!("TracerPid:\t{}", strace.id())) {
         std::thread::sleep(Duration::from_millis(1));
     }
     tell(&mut reader, "go");
-    // For so long it is stopped only where it looks.
+    // For so long it is stopped only where it is to be slow.
     let mut stopped = 0;
     while stopped < 20 {
         std::thread::sleep(Duration::from_millis(2));
-        stopped = if is_stopped() { stopped + 1 } else { 0 };
+        assert_ne!(status(), "", "it has ended without a look");
+        stopped = if status().contains("State:\tt") { stopped + 1 } else { 0 };
     }
-    tell(&mut writer, "seal");
-    writer.wait().unwrap();
+    meanwhile(writer, &journal);
+    // It goes on.
+    kill_process(Pid::from_child(&strace), Signal::TERM).unwrap();
+    strace.wait().unwrap();
     let mut answer = String::new();
     said.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains("@whole"), "{answer}");
     assert!(reader.wait().unwrap().success());
-    strace.wait().unwrap();
+    println!("{answer}");
+    Some(answer)
 }
 
-/// Not a test: what the one before starts.
+/// Not a test: what those before start.
 #[test]
 fn slow_reader() {
     let Some(root) = crate::support::child_root() else { return };

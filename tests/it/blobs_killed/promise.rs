@@ -53,7 +53,7 @@ pub(super) fn judge(root: &Path, log: &[String]) -> (Met, Vec<String>) {
                         let writer = id.split('-').next().unwrap();
                         state(id) == "incomplete"
                             && said.contains(&format!("ended {writer}"))
-                            && written.parse::<u64>().is_ok_and(|written| written <= begun[id])
+                            && states[id].1.is_some_and(|came| written.parse() == Ok(came) && came <= begun[id])
                     }
                     ["aborted"] => state(id) == "aborted",
                     ["gone"] => state(id) == "removed" && said.contains(&format!("removing {id}")),
