@@ -17,18 +17,18 @@ fn content(n: usize) -> Vec<u8> {
     bytes(n as u8, if n == 0 { 100 } else { 9_000 + n })
 }
 
-fn write(recorder: &Recorder<'_>, journal: &Journal, name: Option<&str>, n: usize) -> BlobWriter {
+fn write(journal: &Journal, name: Option<&str>, n: usize) -> BlobWriter {
     let new = name.map_or(NewBlob::new(), |name| NewBlob::new().id(name));
     let mut blob = journal.blobs().create_with(new).unwrap();
     blob.write_all(&content(n)).unwrap();
-    recorder.breathe();
     blob
 }
 
 pub(super) fn work(recorder: &Recorder<'_>) {
     let journal = recorder.open(Journal::options().inline_blob(INLINE), SOON);
     let seal = |name: Option<&str>, n: usize| {
-        let blob = write(recorder, &journal, name, n);
+        let blob = write(&journal, name, n);
+        recorder.breathe();
         recorder.commits(&journal, || drop(blob.seal().unwrap()));
     };
     let removes = |id: &str| recorder.commits(&journal, || journal.blobs().remove(id).unwrap());
@@ -48,8 +48,8 @@ pub(super) fn work(recorder: &Recorder<'_>) {
         journal
             .transact(|txn: &mut Transaction| {
                 txn.write("pages/new.md", "new\n")?;
-                txn.seal(write(recorder, &journal, None, 3))?;
-                txn.seal(write(recorder, &journal, Some("small"), 0))?;
+                txn.seal(write(&journal, None, 3))?;
+                txn.seal(write(&journal, Some("small"), 0))?;
                 txn.remove_blob("named")?;
                 txn.sql(|rows| rows.execute("INSERT INTO doc VALUES ('blobs', 'Blobs')", ()).map(drop))
             })
@@ -57,9 +57,7 @@ pub(super) fn work(recorder: &Recorder<'_>) {
     });
     // More than are synced one by one.
     recorder.commits(&journal, || {
-        let all = |txn: &mut Transaction| {
-            (4..4 + MANY).try_for_each(|n| txn.seal(write(recorder, &journal, None, n)).map(drop))
-        };
+        let all = |txn: &mut Transaction| (4..4 + MANY).try_for_each(|n| txn.seal(write(&journal, None, n)).map(drop));
         journal.transact(all).unwrap();
     });
     // What is said again before its file has gone, and what is not.
@@ -69,6 +67,6 @@ pub(super) fn work(recorder: &Recorder<'_>) {
     removes(by_content(&content(1)).as_str());
     settle();
     seal(None, 1);
-    drop(write(recorder, &journal, Some("given up"), 2));
+    drop(write(&journal, Some("given up"), 2));
     journal.close().unwrap();
 }
