@@ -73,6 +73,32 @@ fn theirs() -> Vec<u8> {
     [bytes(6, 300_000), bytes(7, 1000)].concat()
 }
 
+#[test]
+fn a_removal_that_is_not_committed_removes_nothing() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    let mut blob = journal.blobs().create().unwrap();
+    blob.write_all(&theirs()).unwrap();
+    let id = blob.seal().unwrap();
+    for fails in [true, false] {
+        let removed = journal.transact(|txn| {
+            txn.remove_blob(&id)?;
+            if fails { txn.remove_blob("one that nobody has written") } else { Ok(()) }
+        });
+        assert_eq!(removed.is_err(), fails);
+        assert_eq!(judge::sealed(tree.root()).len(), usize::from(fails));
+        let reads = journal
+            .blobs()
+            .opener()
+            .verify(true)
+            .open(&id)
+            .is_ok_and(|mut blob| blob.read_to_end(&mut Vec::new()).is_ok());
+        assert_eq!(reads, fails);
+    }
+    journal.close().unwrap();
+    assert_eq!(judge::wrong(tree.root()), [""; 0]);
+}
+
 /// Who does not go on, for however long, is not dead.
 #[test]
 fn a_writer_that_is_stopped_is_waited_for() {

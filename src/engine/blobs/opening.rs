@@ -9,6 +9,7 @@ use super::reader::{BlobReader, Source};
 use crate::blob::{self, BlobId, Content, Found, Place};
 use crate::engine::Journal;
 use crate::error::{BlobError, Damage, Error, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::area::STATE_AREA;
 use crate::fs::bell::{Bell, Listener};
 use crate::fs::blobs::Names;
@@ -256,7 +257,7 @@ impl BlobOpener {
                     // swept it just now: then the row says how far it came.
                     dead += 1;
                     let written = self.journal.in_stage(&name);
-                    if dead > 2 || dead == 2 && written.is_some() {
+                    if dead > 2 || dead == 2 && written.is_some() || planted(Fault::DeadWriterNotReadAgain) {
                         let written = written.unwrap_or(0);
                         return Ok(Look::Over(BlobError::Incomplete { id: id.to_string(), written }));
                     }
