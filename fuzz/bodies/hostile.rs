@@ -196,7 +196,11 @@ fn blobs(journal: &Journal, depth: Depth, person: u8) -> journal_kb::Result<()> 
         let new = name.as_ref().map_or(NewBlob::new(), |name| NewBlob::new().id(name));
         let mut blob = journal.blobs().create_with(new)?;
         blob.write_all(content).map_err(Error::caller)?;
-        let id = blob.seal()?;
+        let id = match blob.seal() {
+            // What a row says of it makes no sense.
+            Err(error) if n < CONTENTS.len() && !error.is_busy() => continue,
+            sealed => sealed?,
+        };
         // Damaged bytes of the same size can be there already, but not of what nobody has said before.
         match verified(id.as_str()) {
             Some(read) => assert_eq!(read, *content),

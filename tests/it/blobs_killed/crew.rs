@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,7 +86,12 @@ impl Crew {
     pub(super) fn waits_for_blobs(&mut self, place: usize, blobs: usize) {
         let log = Log::beside(&self.root());
         let own = format!("begun {}-", self.writers[place].who);
-        while log.lines().iter().filter(|line| line.starts_with(&own)).count() < blobs {
+        let (mut seen, mut begun) = (0, 0);
+        loop {
+            begun += log.since(&mut seen).iter().filter(|line| line.starts_with(&own)).count();
+            if begun >= blobs {
+                return;
+            }
             for Member { who, child } in self.writers.iter_mut().chain(&mut self.readers) {
                 if let Some(status) = child.try_wait().unwrap() {
                     let said = fs::read_to_string(self.home.path().join(format!("said.{who}"))).unwrap();
@@ -126,7 +131,7 @@ impl Crew {
         let readers = std::mem::take(&mut self.readers);
         self.end(readers);
         journal.close().unwrap();
-        (root, log.lines())
+        (root, log.since(&mut 0))
     }
 
     fn end(&self, mut members: Vec<Member>) {
@@ -151,10 +156,13 @@ impl Log {
         log.write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 
-    /// Whole lines only.
-    fn lines(&self) -> Vec<String> {
-        let log = fs::read_to_string(&self.0).unwrap();
-        let whole = log.rfind('\n').map_or("", |end| &log[..end]);
+    /// What was said since so many bytes of it were read: whole lines only.
+    fn since(&self, seen: &mut u64) -> Vec<String> {
+        let (mut log, mut new) = (File::open(&self.0).unwrap(), String::new());
+        log.seek(SeekFrom::Start(*seen)).unwrap();
+        log.read_to_string(&mut new).unwrap();
+        let whole = new.rfind('\n').map_or("", |end| &new[..=end]);
+        *seen += whole.len() as u64;
         whole.lines().map(str::to_owned).collect()
     }
 }
@@ -272,12 +280,8 @@ fn reads(journal: &Journal, log: &Log, who: &str, over: &AtomicBool) {
         let mut seen = 0;
         loop {
             let last = over.load(Ordering::SeqCst);
-            let lines = log.lines();
-            lines[seen..]
-                .iter()
-                .filter(|line| content(line).is_some())
-                .for_each(|line| hand.send(line.clone()).unwrap());
-            seen = lines.len();
+            let begun = log.since(&mut seen).into_iter().filter(|line| content(line).is_some());
+            begun.for_each(|line| hand.send(line).unwrap());
             if last {
                 return drop(hand);
             }
@@ -315,16 +319,17 @@ fn whole(mut blob: BlobReader, content: &[u8]) -> String {
 /// Opens what a record names, again and again, whoever has died of it.
 fn follows(journal: &Journal, log: &Log, slot: &str, over: &AtomicBool) {
     let record = format!("newest-{slot}");
+    let (mut seen, mut contents) = (0, HashMap::new());
     loop {
         let last = over.load(Ordering::SeqCst);
         let sql = "SELECT title FROM doc WHERE path = ?1";
         let named = |rows: &Rows<'_>| rows.query_opt(sql, [&record], |row| row.get::<_, BlobId>(0));
         let answer = match journal.blobs().opener().open_with(named, LONG) {
             Ok(blob) => {
-                let lines = log.lines();
-                let contents: HashMap<_, _> = lines.iter().filter_map(|line| content_of(line, blob.id())).collect();
+                let begun = log.since(&mut seen).into_iter().filter(|line| line.starts_with("begun "));
+                contents.extend(begun.map(|line| (line.split(' ').nth(1).unwrap().to_owned(), line)));
                 let id = blob.id().to_string();
-                format!("{id} {}", whole(blob, &contents[&*id]))
+                format!("{id} {}", whole(blob, &content(&contents[&id]).unwrap().1))
             }
             Err(error) => format!("- {error}"),
         };
@@ -333,8 +338,4 @@ fn follows(journal: &Journal, log: &Log, slot: &str, over: &AtomicBool) {
             return;
         }
     }
-}
-
-fn content_of<'l>(line: &'l str, id: &BlobId) -> Option<(&'l str, Vec<u8>)> {
-    content(line).filter(|(of, _)| *of == id.as_str())
 }
