@@ -1,11 +1,15 @@
 //! What was said of blobs, held against what there is in the end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::path::Path;
 
+use journal_kb::NewBlob;
 use journal_kb::rusqlite::Connection;
 
 use super::judge;
+use crate::blobs::bytes;
+use crate::support::Tree;
 
 /// What was met.
 #[derive(Debug, Default)]
@@ -98,4 +102,91 @@ fn unlike(states: &BTreeMap<String, (String, Option<u64>)>, root: &Path) -> Vec<
     told.filter(|id| !states.get(id).is_some_and(|(state, _)| matches!(state.as_str(), "sealed" | "removed")))
         .map(|id| format!("a row tells of {id}, which is not there"))
         .collect()
+}
+
+/// A log of what was well done, and what must not be believed in its place.
+#[test]
+fn what_was_not_so_is_seen() {
+    let tree = Tree::new();
+    let journal = crate::crash_points::open(tree.root());
+    let write = |id: &str| {
+        let mut blob = journal.blobs().create_with(NewBlob::new().id(id)).unwrap();
+        blob.write_all(&bytes(1, 100)).unwrap();
+        blob
+    };
+    write("1-0-0").seal().unwrap();
+    write("1-0-1").abort().unwrap();
+    journal.blobs().remove(write("1-0-2").seal().unwrap()).unwrap();
+    journal.close().unwrap();
+    let database = Connection::open(tree.path(".journal/journal.db")).unwrap();
+    let dead =
+        "INSERT INTO journal_blob (id, state, written, created_ms, ended_ms) VALUES ('2-0-0', 'incomplete', 50, 1, 2)";
+    database.execute(dead, ()).unwrap();
+    drop(database);
+    let well = "begins\nbegun 1-0-0 1 100\nsealed 1-0-0\nbegun 1-0-1 1 100\naborted 1-0-1\nbegun 1-0-2 1 100\nsealed 1-0-2\n\
+        begun 2-0-0 1 100\nwaits 3 2-0-0\nended 2\nread 3 2-0-0 incomplete 50\nread 3 1-0-0 whole\nread 3 1-0-1 aborted\n\
+        removing 1-0-2\nremoved 1-0-2\nread 3 1-0-2 gone\nfollowed 0 1-0-0 whole";
+    let wrong = |log: &str| judge(tree.root(), &log.lines().map(str::to_owned).collect::<Vec<_>>()).1;
+    assert_eq!(wrong(well), [""; 0]);
+    for (what, forged) in [
+        ("read 3 2-0-0 incomplete 50", "read 3 2-0-0 incomplete 51"),
+        ("read 3 2-0-0 incomplete 50", "read 3 2-0-0 whole"),
+        ("read 3 2-0-0 incomplete 50", "read 3 2-0-0 gone"),
+        ("ended 2\n", ""),
+        ("read 3 1-0-0 whole\n", ""),
+        ("read 3 1-0-0 whole", "read 3 1-0-0 whole\nread 3 1-0-0 whole"),
+        ("read 3 1-0-0 whole", "read 3 1-0-0 99 bytes, and not those of 100"),
+        ("read 3 1-0-0 whole", "read 3 1-0-0 incomplete 50"),
+        ("read 3 1-0-0 whole", "read 3 1-0-0 refused: it is busy"),
+        ("read 3 1-0-1 aborted", "read 3 1-0-1 whole"),
+        ("removing 1-0-2\n", ""),
+        ("followed 0 1-0-0 whole", "followed 0 2-0-0 whole"),
+        ("followed 0 1-0-0 whole", "followed 0 - its writer is dead"),
+        ("sealed 1-0-0", "sealed 2-0-0"),
+        ("aborted 1-0-1", "aborted 1-0-0"),
+        ("removed 1-0-2", "removed 1-0-0"),
+    ] {
+        assert!(well.contains(what));
+        assert_ne!(wrong(&well.replace(what, forged)), [""; 0], "{forged} for {what}");
+    }
+}
+
+/// The same for what is wrong with rows and files.
+#[test]
+fn what_is_not_tidy_is_seen() {
+    let tree = Tree::new();
+    let journal = crate::crash_points::open(tree.root());
+    let mut blob = journal.blobs().create_with(NewBlob::new().id("named")).unwrap();
+    blob.write_all(&bytes(2, 100_000)).unwrap();
+    blob.seal().unwrap();
+    journal.settle().unwrap();
+    journal.close().unwrap();
+    assert_eq!(judge::wrong(tree.root()), [""; 0]);
+    let sql = |sql: &str| {
+        Connection::open(tree.path(".journal/journal.db")).unwrap().execute_batch(sql).unwrap();
+        judge::wrong(tree.root())
+    };
+    for (harms, mends) in [
+        ("UPDATE journal_blob_content SET named = 2", "UPDATE journal_blob_content SET named = 1"),
+        (
+            "UPDATE journal_blob_content SET hash = CAST(x'00' || substr(hash, 2) AS BLOB)",
+            "UPDATE journal_blob_content SET hash = h FROM was",
+        ),
+        ("UPDATE journal_blob_content SET size = 7", "UPDATE journal_blob_content SET size = 100000"),
+    ] {
+        sql("CREATE TABLE IF NOT EXISTS was AS SELECT hash AS h FROM journal_blob_content");
+        assert_ne!(sql(harms), [""; 0], "{harms}");
+        assert_eq!(sql(mends), [""; 0], "{mends}");
+    }
+    let stray = tree.path(".journal/stage/stray");
+    std::fs::write(&stray, "stray").unwrap();
+    assert_ne!(judge::wrong(tree.root()), [""; 0]);
+    std::fs::remove_file(stray).unwrap();
+    let file = std::fs::read_dir(tree.path(".journal/blobs")).unwrap().next().unwrap().unwrap().path();
+    let mut content = std::fs::read(&file).unwrap();
+    content[5] ^= 1;
+    std::fs::write(&file, &content).unwrap();
+    assert_ne!(judge::wrong(tree.root()), [""; 0]);
+    std::fs::remove_file(file).unwrap();
+    assert_ne!(judge::wrong(tree.root()), [""; 0]);
 }
