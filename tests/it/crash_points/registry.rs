@@ -119,6 +119,11 @@ fn blobs_meet_an_error_at_every_call_and_are_whole_or_not_there_and_leave_nothin
 }
 
 #[test]
+fn a_recovery_of_blobs_killed_at_every_call_is_done_by_the_next() {
+    each(&["blobs"], sweep::recovery_killed);
+}
+
+#[test]
 fn a_recovery_killed_at_every_call_is_done_by_the_next() {
     each(
         &[
@@ -132,7 +137,6 @@ fn a_recovery_killed_at_every_call_is_done_by_the_next() {
             "group",
             "run",
             "messages, drained",
-            "blobs",
         ],
         sweep::recovery_killed,
     );
