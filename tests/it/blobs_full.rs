@@ -104,7 +104,7 @@ fn a_blob_that_cannot_be_sealed_for_want_of_room_leaves_nothing() {
             fill(root, 100);
             let error = blob.seal().unwrap_err();
             assert!(error.is_full() && !error.is_outcome_unknown(), "{error}");
-            let id = name.map_or_else(|| judge::by_content(&bytes(0, size)).to_string(), |name| name);
+            let id = name.unwrap_or_else(|| judge::by_content(&bytes(0, size)).to_string());
             let opened = journal.blobs().opener().wait(LONG).open(&id).unwrap_err();
             assert!(
                 matches!(opened, Error::Blob(BlobError::Aborted { .. } | BlobError::NotFound { .. })),
