@@ -92,6 +92,18 @@ pub(crate) enum Fault {
     ToldNotNoted,
     /// The next one of a key goes before it is on record that a message is parked.
     ParkedNotNoted,
+    /// A blob's file is not synced before the COMMIT.
+    BlobUnsynced,
+    /// That a blob's file was moved is not synced before it is noted.
+    BlobPlaceUnsynced,
+    /// The file of a blob that is removed goes before the COMMIT.
+    BlobRemovedBeforeCommit,
+    /// The file of a blob goes without a look whether another one has come to say the same.
+    BlobRemovedUnchecked,
+    /// The sweep of the stage knows nothing of blobs.
+    CommittedBlobsSwept,
+    /// Who finds a blob's writer dead does not look whether it was sealed meanwhile.
+    DeadWriterNotReadAgain,
 }
 
 /// True when a test has planted this fault in this process.

@@ -54,7 +54,7 @@ fn tables(database: &Connection) -> &'static [Table] {
 }
 
 /// Words that the engine knows.
-const WORDS: [&str; 33] = [
+const WORDS: [&str; 41] = [
     "committed",
     "pending",
     "applied",
@@ -80,6 +80,14 @@ const WORDS: [&str; 33] = [
     "aside",
     "run:open",
     "parked",
+    "inline",
+    "staged",
+    "placed",
+    "unwanted",
+    "writing",
+    "sealed",
+    "incomplete",
+    "small",
     "t",
     "gone",
     "other",

@@ -5,17 +5,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use journal_kb::inspect::{BlobCheck, BlobFilter, InspectOptions, Inspector, TransactionFilter};
-use journal_kb::{Attempt, Begin, Error, Journal, Message, PublishError, Started, StopToken, TxnId, recovery_plan};
+use journal_kb::{
+    Attempt, Begin, Error, Journal, Message, NewBlob, PublishError, Started, StopToken, TxnId, recovery_plan,
+};
 
 use super::edits::{Depth, damage};
 use super::input::Input;
-use super::starts::{self, UNTOUCHED};
+use super::starts::{self, CONTENTS, NAMED, UNTOUCHED};
 
 /// Nothing here takes that long.
 const LONG: Duration = Duration::from_secs(15);
@@ -125,6 +128,7 @@ fn work(root: &Path, depth: Depth, person: u8) {
     expect("runs", depth, resume(&journal, person));
     expect("telling others", depth, tell(&journal, depth));
     expect("following", depth, follow(&journal));
+    expect("blobs", depth, blobs(&journal, depth, person));
     expect("closing", depth, journal.close());
 }
 
@@ -168,6 +172,44 @@ fn tell(journal: &Journal, depth: Depth) -> journal_kb::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Reads and removes blobs, and writes others: what it gets is what its hash says, or a reason.
+fn blobs(journal: &Journal, depth: Depth, person: u8) -> journal_kb::Result<()> {
+    let ids = CONTENTS.map(|content| format!("blake3:{}", blake3::hash(content).to_hex()));
+    let all = ids.iter().map(String::as_str).chain(NAMED);
+    let verified = |id: &str| {
+        let mut content = Vec::new();
+        let opened = journal.blobs().opener().wait(Duration::ZERO).verify(true).open(id);
+        opened.ok()?.read_to_end(&mut content).ok().map(|_| content)
+    };
+    for id in all {
+        if let Some(content) = verified(id).filter(|_| id.starts_with("blake3:")) {
+            assert_eq!(format!("blake3:{}", blake3::hash(&content).to_hex()), id);
+        }
+        if person.is_multiple_of(2) {
+            let _ = journal.blobs().remove(id);
+        }
+    }
+    for (n, content) in CONTENTS.iter().chain([&&b"another"[..], &&[4; 100][..]]).enumerate() {
+        let name = n.is_multiple_of(2).then(|| format!("after {n}"));
+        let new = name.as_ref().map_or(NewBlob::new(), |name| NewBlob::new().id(name));
+        let mut blob = journal.blobs().create_with(new)?;
+        blob.write_all(content).map_err(Error::caller)?;
+        let id = match blob.seal() {
+            // What a row says of it makes no sense.
+            Err(error) if n < CONTENTS.len() && !error.is_busy() => continue,
+            sealed => sealed?,
+        };
+        // Damaged bytes of the same size can be there already, but not of what nobody has said before.
+        match verified(id.as_str()) {
+            Some(read) => assert_eq!(read, *content),
+            None => assert!(n < CONTENTS.len() || depth > Depth::Rows, "{id} is not whole"),
+        }
+    }
+    journal.blobs().sweep(true)?;
+    journal.blobs().sweep(false)?;
+    journal.settle().map(drop)
 }
 
 /// Goes through all that was committed, to its end.

@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -15,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use journal_kb::__fuzz::{Copied, moved};
 use journal_kb::rusqlite::config::DbConfig;
 use journal_kb::rusqlite::{self, Connection};
-use journal_kb::{Begin, Guard, Job, Journal, Options, Started};
+use journal_kb::{Begin, Guard, Job, Journal, NewBlob, Options, Started};
 
 /// What no row of any of these journals names.
 pub(crate) const UNTOUCHED: &str = "untouched";
@@ -66,7 +67,7 @@ pub(crate) fn scratch() -> tempfile::TempDir {
 /// How journals are opened here: nothing happens in the background by itself, and nobody waits for long.
 pub(crate) fn options() -> Options {
     let (never, soon) = (Duration::from_secs(3600), Duration::from_secs(2));
-    Journal::options().inline_limit(64).settle_after(never).lock_wait(soon).turn_wait(soon).pool_size(1)
+    Journal::options().inline_limit(64).inline_blob(64).settle_after(never).lock_wait(soon).turn_wait(soon).pool_size(1)
 }
 
 /// What must stay open while its files are read, as if it had died then.
@@ -108,6 +109,7 @@ fn commits(root: &Path) -> Journal {
         .unwrap();
     jobs(root, &journal);
     told(root);
+    blobs(root, &journal);
     journal
 }
 
@@ -126,6 +128,52 @@ fn jobs(root: &Path, journal: &Journal) {
          INSERT INTO journal_run_try SELECT id + 1, CAST('two' AS BLOB), 1, 'trying', at_ms, '' FROM journal_run_try
            ORDER BY id DESC LIMIT 1",
     );
+}
+
+/// What blobs say: one that stands in the database, and files of which one is in place, one in the stage, and one is to go.
+pub(crate) const CONTENTS: [&[u8]; 4] = [b"small", &[1; 100], &[2; 100], &[3; 100]];
+/// Those with a name, of which the last three came to nothing.
+pub(crate) const NAMED: [&str; 5] = ["small", "placed", "writing", "aborted", "incomplete"];
+
+fn blobs(root: &Path, journal: &Journal) {
+    for (n, content) in CONTENTS.iter().enumerate() {
+        for name in [None, NAMED[..2].get(n)] {
+            let new = name.map_or(NewBlob::new(), |name| NewBlob::new().id(*name));
+            let mut blob = journal.blobs().create_with(new).unwrap();
+            blob.write_all(content).unwrap();
+            blob.seal().unwrap();
+        }
+    }
+    let of = |n: usize| {
+        format!("(SELECT name FROM journal_blob_content WHERE hash = x'{}')", blake3::hash(CONTENTS[n]).to_hex())
+    };
+    // As if it had died with two of them in the stage.
+    sql(
+        root,
+        &format!(
+            "UPDATE journal_blob_content SET state = 'placed' WHERE name = {};
+             UPDATE journal_blob_content SET state = 'unwanted', direct = 0 WHERE name = {};
+             INSERT INTO journal_blob (id, state, session, name, created_ms)
+               SELECT 'writing', 'writing', max(id), lower(hex(max(id))) || '-99', 1 FROM journal_session;
+             INSERT INTO journal_blob (id, state, written, created_ms, ended_ms)
+               VALUES ('aborted', 'aborted', NULL, 1, 2), ('incomplete', 'incomplete', 50, 1, 2)",
+            of(1),
+            of(3)
+        ),
+    );
+    for entry in fs::read_dir(root.join(".journal/blobs")).unwrap() {
+        let path = entry.unwrap().path();
+        if fs::read(&path).unwrap() != CONTENTS[1] {
+            let staged = path.extension().unwrap().to_owned();
+            fs::rename(&path, root.join(".journal/stage").join(staged)).unwrap();
+        }
+    }
+    let session: Vec<u8> = Connection::open(root.join(".journal/journal.db"))
+        .unwrap()
+        .query_row("SELECT max(id) FROM journal_session", (), |row| row.get(0))
+        .unwrap();
+    let hex: String = session.iter().map(|byte| format!("{byte:02x}")).collect();
+    fs::write(root.join(".journal/stage").join(format!("{hex}-99")), "as far as it came").unwrap();
 }
 
 /// Of the messages one is parked, and one was applied; somebody follows.

@@ -207,7 +207,8 @@ pub(crate) fn seal(tx: &Tx<'_>, blob: &Sealing<'_>, is_whole: impl Fn(&BlobFile,
             if whole {
                 tx.execute(
                     "UPDATE main.journal_blob_content SET direct = direct + ?2, named = named + ?3, \
-                       state = CASE state WHEN 'unwanted' THEN 'staged' ELSE state END WHERE id = ?1",
+                       state = CASE WHEN name IS NULL THEN 'inline' WHEN state = 'placed' THEN 'placed' ELSE 'staged' END \
+                     WHERE id = ?1",
                     (id, direct, named),
                 )?;
             } else {

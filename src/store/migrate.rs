@@ -192,8 +192,8 @@ pub(crate) fn engine_schema(turn: &mut Turn<'_>) -> Result<()> {
             .map(drop)
         }
         Some(from) => {
-            let done = usize::try_from(from - 1)
-                .map_err(|_| Error::corrupt("journal_meta", format_args!("schema version {from}")))?;
+            let done = from.checked_sub(1).and_then(|done| usize::try_from(done).ok());
+            let done = done.ok_or_else(|| Error::corrupt("journal_meta", format_args!("schema version {from}")))?;
             for step in STEPS.iter().skip(done) {
                 tx.batch(step, "migrating the schema")?;
             }

@@ -14,6 +14,7 @@ use super::rows_only::write_rows;
 use super::transaction::Transaction;
 use crate::blob::{self, BlobFile, BlobId, Bytes, Sealed, Sealing};
 use crate::error::{BlobError, Error, Result};
+use crate::fault::{Fault, planted};
 use crate::fs::area::STATE_AREA;
 use crate::fs::blobs::Names;
 use crate::fs::opener::SyncTarget;
@@ -87,7 +88,10 @@ impl BlobChanges {
         for draft in &mut self.drafts {
             draft.record(ground, tx)?;
         }
-        self.removed.iter().try_for_each(|id| blob::remove(tx, id, |session| ground.is_alive(session)))
+        self.removed.iter().try_for_each(|id| {
+            blob::remove(tx, id, |session| ground.is_alive(session))?;
+            if planted(Fault::BlobRemovedBeforeCommit) { remove_files(ground, tx) } else { Ok(()) }
+        })
     }
 
     /// It is committed.
@@ -166,7 +170,7 @@ impl Draft {
 /// Makes what was written durable, with its names in the stage.
 fn sync<'d>(ground: &Ground, drafts: impl Iterator<Item = &'d Draft>) -> Result<()> {
     let files: Vec<&Draft> = drafts.filter(|draft| draft.being.has_file).collect();
-    if files.is_empty() {
+    if files.is_empty() || planted(Fault::BlobUnsynced) {
         return Ok(());
     }
     // Before the COMMIT: behind it there is to be nothing that can fail.
@@ -215,6 +219,14 @@ impl Ground {
     }
 }
 
+/// Removes files before their time: what [`Fault::BlobRemovedBeforeCommit`] does.
+fn remove_files(ground: &Ground, tx: &Tx<'_>) -> Result<()> {
+    blob::todo(tx, i64::MIN, CHUNK)?.iter().filter(|todo| todo.unwanted).try_for_each(|blob::Todo { file, .. }| {
+        let names = Names { staged: &file.staged, placed: &file.name() };
+        ground.blobs()?.remove(&*ground.area(STATE_AREA)?, names).map(drop)
+    })
+}
+
 /// Makes durable where the files of blobs are, and removes those that nobody refers to. One that somebody reads stays for now.
 pub(super) fn settle_blobs(ground: &Ground) -> Result<()> {
     let mut after = i64::MIN;
@@ -232,8 +244,12 @@ pub(super) fn settle_blobs(ground: &Ground) -> Result<()> {
                     let turn = ground.enter()?;
                     let name = file.name();
                     let names = Names { staged: &file.staged, placed: &name };
-                    let is_gone =
-                        || Ok::<_, Error>(turn.look(|tx| blob::is_unwanted(tx, file))? && dir.remove(&area, names)?);
+                    let is_gone = || {
+                        Ok::<_, Error>(
+                            (turn.look(|tx| blob::is_unwanted(tx, file))? || planted(Fault::BlobRemovedUnchecked))
+                                && dir.remove(&area, names)?,
+                        )
+                    };
                     is_gone().map(|is_gone| {
                         if is_gone {
                             gone.push(file)
@@ -249,7 +265,9 @@ pub(super) fn settle_blobs(ground: &Ground) -> Result<()> {
             continue;
         }
         // IMPORTANT: before it is noted, for nobody looks after what is.
-        dir.sync()?;
+        if !planted(Fault::BlobPlaceUnsynced) {
+            dir.sync()?;
+        }
         ground.enter()?.write(Durability::Normal, |tx| {
             placed.iter().try_for_each(|file| blob::placed(tx, file))?;
             gone.iter().try_for_each(|file| blob::forget(tx, file))

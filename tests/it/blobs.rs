@@ -19,7 +19,7 @@ const LONG: Duration = Duration::from_secs(100);
 const LARGE: usize = 300_000;
 
 /// Bytes of which no two pieces are the same.
-fn bytes(seed: u8, size: usize) -> Vec<u8> {
+pub(crate) fn bytes(seed: u8, size: usize) -> Vec<u8> {
     let mut bytes = vec![0; size];
     blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
     bytes
@@ -381,6 +381,54 @@ fn what_is_damaged_is_told_and_the_same_content_written_again_mends_it() {
     assert_eq!(found.unwrap(), Some(1));
     let damage = Damage::Size { expected: 5, found: 1 };
     assert_eq!(refused(journal.blobs().open(&id)), BlobError::Damaged { id: id.to_string(), damage });
+}
+
+#[test]
+fn what_is_damaged_while_it_is_read_or_in_the_database_is_told() {
+    let tree = Tree::new();
+    let journal = tree.journal();
+    let content = bytes(11, LARGE);
+    let size = LARGE as u64;
+    let told = |reader: &mut BlobReader| {
+        let error = reader.read_to_end(&mut Vec::new()).unwrap_err().into_inner().unwrap();
+        match *error.downcast::<BlobError>().unwrap() {
+            BlobError::Damaged { damage, .. } => damage,
+            other => panic!("{other:?}"),
+        }
+    };
+    for damage in ["truncated", "flipped", "missing"] {
+        let id = write(&journal, &content);
+        journal.blobs().sweep(false).unwrap();
+        let [file] = &files(&tree)[..] else { panic!("{:?}", files(&tree)) };
+        let mut reader = journal.blobs().opener().verify(true).open(&id).unwrap();
+        let mut half = vec![0; LARGE / 2];
+        reader.read_exact(&mut half).unwrap();
+        assert_eq!(half, content[..LARGE / 2]);
+        match damage {
+            "truncated" => {
+                fs::File::options().write(true).open(file).unwrap().set_len(size - 1).unwrap();
+                assert_eq!(told(&mut reader), Damage::Size { expected: size, found: size - 1 });
+            }
+            "flipped" => {
+                let mut other = content.clone();
+                other[LARGE - 1] ^= 1;
+                fs::write(file, &other).unwrap();
+                assert!(matches!(told(&mut reader), Damage::Content { .. }));
+                // Of the same size, it would be taken for the content when that is written again.
+                fs::remove_file(file).unwrap();
+            }
+            _ => {
+                fs::remove_file(file).unwrap();
+                let mut rest = Vec::new();
+                reader.read_to_end(&mut rest).unwrap();
+                assert_eq!(rest, content[LARGE / 2..], "who has it open keeps it");
+            }
+        }
+    }
+    let id = write(&journal, b"small");
+    let database = journal_kb::rusqlite::Connection::open(tree.path(".journal/journal.db")).unwrap();
+    database.execute("UPDATE journal_blob_content SET content = CAST('smell' AS BLOB) WHERE size = 5", ()).unwrap();
+    assert!(matches!(told(&mut journal.blobs().opener().verify(true).open(&id).unwrap()), Damage::Content { .. }));
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! This shows that no *order* of calls is wrong. That what was synced is what is needed after a power cut is another
 //! question, which a killed process cannot answer.
 
+mod blobs;
 mod exec;
 mod group;
 pub(crate) mod guards;

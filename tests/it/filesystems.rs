@@ -80,7 +80,7 @@ fn btrfs_keeps_the_promises() {
 fn no_exchange_breaks_no_promise() {
     // With `crash_points::` as a whole it takes minutes.
     let kills = ["of_contents_killed_at_every_call", "registry::guarded_paths_killed", "registry::a_recovery_killed"];
-    let tests = [&PROMISES[..], &kills].concat();
+    let tests = [&PROMISES[..], &kills, &["blobs::"]].concat();
     again("no exchange", &tests, None, Some(Refused::Exchange), Refused::Exchange.unlike());
     on(Kind::Xfs, &MODELS, Some(Refused::Exchange));
     on(Kind::Btrfs, &MODELS, Some(Refused::Exchange));

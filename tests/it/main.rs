@@ -3,6 +3,8 @@
 
 mod background;
 mod blobs;
+mod blobs_full;
+mod blobs_killed;
 mod blobs_review;
 mod cli;
 mod contention;

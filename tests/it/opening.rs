@@ -63,6 +63,18 @@ fn a_newer_schema_is_refused_and_left_alone() {
 }
 
 #[test]
+fn a_schema_that_there_never_was_is_refused() {
+    for version in [0, -1, i64::MIN] {
+        let tree = Tree::new();
+        tree.journal().close().unwrap();
+        let db = rusqlite::Connection::open(tree.path(".journal/journal.db")).unwrap();
+        db.execute("UPDATE journal_meta SET schema = ?1", [version]).unwrap();
+        let opened = Journal::open(tree.root());
+        assert!(matches!(&opened, Err(Error::Corrupt { .. })), "{version}: {opened:?}");
+    }
+}
+
+#[test]
 fn paths_out_of_the_tree_are_refused() {
     let tree = Tree::new();
     let outside = tempfile::tempdir().unwrap();

@@ -16,6 +16,7 @@
 //! By default some points of each workload are tried. `JOURNAL_KB_POWER_POINTS` says how many of each filesystem, or `all`;
 //! `JOURNAL_KB_POWER_SEED` makes them others; `JOURNAL_KB_POWER_WORKLOADS` takes only workloads with this in their names.
 
+mod blobs;
 mod child;
 mod disk;
 mod machine;

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use journal_kb::testing::{Crash, CrashTest, Steps, TempJournal, crash_at_every_step};
-use journal_kb::{Journal, Options, Result};
+use journal_kb::{BlobReader, BlobWriter, Error, Journal, Options, Result};
 
+use crate::blobs_killed::judge::by_content;
 use crate::figures;
 
 const SCHEMA: &str = "CREATE TABLE doc (path TEXT PRIMARY KEY) STRICT";
@@ -82,6 +84,35 @@ fn so_it_is_after_a_crash_at_every_step_of_the_recovery_too() {
     };
     let steps = CrashTest::default().recoveries_too().run(|journal| journal.migrate(&[SCHEMA]), work, check);
     assert!(steps.crashes > 3 && steps.crashed_recoveries > steps.crashes, "{steps:?}");
+    tell(steps);
+}
+
+#[test]
+fn so_it_is_with_a_blob_that_is_sealed_and_one_that_is_removed() {
+    let write = |journal: &Journal, bytes: &[u8]| -> Result<BlobWriter> {
+        let mut blob = journal.blobs().create()?;
+        blob.write_all(bytes).map_err(Error::caller)?;
+        Ok(blob)
+    };
+    let (old, new) = ([1; 70_000], [2; 70_000]);
+    let ids = [old, new].map(|content| by_content(&content));
+    let work = |journal: &Journal| {
+        journal.transact(|txn| {
+            txn.seal(write(journal, &new)?)?;
+            txn.remove_blob(&ids[0])
+        })?;
+        journal.settle().map(drop)
+    };
+    let check = |journal: &Journal, crash: &Crash| {
+        let there = ids.each_ref().map(|id| {
+            let all = |mut blob: BlobReader| blob.read_to_end(&mut Vec::new()).unwrap();
+            journal.blobs().opener().verify(true).open(id).map(all).is_ok()
+        });
+        assert!(there == [false, true] || there == [true, false] && !crash.returned, "{there:?}");
+    };
+    let seal = |journal: &Journal| write(journal, &old)?.seal().map(drop);
+    let steps = crash_at_every_step(seal, work, check);
+    assert!(steps.crashes > 8, "{steps:?}");
     tell(steps);
 }
 

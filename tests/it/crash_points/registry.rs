@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use super::sweep::{self, Workload};
-use super::{group, guards, locks, messages, plain, runs};
+use super::{blobs, group, guards, locks, messages, plain, runs};
 
 pub(crate) fn workloads() -> Vec<Workload> {
     let all = [
+        blobs::registered(),
         group::registered(),
         guards::registered(),
         locks::registered(),
@@ -105,6 +106,21 @@ fn messages_killed_at_every_call_are_delivered_in_order_and_at_least_once() {
 #[test]
 fn messages_meet_an_error_at_every_call_and_are_delivered_in_order_and_at_least_once() {
     each(&["messages, drained"], fail);
+}
+
+#[test]
+fn blobs_killed_at_every_call_are_whole_or_not_there_and_leave_nothing() {
+    each(&["blobs"], sweep::killed);
+}
+
+#[test]
+fn blobs_meet_an_error_at_every_call_and_are_whole_or_not_there_and_leave_nothing() {
+    each(&["blobs"], fail);
+}
+
+#[test]
+fn a_recovery_of_blobs_killed_at_every_call_is_done_by_the_next() {
+    each(&["blobs"], sweep::recovery_killed);
 }
 
 #[test]

@@ -36,7 +36,7 @@ impl Shot {
     }
 }
 
-/// What is durable of runs: their items, what was tried of them, and cursors and ends; and the versions of keys of the outbox.
+/// What is durable of runs: their items, what was tried of them, and cursors and ends; the versions of keys of the outbox; and blobs.
 fn beside(root: &Path) -> Vec<(String, String)> {
     // SQLite knows that this process has it open already.
     let database = Connection::open(root.join(".journal/journal.db")).unwrap();
@@ -44,7 +44,10 @@ fn beside(root: &Path) -> Vec<(String, String)> {
                UNION ALL SELECT 'try ' || CAST(item AS TEXT), state || ' ' || tries FROM journal_run_try \
                UNION ALL SELECT 'cursor of ' || job, cursor FROM journal_run WHERE cursor IS NOT NULL \
                UNION ALL SELECT 'run ' || job, state FROM journal_run WHERE state <> 'open' \
-               UNION ALL SELECT 'key ' || topic || ' ' || key, version || ' ' || floor FROM journal_outbox_key ORDER BY 1";
+               UNION ALL SELECT 'key ' || topic || ' ' || key, version || ' ' || floor FROM journal_outbox_key \
+               UNION ALL SELECT 'blob ' || b.id, b.state || ' ' || coalesce(hex(c.hash), '') \
+                 FROM journal_blob b LEFT JOIN journal_blob_content c ON c.id = b.content WHERE b.state IN ('sealed', 'removed') \
+               UNION ALL SELECT 'content ' || hex(hash), direct || '' FROM journal_blob_content WHERE direct > 0 ORDER BY 1";
     let mut all = database.prepare(all).unwrap();
     let rows = all.query_map((), |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
     rows.map(|row| row.unwrap()).collect()

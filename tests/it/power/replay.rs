@@ -13,6 +13,7 @@ use super::disk::{Content, Event, Fate, SECTOR, crashed};
 use super::machine::Machine;
 use super::messages::untold;
 use super::record::{Recording, Shot};
+use crate::blobs_killed::judge;
 use crate::crash_points::manifest::Manifest;
 use crate::crash_points::open;
 
@@ -219,6 +220,9 @@ fn look(root: &Path) -> Result<Found, Vec<String>> {
     let engine = root.join(".journal");
     wrong.extend(fs::read_dir(engine.join("stage")).unwrap().map(|stray| format!("a stray: {stray:?}")));
     wrong.extend(unsound(&engine.join("journal.db")));
+    if shot.rows.iter().any(|(what, _)| what.starts_with("content ") || what.starts_with("blob ")) {
+        wrong.extend(judge::wrong(root));
+    }
     let aside = ["history", "quarantine"].map(|name| Manifest::of(&engine.join(name)));
     if wrong.is_empty() { Ok(Found { shot, did, aside }) } else { Err(wrong) }
 }

@@ -7,8 +7,8 @@ use std::path::Path;
 use journal_kb::rusqlite::Connection;
 use journal_kb::{Ended, Guard, Job, Journal, Result, Started, Transaction};
 
-use super::messages;
 use super::record::{Recorder, SOON, prepare_outside};
+use super::{blobs, messages};
 use crate::crash_points::guards::{self, Ends};
 use crate::crash_points::{self, manifest, open};
 
@@ -81,7 +81,7 @@ impl Workload {
 /// More than rides in the log.
 const LARGE: usize = 100_000;
 /// More than are synced one by one.
-const MANY: usize = 12;
+pub(super) const MANY: usize = 12;
 
 fn large(txn: &mut Transaction, files: usize) -> Result<()> {
     for n in 0..files {
@@ -133,6 +133,7 @@ pub(super) fn all() -> Vec<Workload> {
         Workload::new("large under a guard", prepare_large, large_under_a_guard),
         Workload::new("run", |root| crash_points::prepare(root).unwrap(), run),
         Workload::new("messages", crash_points::messages::prepare, messages::work),
+        Workload::new("blobs", |root| crash_points::prepare(root).unwrap(), blobs::work),
     ];
     all.extend(guards::WORKLOADS.map(Workload::guarded));
     all
