@@ -124,7 +124,9 @@ fn many(measured: &Measured) -> String {
 fn alone(measured: &Measured, medians: &Medians) -> Result<String> {
     let mut all = Vec::new();
     for found in &measured.places {
-        for (who, name) in [("journal", "a blob, sealed alone"), ("bare", "a file, written for good"), ("sqlite", "a row")] {
+        for (who, name) in
+            [("journal", "a blob, sealed alone"), ("bare", "a file, written for good"), ("sqlite", "a row")]
+        {
             let took = |size| criterion(medians, found, &format!("seal/{who}/{size}")).map(Some).map(time);
             all.push([format!("{}, {name}", found.place), took("4 KiB")?, took("1 MiB")?]);
         }
