@@ -28,21 +28,21 @@ pub fn of(measured: &Measured, medians: &Medians, found: &Found) -> Result<Vec<C
 }
 
 fn streamed(measured: &Measured, found: &Found) -> Result<Vec<Claim>> {
-    let took = |way| stream(found, way).ok_or("a way of streaming was not measured");
     let claim = |way: Way| {
-        let work = format!("{} into {}", Quantity(measured.scale.streamed as f64, Unit::Bytes), way.name());
-        Ok(Claim::compared(work, 1.0 / OF_DD_AT_LEAST, took(way)?, Way::Dd.name(), took(Way::Dd)?))
+        let work = format!("{} into {}, of `dd`", Quantity(measured.scale.streamed as f64, Unit::Bytes), way.name());
+        let of_dd = of_dd(found, way).ok_or("a way of streaming was not measured")?;
+        Ok(Claim::absolute(work, 1.0 / OF_DD_AT_LEAST, of_dd, Unit::Times))
     };
     [Way::Buffer, Way::Copy].into_iter().map(claim).collect()
 }
 
 fn written(measured: &Measured, found: &Found) -> Result<Vec<Claim>> {
-    let work = format!("{} blobs of 4 KiB, {} in a transaction", grouped(measured.scale.small), measured.scale.batch);
-    let took = |side| many_took(found, side, small::SMALL).ok_or("a way of writing many blobs was not measured");
+    let blobs = grouped(measured.scale.small);
     let peers = Side::ALL.into_iter().filter(|side| *side != Side::Journal);
     let claim = |peer: Side| {
-        let (ours, that) = (took(Side::Journal)?, took(peer)?);
-        Ok(Claim::compared(work.as_str(), 1.0 / OF_CACACHE_AT_LEAST, ours, peer.name(), that))
+        let work = format!("{blobs} blobs of 4 KiB, {} in a transaction, of {}", measured.scale.batch, peer.name());
+        let of_peer = of_peer(found, peer).ok_or("a way of writing many blobs was not measured")?;
+        Ok(Claim::absolute(work, 1.0 / OF_CACACHE_AT_LEAST, of_peer, Unit::Times))
     };
     peers.map(claim).collect()
 }
@@ -114,6 +114,21 @@ pub fn at(all: &[f64], part: f64) -> Option<f64> {
 
 pub fn stream(found: &Found, way: Way) -> Option<Span> {
     Span::median(found.streamed.iter().filter(|(of, _)| *of == way).map(|(_, took)| *took))
+}
+
+/// What a way took of what dd took, in the same round.
+pub fn of_dd(found: &Found, way: Way) -> Option<Span> {
+    let of = |way: Way| found.streamed.iter().filter(move |(of, _)| *of == way).map(|(_, took)| took);
+    Span::median(of(way).zip(of(Way::Dd)).map(|(took, dd)| took / dd))
+}
+
+/// What the journal took for the small blobs of what a peer took, in the same round.
+fn of_peer(found: &Found, peer: Side) -> Option<Span> {
+    let of = |side: Side| {
+        let of = move |written: &&small::Written| written.side == side && written.size == small::SMALL;
+        found.written.iter().filter(of).map(|written| written.took)
+    };
+    Span::median(of(Side::Journal).zip(of(peer)).map(|(took, that)| took / that))
 }
 
 pub fn many_took(found: &Found, side: Side, size: usize) -> Option<Span> {
