@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use journal_kb::inspect::{InspectOptions, Inspector, TransactionFilter};
+use journal_kb::inspect::{BlobCheck, BlobFilter, InspectOptions, Inspector, TransactionFilter};
 use journal_kb::{Attempt, Begin, Error, Journal, Message, PublishError, Started, StopToken, TxnId, recovery_plan};
 
 use super::edits::{Depth, damage};
@@ -222,6 +222,15 @@ fn look(root: &Path, depth: Depth) {
         expect("runs show", depth, inspector.run(run.id, Some(5)));
         expect("runs show", depth, inspector.run_of(&run.job, Some(5)));
     }
+    for by_content in [false, true] {
+        let listed = inspector.blobs(BlobFilter { by_content, removed: true, ..BlobFilter::default() });
+        let blobs: Result<Vec<_>, Error> = listed.take(1000).collect();
+        for blob in expect("blobs", depth, blobs).unwrap_or_default().iter().take(2) {
+            expect("blobs show", depth, inspector.blob(&blob.id));
+        }
+    }
+    expect("blobs verify", depth, inspector.verify_blobs(&BlobCheck::default(), |_| {}));
+    expect("blobs sweep", depth, inspector.stray_blobs());
     // What `status` shows of locks, sessions and guards is what they show of themselves.
     for transaction in expect("log", depth, inspector.transactions(all)).unwrap_or_default().iter().take(2) {
         expect("show", depth, inspector.transaction(transaction.id));

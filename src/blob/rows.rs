@@ -52,6 +52,10 @@ impl BlobFile {
     /// The file of this name in `blobs/`; none when it is no name of ours.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         let (content, staged) = name.split_once('.')?;
+        // IMPORTANT: what is none is somebody's, whatever else it looks like, and nobody removes it.
+        let (session, number) = staged.split_once('-')?;
+        SessionId::parse(session).filter(|known| known.to_string() == session)?;
+        number.parse::<u64>().ok().filter(|known| known.to_string() == number)?;
         let file = Self { content: content.parse().ok()?, staged: staged.to_owned() };
         (file.name() == name).then_some(file)
     }
@@ -171,6 +175,7 @@ pub(crate) struct Sealed {
 }
 
 /// Seals a blob. Where the same content is there already, and still whole, it is taken: `is_whole` looks at the size of a file.
+/// What stands in the database is compared.
 pub(crate) fn seal(tx: &Tx<'_>, blob: &Sealing<'_>, is_whole: impl Fn(&BlobFile, u64) -> bool) -> Result<Sealed> {
     let size = i64::try_from(blob.size).unwrap_or(i64::MAX);
     let (direct, named) = if blob.id.is_some() { (0, 1) } else { (1, 0) };
@@ -179,9 +184,10 @@ pub(crate) fn seal(tx: &Tx<'_>, blob: &Sealing<'_>, is_whole: impl Fn(&BlobFile,
         Bytes::File(name) => ("staged", Some(name), None),
     };
     let known = tx.query_opt(
-        "SELECT id, size, name, length(content) FROM main.journal_blob_content WHERE hash = ?1",
-        [&blob.hash[..]],
-        |row| Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, Option<String>>(2)?, row.get::<_, Option<i64>>(3)?)),
+        "SELECT id, size, name, iif(?2 IS NULL, coalesce(length(content), 0) = size, coalesce(content, x'') = ?2) \
+         FROM main.journal_blob_content WHERE hash = ?1",
+        (&blob.hash[..], inline),
+        |row| Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, Option<String>>(2)?, row.get::<_, bool>(3)?)),
     )?;
     let (content, ours): (i64, bool) = match known {
         None => {
@@ -192,11 +198,11 @@ pub(crate) fn seal(tx: &Tx<'_>, blob: &Sealing<'_>, is_whole: impl Fn(&BlobFile,
             )?;
             (tx.last_insert_rowid(), true)
         }
-        Some((id, there, file, length)) => {
+        Some((id, there, file, is_same)) => {
             let whole = there == size
                 && match file {
                     Some(staged) => is_whole(&BlobFile { content: id, staged }, blob.size),
-                    None => length.unwrap_or(0) == size,
+                    None => is_same,
                 };
             if whole {
                 tx.execute(

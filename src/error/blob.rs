@@ -94,7 +94,7 @@ pub enum Damage {
     },
     /// It has other bytes than it had.
     #[error(
-        "its BLAKE3 hash is {}, and that of what is there {}: first remove what is there from blobs/",
+        "its BLAKE3 hash is {}, and that of what is there {}: where that is a file, first remove what is there from blobs/",
         hex(expected),
         hex(found)
     )]

@@ -12,7 +12,7 @@
 //! - [`handle`] is what an inode is called for good.
 //! - [`database`] keeps a SQLite database of the tree with what lies beside it, and writes it back.
 //! - [`owned`] says what an ordinary user could not put back.
-//! - [`blobs`] holds the files of blobs.
+//! - [`blobs`] holds the files of blobs; [`blob_files`] only looks at them.
 //! - [`opener`] is the thread that opens files of the tree, with a descriptor table of its own.
 //! - [`upper`] is what a program wrote to an overlay.
 //! - [`watch`] tells, as a hint, which files are written to in place.
@@ -28,6 +28,7 @@ pub(crate) mod append;
 pub(crate) mod area;
 pub(crate) mod attrs;
 pub(crate) mod bell;
+pub(crate) mod blob_files;
 pub(crate) mod blobs;
 mod calls;
 pub(crate) mod clone;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
+use super::blobs::{self, BlobCheck, BlobDetail, BlobFilter, BlobList, BlobNews, BlobsInfo, BlobsVerified, StrayBlob};
 use super::database::ReadOnly;
 use super::feed::{self, FollowerInfo, Tail};
 use super::holders::{self, LockHolders};
@@ -209,6 +210,37 @@ impl Inspector {
     /// One message in full; none when there is none of that number: it was published, or dropped.
     pub fn message(&self, id: i64) -> Result<Option<MessageDetail>> {
         self.database.snapshot(|connection| outbox::message_detail(connection, id))
+    }
+
+    /// Blobs, read some at a time as they are asked for.
+    pub fn blobs(&self, filter: BlobFilter) -> BlobList {
+        BlobList::new(self, filter)
+    }
+
+    /// How many blobs there are, how large, and what is still to go. Each table is counted as far as two million rows.
+    pub fn blobs_summary(&self) -> Result<BlobsInfo> {
+        blobs::summary(self)
+    }
+
+    /// One blob in full, by all of its name; none when there is none.
+    pub fn blob(&self, id: &str) -> Result<Option<BlobDetail>> {
+        blobs::detail(self, id)
+    }
+
+    /// What content is called whose hash begins with these hexadecimal digits, behind `blake3:` or not: the first ten.
+    pub fn blob_ids(&self, prefix: &str) -> Result<Vec<String>> {
+        blobs::ids(self, prefix)
+    }
+
+    /// Reads what blobs say, each content once, and compares it with what was sealed. Takes no lock, and keeps nobody from removing a
+    /// blob meanwhile: that is no finding. What is sealed while it lasts is left to the next time.
+    pub fn verify_blobs(&self, check: &BlobCheck, mut told: impl FnMut(BlobNews<'_>)) -> Result<BlobsVerified> {
+        blobs::verify(self, check, &mut told)
+    }
+
+    /// What [`Blobs::sweep`](crate::Blobs::sweep) would remove, by what there is at this moment.
+    pub fn stray_blobs(&self) -> Result<Vec<StrayBlob>> {
+        blobs::strays(self)
     }
 
     /// Those who follow the changes under a name, and how far each is. The first 1000.

@@ -11,8 +11,9 @@
 //! belongs: one bad row never hides the others.
 //!
 //! Who is alive is the kernel's word, never the database's: see [`SessionInfo::alive`], [`LockInfo::held`],
-//! [`GuardInfo::alive`], [`RunInfo::state`] and [`TopicInfo::state`]. A journal of an older schema is read as it is: looking migrates nothing.
+//! [`GuardInfo::alive`], [`RunInfo::state`], [`TopicInfo::state`] and [`BlobInfo::state`]. A journal of an older schema is read as it is: looking migrates nothing.
 
+mod blobs;
 mod database;
 mod feed;
 mod guards;
@@ -31,6 +32,9 @@ mod value;
 mod verdict;
 
 pub use crate::lock::Holder;
+pub use blobs::{
+    BlobCheck, BlobDetail, BlobFilter, BlobFinding, BlobInfo, BlobList, BlobNews, BlobsInfo, BlobsVerified, StrayBlob,
+};
 pub use feed::{FollowerInfo, Tail};
 pub use holders::{LockHolders, LockProcess, Refusal, Role};
 pub use inspector::{InspectOptions, Inspector};

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::blobs::BlobsInfo;
 use super::feed::FollowerInfo;
 use super::outbox::OutboxInfo;
 use super::runs::RunInfo;
@@ -58,6 +59,8 @@ pub struct Status {
     pub runs: Vec<RunInfo>,
     /// What is to be told to others.
     pub outbox: OutboxInfo,
+    /// Blobs: how many, how large, what is still to go. Each table is counted as far as 200,000 rows.
+    pub blobs: BlobsInfo,
     /// Who follows the changes under a name.
     pub followers: Vec<FollowerInfo>,
     /// How many transactions are in which state.

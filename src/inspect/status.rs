@@ -15,7 +15,7 @@ use super::model::{
 use super::runs::{self, RunInfo};
 use super::value::{count, number_or_zero, path, text_or_empty};
 use super::verdict::{Evidence, verdict};
-use super::{guards, locks, outbox, transactions};
+use super::{blobs, guards, locks, outbox, transactions};
 use crate::error::Result;
 use crate::id::TxnId;
 use crate::path::AREA_DIR;
@@ -36,6 +36,7 @@ struct Stored {
     guards: Vec<GuardInfo>,
     runs: Vec<RunInfo>,
     topics: Vec<outbox::Stored>,
+    blobs: blobs::Sums,
     followers: Vec<FollowerInfo>,
     transactions: StateCounts,
     unsettled: Unsettled,
@@ -92,6 +93,7 @@ pub(super) fn status(inspector: &Inspector) -> Result<Status> {
         guards: stored.guards,
         runs: stored.runs,
         outbox: outbox::summary(outbox::judge(stored.topics, inspector, &kernel)),
+        blobs: stored.blobs.judge(inspector, &kernel)?,
         followers: stored.followers,
         transactions: stored.transactions,
         unsettled: stored.unsettled,
@@ -123,6 +125,7 @@ fn read(connection: &Connection) -> rusqlite::Result<Stored> {
         guards: guards::guard_rows(connection)?,
         runs: runs::unfinished(connection)?,
         topics: outbox::topic_rows(connection)?,
+        blobs: blobs::sums(connection, blobs::FEW_COUNTED)?,
         followers: feed::followers(connection)?,
         transactions,
         unsettled,

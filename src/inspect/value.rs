@@ -98,6 +98,11 @@ pub(super) fn file_fields<S: Serializer>(path: &Path, serializer: S) -> Result<S
     two_fields(Some(path), ["file", "file_hex"], serializer)
 }
 
+/// Writes `file` (and `file_hex`), or nothing.
+pub(super) fn optional_file_fields<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    two_fields(path.as_deref(), ["file", "file_hex"], serializer)
+}
+
 /// Writes `item` (and `item_hex`), what names an item of a run.
 pub(super) fn item_fields<S: Serializer>(item: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
     two_fields(Some(Path::new(OsStr::from_bytes(item))), ["item", "item_hex"], serializer)

@@ -13,6 +13,8 @@ use journal_kb::{Begin, Journal};
 use serde_json::Value;
 use tempfile::TempDir;
 
+mod blobs;
+mod blobs_verify;
 mod clocks;
 mod exec;
 mod guards;
@@ -29,7 +31,7 @@ mod programs;
 mod runs;
 
 /// The verbs that only look.
-const READING: [&[&str]; 11] = [
+const READING: [&[&str]; 15] = [
     &["status"],
     &["log"],
     &["show", "1"],
@@ -38,6 +40,10 @@ const READING: [&[&str]; 11] = [
     &["runs", "show", "sync"],
     &["outbox"],
     &["outbox", "show", "2097152"],
+    &["blobs"],
+    &["blobs", "show", "a blob"],
+    &["blobs", "verify"],
+    &["blobs", "sweep", "--dry-run"],
     &["followers"],
     &["recover", "--dry-run"],
     &["quarantine"],
@@ -130,6 +136,8 @@ fn fill(journal: &Journal) {
     txn.send("evil \u{1b}[31mred\nline", "\u{1b}[2J", "\u{9b}31m").expect("send");
     txn.commit().expect("commit");
     journal.follower("evil \u{1b}[31mred\nline").expect("a follower").advance(1.into()).expect("advance");
+    blobs::seal(journal, Some("a blob"), &vec![1; blobs::LARGE]);
+    blobs::seal(journal, None, b"small");
     let run = crate::runs::running(journal.run("sync", "1"));
     run.record("evil \u{1b}[31mred\nline").expect("recorded");
     let _ = run.stop("evil \u{1b}[31mred\nline").expect("stopped");
@@ -302,7 +310,8 @@ fn errors_say_what_to_do_and_have_their_codes() {
     assert_eq!(run(&[]).code, Some(2));
     run(&["--version"]).code(0).says(&[env!("CARGO_PKG_VERSION")]);
     run(&["--help"]).code(0).says(&["Examples:", "Exit codes:"]);
-    for verb in ["init", "status", "log", "show", "locks", "runs", "outbox", "followers", "recover", "settle"] {
+    for verb in ["init", "status", "log", "show", "locks", "runs", "outbox", "blobs", "followers", "recover", "settle"]
+    {
         run(&[verb, "--help"]).code(0).says(&["Example", "JSON:", "--root"]);
     }
 

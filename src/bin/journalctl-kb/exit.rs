@@ -48,6 +48,10 @@ pub(crate) enum Failure {
     NoRun(String),
     /// No message of this number.
     NoMessage(i64),
+    /// No blob is called so.
+    NoBlob(String),
+    /// The hashes of these begin so.
+    BlobsAlike(String, Vec<String>),
     /// Nobody follows the changes under this name.
     NoFollower(String),
     /// Nobody was signalled, for this reason.
@@ -88,6 +92,7 @@ impl Failure {
             Self::NoJournalAbove(_) | Self::NoTransaction(_) | Self::NothingInQuarantine(_) => 1,
             Self::NoLock(_) | Self::LockNotBroken(..) | Self::NoRun(_) => 1,
             Self::NoMessage(_) | Self::NoFollower(_) => 1,
+            Self::NoBlob(_) | Self::BlobsAlike(..) => 1,
             Self::Conflict(_) | Self::NoOverlay(_) => 1,
             Self::Usage(_) => 2,
             Self::NoCommand(_, error) if error.kind() == ErrorKind::NotFound => 127,
@@ -119,6 +124,12 @@ impl Failure {
             }
             Self::NoMessage(id) => {
                 format!("no message {id} waits or is parked, it was published or dropped: see `journalctl-kb outbox`")
+            }
+            Self::NoBlob(id) => {
+                format!("no blob is called {id:?}, and no content has a hash that begins so: see `journalctl-kb blobs`")
+            }
+            Self::BlobsAlike(id, ids) => {
+                format!("the hashes of several contents begin with {id:?}, write more of it: {}", ids.join(", "))
             }
             Self::NoFollower(name) => format!("nobody follows as {name:?}: see `journalctl-kb followers`"),
             Self::LockNotBroken(name, why) => format!("lock {name:?} is left as it is, nobody was signalled: {why}"),

@@ -1,8 +1,9 @@
 //! `journalctl-kb`: looks inside a journal, and sets it right.
 //!
-//! `status`, `log`, `show`, `locks`, `followers`, and `list` and `show` of `runs`, `outbox` and `quarantine` only read: they take no lock
-//! and keep no writer waiting. `init`, `recover`, `settle`, `locks break`, `followers forget` and the rest of `runs`, `outbox` and
-//! `quarantine` open the journal as any program does, and change what their help says.
+//! `status`, `log`, `show`, `locks`, `followers`, `list` and `show` of `runs`, `outbox`, `blobs` and `quarantine`, and `blobs verify` only
+//! read: they take no lock and keep no writer waiting; so does whatever says `--dry-run`. `init`, `recover`, `settle`, `locks break`,
+//! `followers forget` and the rest of `runs`, `outbox`, `blobs` and `quarantine` open the journal as any program does, and change what
+//! their help says.
 
 mod exit;
 mod isolate;
@@ -121,6 +122,14 @@ enum Verb {
         #[command(subcommand)]
         action: Option<verbs::outbox::Action>,
     },
+    /// List the blobs, compare them with what was sealed (reads only); remove files that nothing refers to
+    #[command(after_help = verbs::blobs::HELP)]
+    Blobs {
+        #[command(flatten)]
+        list: verbs::blobs::ListArguments,
+        #[command(subcommand)]
+        action: Option<verbs::blobs::Action>,
+    },
     /// List who follows the changes under a name, and how far each is (reads only); forget one
     #[command(after_help = verbs::followers::HELP)]
     Followers {
@@ -174,6 +183,7 @@ fn run(cli: Cli, out: &mut Out) -> Result<Outcome, Failure> {
         Verb::Locks { action } => verbs::locks::run(out, &place, action.as_ref()),
         Verb::Runs { lines, action } => verbs::runs::run(out, &place, lines, action.as_ref()),
         Verb::Outbox { list, action } => verbs::outbox::run(out, &place, &list, action.as_ref()),
+        Verb::Blobs { list, action } => verbs::blobs::run(out, &place, &list, action.as_ref()),
         Verb::Followers { action } => verbs::followers::run(out, &place, action.as_ref()),
         Verb::Recover { dry_run: true } => verbs::recover::dry_run(out, &place),
         Verb::Recover { dry_run: false } => verbs::recover::run(out, &place),

@@ -1,5 +1,6 @@
 //! One file a verb.
 
+pub(crate) mod blobs;
 pub(crate) mod exec;
 pub(crate) mod followers;
 pub(crate) mod init;

@@ -4,7 +4,7 @@ use journal_kb::inspect::{
     AreaUsage, FollowerInfo, GuardInfo, Health, LockInfo, OutboxInfo, RunInfo, StateCounts, Status, Waiting,
 };
 
-use super::{followers, locks, outbox, runs};
+use super::{blobs, followers, locks, outbox, runs};
 use crate::exit::{Failure, Outcome};
 use crate::output::{Out, Table, Tint, bold, bytes, cell, many, path, plain, tinted};
 use crate::place::Place;
@@ -23,7 +23,7 @@ JSON: root, state_dir, database, health (ok, needs_recovery, pending, quarantine
 schema, app_schema, created_ms, database_bytes, wal_bytes, free_bytes, stage, history and quarantine (entries, \
 bytes, at_least), sessions (id, pid, program, since_ms, alive), locks (as `locks`), turnstile (held, pids, waiting), guards (id, label, lock, session, pid, \
 program, since_ms, paths, links, reflinks, copies, trees (path, writers, ready), attempts, alive, held, worker, quarantined, reason), runs (as `runs`: those that are open, and the last of a job that left items set aside), outbox (waiting, oldest_ms, parked, topics: \
-as `outbox`, those of which something waits or is parked), followers (as `followers`), transactions (how \
+as `outbox`, those of which something waits or is parked), blobs (as the summary of `blobs`, but for what is beyond 200,000 rows), followers (as `followers`), transactions (how \
 many: total, committed, pending, applied, settling, settled, rolled_back, quarantined, unknown), unsettled \
 (transactions, bytes), \
 pending and quarantined (id, label, attempts, paths, more_paths, reason), last_commit (as `log`), events (id, \
@@ -130,6 +130,10 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         ));
     }
     facts.extend(telling(&status.outbox).map(|topic| ("outbox", topic)));
+    let blobs = blobs::sums(&status.blobs);
+    if !blobs.is_empty() {
+        facts.push(("blobs", format!("{}; `journalctl-kb blobs verify` finds what is damaged", blobs.join("; "))));
+    }
     let followers = status.followers.iter().take(FEW_FOLLOWERS);
     facts.extend(followers.map(|follower| ("follower", following(follower))));
     if status.followers.len() > FEW_FOLLOWERS {
