@@ -14,6 +14,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::watch::unwatch;
 use crate::error::{IoContext, Result};
 use crate::time::{Deadline, Process};
 
@@ -43,15 +44,19 @@ pub(crate) struct WeakBell(Weak<File>);
 pub(crate) struct Listener {
     bell: Bell,
     /// Of the file that is written to.
-    written: Option<OwnedFd>,
+    written: Events,
     /// A file that goes, and comes again: watched anew before each look.
     fleeting: Option<PathBuf>,
     /// Of the directory at which others ring.
-    rung: Option<OwnedFd>,
+    rung: Events,
     /// There are too many watches already: nobody tells of other processes.
     blind: bool,
     ends: Mutex<End>,
 }
+
+/// What a watch tells; none where there is no watch. Whoever has heard what it waited for does not wait until it is closed.
+#[derive(Debug)]
+struct Events(Option<OwnedFd>);
 
 /// The end of another process, which is waited for, too.
 #[derive(Debug)]
@@ -90,33 +95,44 @@ impl Bell {
     /// Listens to it, and for writes to the file at `path`.
     pub(crate) fn listen(&self, path: &Path) -> Listener {
         let written = watch(path, WRITES);
-        Listener { blind: written.is_none(), written, ..self.listen_alone() }
+        Listener { blind: written.0.is_none(), written, ..self.listen_alone() }
     }
 
     /// The same where the file need not be there, and may be another one later.
     pub(crate) fn listen_on(&self, path: &Path) -> Listener {
         let directory = path.parent().unwrap_or(Path::new("/"));
         let written = watch(directory, WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR);
-        Listener { blind: written.is_none(), written, fleeting: Some(path.to_owned()), ..self.listen_alone() }
+        Listener { blind: written.0.is_none(), written, fleeting: Some(path.to_owned()), ..self.listen_alone() }
     }
 
     /// Listens to it alone.
     pub(crate) fn listen_alone(&self) -> Listener {
         Listener {
             bell: self.clone(),
-            written: None,
+            written: Events(None),
             fleeting: None,
-            rung: None,
+            rung: Events(None),
             blind: false,
             ends: Mutex::new(End::OfNobody),
         }
     }
 }
 
-fn watch(path: &Path, what: WatchFlags) -> Option<OwnedFd> {
-    let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
-    inotify::add_watch(&events, path, what).ok()?;
-    Some(events)
+fn watch(path: &Path, what: WatchFlags) -> Events {
+    let watch = || {
+        let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
+        inotify::add_watch(&events, path, what).ok()?;
+        Some(events)
+    };
+    Events(watch())
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        if let Some(events) = self.0.take() {
+            unwatch(events);
+        }
+    }
 }
 
 const WRITES: WatchFlags = WatchFlags::MODIFY.union(WatchFlags::DONT_FOLLOW);
@@ -139,7 +155,7 @@ impl Listener {
 
     /// A watch is of the file, not of its name. While it is not there, that it comes is heard.
     fn watch_anew(&self) {
-        if let (Some(written), Some(path)) = (&self.written, &self.fleeting) {
+        if let (Some(written), Some(path)) = (&self.written.0, &self.fleeting) {
             let _ = inotify::add_watch(written, path, WRITES);
         }
     }
@@ -147,7 +163,7 @@ impl Listener {
     /// Listens at a directory, too: whoever sets its times, of whatever process, rings.
     pub(crate) fn at(self, dir: &Path) -> Self {
         let rung = watch(dir, WatchFlags::ATTRIB | WatchFlags::ONLYDIR);
-        Self { blind: self.blind || rung.is_none(), rung, ..self }
+        Self { blind: self.blind || rung.0.is_none(), rung, ..self }
     }
 
     /// Is woken, from now on, when this process ends; none: when none does.
@@ -203,8 +219,8 @@ impl Listener {
             End::Of(_, end) => Some(end),
             _ => None,
         };
-        let sources = [Some(self.bell.0.as_fd()), self.written.as_ref().filter(|_| others).map(AsFd::as_fd)];
-        let rare = [self.rung.as_ref().map(AsFd::as_fd), end.map(AsFd::as_fd)];
+        let sources = [Some(self.bell.0.as_fd()), self.written.0.as_ref().filter(|_| others).map(AsFd::as_fd)];
+        let rare = [self.rung.0.as_ref().map(AsFd::as_fd), end.map(AsFd::as_fd)];
         let sources: Vec<_> = sources.into_iter().chain(rare).collect();
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
@@ -247,8 +263,8 @@ impl End {
 }
 
 /// Drops what a watch has told.
-fn forget(watch: &Option<OwnedFd>) {
-    let Some(watch) = watch else { return };
+fn forget(watch: &Events) {
+    let Some(watch) = &watch.0 else { return };
     let mut buffer = [0; 4096];
     while rustix::io::read(watch, &mut buffer).is_ok_and(|read| read > 0) {}
 }

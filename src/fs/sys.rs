@@ -41,6 +41,13 @@ pub(super) fn try_lock_range(file: BorrowedFd<'_>, exclusive: bool, range: (u64,
     }
 }
 
+/// Has the kernel begin to write out what is dirty of a file. It waits for nothing, and marks no error as seen: whoever syncs the
+/// file later is told.
+pub(super) fn begin_writing_out(file: BorrowedFd<'_>) {
+    // SAFETY: the call takes no pointers, and the descriptor is open for its length.
+    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 /// `listxattrat` (Linux 6.13), which has the same number on every architecture.
 const LISTXATTRAT: libc::c_long = 465;
 

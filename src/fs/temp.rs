@@ -1,7 +1,7 @@
 //! New versions, written to the stage under a name of their own.
 
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -11,6 +11,7 @@ use super::area::Area;
 use super::attrs::{self, Attrs};
 use super::calls;
 use super::root::{self, Kind, Meta};
+use super::sys;
 use crate::error::{Error, IoContext, Result};
 
 /// Creates a file that was not there, with 0666 less the umask: what a new file of the tree gets.
@@ -35,6 +36,12 @@ pub(crate) fn write_all(file: &OwnedFd, mut bytes: &[u8], path: impl AsRef<Path>
         }
     }
     Ok(())
+}
+
+/// Has the kernel begin to carry to disk what was written so far, without waiting for any of it. Nothing depends on it: who syncs
+/// the file later has less to wait for.
+pub(crate) fn begin_writing_out(file: &OwnedFd) {
+    sys::begin_writing_out(file.as_fd());
 }
 
 /// Writes a new version in one go and says what came of it. `like` are the attributes of the version it replaces, or

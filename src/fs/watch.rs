@@ -103,10 +103,15 @@ impl Queue {
 }
 
 impl Drop for Queue {
-    /// Leaves the closing to a thread, because it takes some ten milliseconds on an idle machine.
     fn drop(&mut self) {
-        let events = self.events.take();
-        // Without a thread it is closed here, with the closure.
-        let _ = std::thread::Builder::new().name("journal-unwatch".into()).spawn(move || drop(events));
+        if let Some(events) = self.events.take() {
+            unwatch(events);
+        }
     }
+}
+
+/// Leaves the closing of watches to a thread, because it takes some ten milliseconds on an idle machine.
+pub(super) fn unwatch(events: OwnedFd) {
+    // Without a thread it is closed here, with the closure.
+    let _ = std::thread::Builder::new().name("journal-unwatch".into()).spawn(move || drop(events));
 }

@@ -17,6 +17,10 @@ use crate::store::{self, Durability};
 
 /// So much is written to a file at once.
 const BUFFER: usize = 256 << 10;
+/// So much is hashed at once: to wake the thread that does it costs as much as to write some pages.
+const PIECE: usize = 1 << 20;
+/// Each time so much is written, the disk is told to begin with it: sealing waits for what is left.
+const BEGUN: u64 = 8 << 20;
 /// How long a blob that is dropped waits for the turn, to have others told.
 const GIVE_UP: Duration = Duration::from_secs(2);
 
@@ -29,12 +33,16 @@ pub struct BlobWriter {
     being: BeingWritten,
     expected: Option<u64>,
     hashing: Hashing,
-    /// What is not in the file, and not hashed, yet.
+    /// What is not hashed yet.
     buffer: Vec<u8>,
+    /// How much of that is in the file already.
+    in_file: usize,
     file: Option<OwnedFd>,
     size: u64,
-    /// How much of it is in the file.
-    spilled: u64,
+    /// How much of it was hashed.
+    hashed: u64,
+    /// How much of it the disk has begun with.
+    begun: u64,
     /// A write has failed, and how: what there is has a hole.
     failed: Option<String>,
 }
@@ -86,9 +94,11 @@ impl BlobWriter {
             expected,
             hashing: Hashing::new(),
             buffer: Vec::new(),
+            in_file: 0,
             file: None,
             size: 0,
-            spilled: 0,
+            hashed: 0,
+            begun: 0,
             failed: None,
         })
     }
@@ -131,6 +141,7 @@ impl BlobWriter {
             None => (Some(*blake3::hash(&self.buffer).as_bytes()), Some(std::mem::take(&mut self.buffer))),
             Some(_) => {
                 self.spill()?;
+                self.hash();
                 (self.hashing.end(), None)
             }
         };
@@ -149,8 +160,8 @@ impl BlobWriter {
             self.file = Some(temp::create(&*self.being.ground.area(STATE_AREA)?, &self.being.name)?);
         }
         let mut rest = bytes;
-        while self.file.is_some() && self.buffer.len() + rest.len() >= BUFFER {
-            let (fits, behind) = rest.split_at(BUFFER.saturating_sub(self.buffer.len()).min(rest.len()));
+        while self.file.is_some() && self.waiting() + rest.len() >= BUFFER {
+            let (fits, behind) = rest.split_at(BUFFER.saturating_sub(self.waiting()).min(rest.len()));
             self.buffer.extend_from_slice(fits);
             self.spill()?;
             rest = behind;
@@ -160,15 +171,34 @@ impl BlobWriter {
         Ok(())
     }
 
-    /// Writes what is in the buffer to the file, and has it hashed.
+    /// How much is neither hashed nor in the file.
+    fn waiting(&self) -> usize {
+        self.buffer.len() - self.in_file
+    }
+
+    /// Writes what waits to the file, and has it hashed once that is enough.
     fn spill(&mut self) -> Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
-        temp::write_all(file, &self.buffer, &self.being.ground.area(STATE_AREA)?.stage_dir)?;
+        temp::write_all(file, &self.buffer[self.in_file..], &self.being.ground.area(STATE_AREA)?.stage_dir)?;
+        self.in_file = self.buffer.len();
+        if self.in_file >= PIECE {
+            self.hash();
+        }
+        Ok(())
+    }
+
+    fn hash(&mut self) {
+        self.in_file = 0;
         let buffer = std::mem::take(&mut self.buffer);
         let piece = buffer.len() as u64;
-        self.buffer = self.hashing.take(buffer, self.spilled);
-        self.spilled += piece;
-        Ok(())
+        self.buffer = self.hashing.take(buffer, self.hashed);
+        self.hashed += piece;
+        if self.hashed - self.begun >= BEGUN
+            && let Some(file) = &self.file
+        {
+            temp::begin_writing_out(file);
+            self.begun = self.hashed;
+        }
     }
 }
 
@@ -182,7 +212,7 @@ impl io::Write for BlobWriter {
             Err(error) => {
                 // The room it takes is given back now, and not when somebody gets round to dropping it.
                 self.failed = Some(error.to_string());
-                (self.file, self.buffer) = (None, Vec::new());
+                (self.file, self.buffer, self.in_file) = (None, Vec::new(), 0);
                 self.being.drop_file();
                 let kind = match &error {
                     Error::Io { source, .. } => source.kind(),

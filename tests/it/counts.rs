@@ -6,6 +6,7 @@
 //! several rounds the least counts, because what the background does now and then is not the transaction's.
 
 mod allocations;
+mod blobs;
 mod outbox;
 mod runs;
 mod statements;

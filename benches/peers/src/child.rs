@@ -6,7 +6,7 @@ use journal_kb_peers::Result;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{guards, locks, memory, outbox, recovery, runs, syncs};
+use crate::{blobs, guards, locks, memory, outbox, recovery, runs, syncs};
 
 /// What a child does. It answers in JSON on its standard output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -21,6 +21,7 @@ pub enum Task {
     Commits(locks::commits::Task),
     Runs(runs::work::Task),
     Outbox(outbox::work::Task),
+    Blobs(blobs::work::Task),
 }
 
 /// Does a task, in the child.
@@ -36,6 +37,7 @@ pub fn become_one(task: &str) -> Result<()> {
         Task::Commits(task) => answer(&task.run()?),
         Task::Runs(task) => answer(&task.run()?),
         Task::Outbox(task) => answer(&task.run()?),
+        Task::Blobs(task) => task.run()?.map_or(Ok(()), |found| answer(&found)),
     }
 }
 

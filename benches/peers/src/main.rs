@@ -6,8 +6,10 @@
 //! - `measure-locks RESULTS` and `report-locks RESULTS PAGE` do the same for locks, and for many who commit at once;
 //! - `measure-runs RESULTS` and `report-runs RESULTS PAGE` do the same for runs;
 //! - `measure-outbox RESULTS` and `report-outbox RESULTS CRITERION PAGE` do the same for the outbox;
+//! - `measure-blobs RESULTS` and `report-blobs RESULTS CRITERION PAGE` do the same for blobs;
 //! - `child TASK` is a part of a measurement that needs a process of its own.
 
+mod blobs;
 mod child;
 mod claims;
 mod criterion;
@@ -37,7 +39,8 @@ use journal_kb_peers::Result;
 
 const USAGE: &str = "usage: journal-kb-peers measure RESULTS | report RESULTS CRITERION PERFORMANCE README | \
     measure-guards RESULTS | report-guards RESULTS PAGE | measure-locks RESULTS | report-locks RESULTS PAGE | measure-runs RESULTS | \
-    report-runs RESULTS PAGE | measure-outbox RESULTS | report-outbox RESULTS CRITERION PAGE";
+    report-runs RESULTS PAGE | measure-outbox RESULTS | report-outbox RESULTS CRITERION PAGE | measure-blobs RESULTS | \
+    report-blobs RESULTS CRITERION PAGE";
 
 fn run(arguments: &[&str]) -> Result<()> {
     match arguments {
@@ -63,6 +66,11 @@ fn run(arguments: &[&str]) -> Result<()> {
         ["report-outbox", results, criterion, page] => {
             let measured = outbox::results::Measured::load(Path::new(results))?;
             outbox::page::write(&measured, &criterion::medians(Path::new(criterion))?, Path::new(page))
+        }
+        ["measure-blobs", results] => blobs::results::measure(Path::new(results)),
+        ["report-blobs", results, criterion, page] => {
+            let measured = blobs::results::Measured::load(Path::new(results))?;
+            blobs::page::write(&measured, &criterion::medians(Path::new(criterion))?, Path::new(page))
         }
         ["child", task] => child::become_one(task),
         _ => Err(USAGE.into()),

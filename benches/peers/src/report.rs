@@ -128,7 +128,7 @@ fn head(results: &Results) -> Result<String> {
 }
 
 /// The version of a package that was measured.
-fn version(package: &str) -> Result<&str> {
+pub fn version(package: &str) -> Result<&str> {
     let line = VERSIONS.split_once(&format!("name = \"{package}\"\nversion = \"")).ok_or("a peer without a version")?.1;
     Ok(line.split('"').next().unwrap_or_default())
 }

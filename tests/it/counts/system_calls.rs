@@ -77,6 +77,11 @@ pub(super) fn syncs_and_all(calls: &[Call]) -> (usize, usize) {
     )
 }
 
+/// How many files the thread closes that marks the beginning and the end.
+pub(super) fn closed(calls: &[Call]) -> usize {
+    calls.iter().filter(|call| call.main && of(&call.shown) == "close").count()
+}
+
 fn of(call: &str) -> &'static str {
     let looks_before_closing = call.starts_with("fcntl(") && call.contains("F_GETFD");
     let begins = |names: &[&str]| names.iter().any(|name| call.starts_with(name));
