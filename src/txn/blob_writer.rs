@@ -1,7 +1,7 @@
 //! A blob that is being written, until it is sealed or given up.
 
 use std::any::Any;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +10,15 @@ use super::blobs::Draft;
 use super::ground::Ground;
 use super::hashing::Hashing;
 use crate::blob::{self, BlobId};
-use crate::error::{BlobError, Error, Result};
+use crate::error::{BlobError, Error, IoContext, Result};
 use crate::fs::area::STATE_AREA;
 use crate::fs::temp;
 use crate::store::{self, Durability};
 
 /// So much is written to a file at once.
 const BUFFER: usize = 256 << 10;
+/// So much is read at once, at least.
+const SMALLEST: usize = 64 << 10;
 /// So much is hashed at once: to wake the thread that does it costs as much as to write some pages.
 const PIECE: usize = 1 << 20;
 /// Each time so much is written, the disk is told to begin with it: sealing waits for what is left.
@@ -113,6 +115,34 @@ impl BlobWriter {
         self.size
     }
 
+    /// Writes what a reader gives until its end, and answers how many bytes that was. The fastest way: what is read is not copied
+    /// once more, as it is by [`std::io::copy`].
+    ///
+    /// Where the reader fails, what came before is written, and the rest may follow. [`BlobError::WrongSize`] when it gives more than
+    /// was announced: like any other trouble with the blob itself, that leaves nothing to be sealed.
+    pub fn write_from(&mut self, mut reader: impl Read) -> Result<u64> {
+        if let Some(why) = &self.failed {
+            return Err(BlobError::WriteFailed { why: why.clone() }.into());
+        }
+        let before = self.size;
+        loop {
+            let had = self.buffer.len();
+            // A small one waits for more than fits: whether it gets a file is known only then.
+            let room = BUFFER.saturating_sub(self.waiting()).max(SMALLEST);
+            let read = (&mut reader).take(room as u64).read_to_end(&mut self.buffer);
+            let came = self.buffer.len() - had;
+            let taken = self.grow(came).and_then(|()| if self.waiting() < BUFFER { Ok(()) } else { self.spill() });
+            if let Err(error) = taken {
+                self.fail(&error);
+                return Err(error);
+            }
+            read.at("read the content of", "a blob")?;
+            if came < room {
+                return Ok(self.size - before);
+            }
+        }
+    }
+
     /// Seals it, in a commit of its own: on return it is durable, and anybody can read it. For a blob and what tells of it in one
     /// commit there is [`Transaction::seal`](crate::Transaction::seal).
     ///
@@ -150,15 +180,7 @@ impl BlobWriter {
     }
 
     fn take_in(&mut self, bytes: &[u8]) -> Result<()> {
-        let size = self.size.saturating_add(bytes.len() as u64);
-        if let Some(expected) = self.expected.filter(|expected| *expected < size) {
-            return Err(BlobError::WrongSize { expected, written: size }.into());
-        }
-        self.being.ground.store.refuse_forked()?;
-        if self.file.is_none() && size > self.being.ground.limits.inline_blob {
-            self.being.has_file = true;
-            self.file = Some(temp::create(&*self.being.ground.area(STATE_AREA)?, &self.being.name)?);
-        }
+        self.grow(bytes.len())?;
         let mut rest = bytes;
         while self.file.is_some() && self.waiting() + rest.len() >= BUFFER {
             let (fits, behind) = rest.split_at(BUFFER.saturating_sub(self.waiting()).min(rest.len()));
@@ -167,8 +189,29 @@ impl BlobWriter {
             rest = behind;
         }
         self.buffer.extend_from_slice(rest);
+        Ok(())
+    }
+
+    /// So much more comes: it gets a file once it is too large for a row.
+    fn grow(&mut self, by: usize) -> Result<()> {
+        let size = self.size.saturating_add(by as u64);
+        if let Some(expected) = self.expected.filter(|expected| *expected < size) {
+            return Err(BlobError::WrongSize { expected, written: size }.into());
+        }
+        self.being.ground.store.refuse_forked()?;
+        if self.file.is_none() && size > self.being.ground.limits.inline_blob {
+            self.being.has_file = true;
+            self.file = Some(temp::create(&*self.being.ground.area(STATE_AREA)?, &self.being.name)?);
+        }
         self.size = size;
         Ok(())
+    }
+
+    /// What comes is not all there any more. The room it takes is given back now, and not when somebody gets round to dropping it.
+    fn fail(&mut self, error: &Error) {
+        self.failed = Some(error.to_string());
+        (self.file, self.buffer, self.in_file) = (None, Vec::new(), 0);
+        self.being.drop_file();
     }
 
     /// How much is neither hashed nor in the file.
@@ -210,10 +253,7 @@ impl io::Write for BlobWriter {
         match self.take_in(bytes) {
             Ok(()) => Ok(bytes.len()),
             Err(error) => {
-                // The room it takes is given back now, and not when somebody gets round to dropping it.
-                self.failed = Some(error.to_string());
-                (self.file, self.buffer, self.in_file) = (None, Vec::new(), 0);
-                self.being.drop_file();
+                self.fail(&error);
                 let kind = match &error {
                     Error::Io { source, .. } => source.kind(),
                     Error::Blob(_) => io::ErrorKind::InvalidInput,

@@ -16,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Nobody waits that long.
 const LONG: Duration = Duration::from_secs(100);
 /// More than stands in the database.
-const LARGE: usize = 300_000;
+pub(crate) const LARGE: usize = 300_000;
 
 /// Bytes of which no two pieces are the same.
 pub(crate) fn bytes(seed: u8, size: usize) -> Vec<u8> {
@@ -37,7 +37,7 @@ fn write_named(journal: &Journal, id: &str, content: &[u8]) -> BlobId {
     blob.seal().unwrap()
 }
 
-fn all(mut reader: BlobReader) -> Vec<u8> {
+pub(crate) fn all(mut reader: BlobReader) -> Vec<u8> {
     let mut content = Vec::new();
     reader.read_to_end(&mut content).unwrap();
     content
@@ -88,24 +88,6 @@ fn what_is_sealed_is_read_whole_from_anywhere_and_again_after_the_journal_was_cl
 }
 
 /// Some of it is hashed at once, some by a thread beside, and the disk begins meanwhile.
-#[test]
-fn in_whatever_pieces_it_is_written_it_says_the_same() {
-    let tree = Tree::new();
-    let (unit, limit) = (256 << 10, 1 << 20);
-    for inline in [0, 64 << 10, limit] {
-        let journal = Journal::options().inline_blob(inline as u64).open(tree.root()).unwrap();
-        for (seed, piece) in [8191, unit - 1, unit, unit + 1, 3 * unit, limit - 1, 40 * unit].into_iter().enumerate() {
-            let content = bytes(seed as u8, 36 * unit + 77 + inline);
-            let mut blob = journal.blobs().create().unwrap();
-            content.chunks(piece).for_each(|piece| blob.write_all(piece).unwrap());
-            let id = blob.seal().unwrap();
-            assert_eq!(id.as_str(), format!("blake3:{}", blake3::hash(&content).to_hex()), "{inline} {piece}");
-            assert_eq!(all(journal.blobs().open(&id).unwrap()), content, "{inline} {piece}");
-        }
-        journal.close().unwrap();
-    }
-}
-
 #[test]
 fn a_blob_and_what_tells_of_it_are_one_commit() {
     let tree = Tree::new();

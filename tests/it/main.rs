@@ -6,6 +6,7 @@ mod blobs;
 mod blobs_full;
 mod blobs_killed;
 mod blobs_review;
+mod blobs_written;
 mod cli;
 mod contention;
 mod corpus;

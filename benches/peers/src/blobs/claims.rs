@@ -33,7 +33,7 @@ fn streamed(measured: &Measured, found: &Found) -> Result<Vec<Claim>> {
         let of_dd = of_dd(found, way).ok_or("a way of streaming was not measured")?;
         Ok(Claim::absolute(work, 1.0 / OF_DD_AT_LEAST, of_dd, Unit::Times))
     };
-    [Way::Buffer, Way::Copy].into_iter().map(claim).collect()
+    [Way::From, Way::Buffer, Way::Copy].into_iter().map(claim).collect()
 }
 
 fn written(measured: &Measured, found: &Found) -> Result<Vec<Claim>> {

@@ -23,6 +23,8 @@ pub const BUFFER: usize = 256 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Way {
     Dd,
+    /// Into a blob, by [`BlobWriter::write_from`](journal_kb::BlobWriter::write_from).
+    From,
     /// Into a blob, by pieces of [`BUFFER`].
     Buffer,
     /// Into a blob, by `std::io::copy`, which has some KiB in hand.
@@ -30,11 +32,12 @@ pub enum Way {
 }
 
 impl Way {
-    pub const ALL: [Self; 3] = [Self::Dd, Self::Buffer, Self::Copy];
+    pub const ALL: [Self; 4] = [Self::Dd, Self::From, Self::Buffer, Self::Copy];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Dd => "`dd bs=1M conv=fsync`",
+            Self::From => "a blob, by `write_from`",
             Self::Buffer => "a blob, by pieces of 256 KiB",
             Self::Copy => "a blob, by `std::io::copy`",
         }
@@ -59,6 +62,7 @@ impl Task {
         let start = Instant::now();
         let mut blob = journal.blobs().create()?;
         match self.way {
+            Way::From => _ = blob.write_from(&mut source)?,
             Way::Copy => drop(io::copy(&mut source, &mut blob)?),
             _ => copy(&mut source, &mut blob)?,
         }
