@@ -5,8 +5,8 @@ use std::sync::mpsc;
 
 use journal_kb::{BlobId, BlobWriter, Journal, NewBlob};
 
-use super::{Most, NO_ROOM, PRINT, ROUNDS, allocations, journal, statements, system_calls};
-use crate::support::{Tree, child, child_root};
+use super::{Most, NO_ROOM, ROUNDS, allocations, journal, statements, system_calls};
+use crate::support::{Tree, child_root};
 
 /// In the database, and in a file; in bytes.
 const SMALL: usize = 4 << 10;
@@ -120,13 +120,7 @@ fn sealing_child() {
 
 #[test]
 fn blobs_add_few_statements() {
-    let tree = Tree::new();
-    let output = child("counts::blobs::traced_child", tree.root()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    if std::env::var_os(PRINT).is_some() {
-        println!("{said}");
-    }
+    statements::passes_in_a_child("counts::blobs::traced_child");
 }
 
 /// The process whose statements are counted.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use journal_kb::{Journal, Message, PublishError};
 
-use super::{Most, NO_ROOM, PRINT, ROUNDS, allocations, journal, statements, system_calls};
-use crate::support::{Tree, child, child_root};
+use super::{Most, NO_ROOM, ROUNDS, allocations, journal, statements, system_calls};
+use crate::support::{Tree, child_root};
 
 const LONG: Duration = Duration::from_secs(60);
 /// Messages that wait, of so many bytes: more than SQLite keeps in memory, and so is a batch of them.
@@ -108,13 +108,7 @@ fn sending_child() {
 
 #[test]
 fn a_message_adds_few_statements() {
-    let tree = Tree::new();
-    let output = child("counts::outbox::traced_child", tree.root()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    if std::env::var_os(PRINT).is_some() {
-        println!("{said}");
-    }
+    statements::passes_in_a_child("counts::outbox::traced_child");
 }
 
 /// The process whose statements are counted.

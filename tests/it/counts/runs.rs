@@ -2,9 +2,9 @@
 
 use journal_kb::{Job, Journal, Run, Transaction};
 
-use super::{Most, NO_ROOM, PRINT, ROUNDS, allocations, journal, statements, system_calls};
+use super::{Most, NO_ROOM, ROUNDS, allocations, journal, statements, system_calls};
 use crate::runs::running;
-use crate::support::{Tree, child, child_root};
+use crate::support::{Tree, child_root};
 
 /// So many items are banked in one flush.
 const BATCH: usize = 1000;
@@ -115,13 +115,7 @@ fn working_child() {
 
 #[test]
 fn items_add_few_statements() {
-    let tree = Tree::new();
-    let output = child("counts::runs::traced_child", tree.root()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    if std::env::var_os(PRINT).is_some() {
-        println!("{said}");
-    }
+    statements::passes_in_a_child("counts::runs::traced_child");
 }
 
 /// The process whose statements are counted.

@@ -80,15 +80,20 @@ pub(super) fn of(work: &mut dyn FnMut()) -> usize {
     RUN.take().len()
 }
 
-#[test]
-fn a_transaction_runs_few_statements_and_none_is_prepared_twice() {
+/// Has a test pass in a process of its own, where every connection can be traced.
+pub(super) fn passes_in_a_child(test: &str) {
     let tree = Tree::new();
-    let output = child("counts::statements::traced_child", tree.root()).output().unwrap();
+    let output = child(test, tree.root()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     if std::env::var_os(PRINT).is_some() {
         println!("{said}");
     }
+}
+
+#[test]
+fn a_transaction_runs_few_statements_and_none_is_prepared_twice() {
+    passes_in_a_child("counts::statements::traced_child");
 }
 
 /// The process whose statements are counted.
