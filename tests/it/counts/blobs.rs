@@ -111,11 +111,7 @@ fn a_small_blob_adds_no_sync_and_blobs_few_system_calls() {
 fn sealing_child() {
     let Some(root) = child_root() else { return };
     std::fs::create_dir_all(&root).unwrap();
-    work_all(&journal(&root), |_, does| {
-        let _ = rustix::process::getppid();
-        does();
-        let _ = rustix::process::getppid();
-    });
+    work_all(&journal(&root), |_, does| system_calls::between(does));
 }
 
 #[test]

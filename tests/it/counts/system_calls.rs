@@ -111,6 +111,13 @@ pub(super) fn watched(how: &[&str]) -> Option<Vec<Vec<Call>>> {
     Some(transactions)
 }
 
+/// In that child: does it between two marks.
+pub(super) fn between(does: &mut dyn FnMut()) {
+    let _ = rustix::process::getppid();
+    does();
+    let _ = rustix::process::getppid();
+}
+
 /// The calls of a child between one `getppid` and the next, of the second pair the same, and so on.
 pub(crate) fn between_marks(test: &str, how: &[&str]) -> Option<Vec<Vec<Call>>> {
     let tree = Tree::new();
